@@ -1,0 +1,50 @@
+# Everything a person or a machine does with this project. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help serve test lint types unit lock clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+serve: $(VENV)/.serve  ## install what the server needs and start it (ARGS="--port 8080 ...")
+	$(BIN)/llm-server serve $(ARGS)
+
+test: lint types unit  ## lint, types and tests: what CI runs
+
+lint: $(VENV)/.dev  ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## mypy, strict
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev  ## pytest, the default suite
+	$(BIN)/pytest $(ARGS)
+
+lock:  ## resolve the dependencies anew into requirements/ (needs uv)
+	uv pip compile -q --upgrade --generate-hashes --no-header --no-annotate --universal \
+	  --python-version 3.11 pyproject.toml --group build -o requirements/serve.txt
+	uv pip compile -q --upgrade --generate-hashes --no-header --no-annotate --universal \
+	  --python-version 3.11 pyproject.toml --group build --group dev -c requirements/serve.txt \
+	  -o requirements/dev.txt
+
+clean:  ## remove the virtual environment and the caches of the tools
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=python3.X")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: requirements/serve.txt pyproject.toml | $(BIN)/python
+	@echo "Installing; llama.cpp is compiled once, which takes about three minutes on two cores."
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/serve.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.serve
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@

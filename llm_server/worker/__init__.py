@@ -1,0 +1,1 @@
+"""The border between the API process and the worker process of one model."""

@@ -1,0 +1,233 @@
+"""The whole protocol between the API process and a worker process.
+
+Frames are a 4-byte little-endian length and a msgpack body, on the child's stdin and stdout.
+Down go `Command`s, one a frame; up come lists of `Event`s, all those of one engine step in one
+frame. Every `Submit` is answered by events of its id that end in exactly one `Finished` or
+`Failed`. End of file is death. This module knows no pipes, no HTTP and no llama.cpp.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from llm_server.errors import ErrorInfo
+
+MAX_FRAME = 8 * 1024 * 1024
+"""Longest frame body in bytes; a longer one means a broken or hostile peer."""
+
+JsonObject: TypeAlias = dict[str, Any]
+"""JSON from the client that only templates and schemas look into."""
+
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
+
+
+class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to load a model. Equal values have equal effect: the pool compares them.
+
+    `n_ctx` is the number of KV cells that all running requests share and the longest one request
+    may use; 0 lets the worker fit it to the model and the free memory. `n_threads` 0 is the
+    number of physical cores, `n_gpu_layers` -1 all layers. `parallel` 0 lets the worker choose
+    how many requests may run at once.
+    """
+
+    n_ctx: int = 0
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_threads: int = 0
+    n_gpu_layers: int = -1
+    parallel: int = 0
+
+
+class FunctionCall(msgspec.Struct, frozen=True):
+    """One call of an assistant message; `arguments` is JSON text, as OpenAI has it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One message of the history. Text parts are already joined into `content`."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    name: str | None = None
+    tool_calls: list[FunctionCall] = []
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How to pick tokens. Defaults are llama.cpp's (`common/common.h`, common_params_sampling).
+
+    `max_tokens` None means up to the end of the context; 0 computes the prompt and stops.
+    `seed` None draws one. `repeat_last_n` and `dry_penalty_last_n`: -1 is the whole context.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    logit_bias: dict[int, float] = {}
+    stop: list[str] = []
+    mirostat: Literal[0, 1, 2] = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: list[str] = ["\n", ":", '"', "*"]
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+
+
+class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One answer wanted to one conversation: what every API dialect becomes.
+
+    `tools` are OpenAI tool objects (`{"type": "function", "function": {...}}`), validated at the
+    edge. `template_kwargs` are extra scalar variables of the chat template (`enable_thinking`).
+    `cache_salt` separates the prompt caches of different API keys.
+    """
+
+    messages: list[Message]
+    tools: list[JsonObject] = []
+    sampling: Sampling = Sampling()
+    template_kwargs: dict[str, str | int | float | bool] = {}
+    cache_salt: str = ""
+
+
+# ---- commands: API process -> worker -----------------------------------------------------------
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """The first command, sent once. Answered by `Loaded` or `LoadFailed`."""
+
+    model_path: str
+    config: LoadConfig = LoadConfig()
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """Start a request. Ids are chosen by the API process and never used twice."""
+
+    id: int
+    request: ChatRequest
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Nobody wants the answer any more. Nothing more need come back for this id."""
+
+    id: int
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """Take no more, fail what still runs, keep what is worth keeping, exit within `deadline_s`."""
+
+    deadline_s: float = 5.0
+
+
+Command: TypeAlias = Load | Submit | Cancel | Stop
+
+
+# ---- events: worker -> API process -------------------------------------------------------------
+
+
+class LoadProgress(msgspec.Struct, frozen=True, tag=True):
+    """How much of the weights has been read, 0 to 1."""
+
+    fraction: float
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """The model is ready; what is in force after all defaults were resolved."""
+
+    n_ctx: int
+    n_ctx_train: int
+    parallel: int
+    n_vocab: int
+    description: str
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag=True):
+    """The model could not be loaded; the worker exits after this."""
+
+    error: ErrorInfo
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """A request's prompt is being computed: `n_done` of `n_prompt` tokens, `n_cached` reused."""
+
+    id: int
+    n_prompt: int
+    n_done: int
+    n_cached: int
+
+
+class Content(msgspec.Struct, frozen=True, tag=True):
+    """More of the answer's text."""
+
+    id: int
+    text: str
+
+
+class Reasoning(msgspec.Struct, frozen=True, tag=True):
+    """More of the model's thinking."""
+
+    id: int
+    text: str
+
+
+class ToolCall(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """A fragment of the `index`-th tool call: id and name in the first one, then arguments."""
+
+    id: int
+    index: int
+    arguments: str = ""
+    call_id: str | None = None
+    name: str | None = None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one request; `cached_tokens` of the prompt were reused, not computed."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """Where a request's time went, in milliseconds."""
+
+    queue_ms: float
+    prompt_ms: float
+    predicted_ms: float
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True):
+    """The request is complete."""
+
+    id: int
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The request ended without a complete answer."""
+
+    id: int
+    error: ErrorInfo
+
+
+Delta: TypeAlias = Content | Reasoning | ToolCall
+RequestEvent: TypeAlias = Progress | Delta | Finished | Failed
+Event: TypeAlias = LoadProgress | Loaded | LoadFailed | RequestEvent
