@@ -1,0 +1,113 @@
+"""Frames: cut and joined anywhere, bounded, and honest about how a stream ended."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import threading
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_server.errors import WorkerCrashed
+from llm_server.worker import frames
+from llm_server.worker.messages import (
+    MAX_FRAME,
+    Cancel,
+    ChatRequest,
+    Content,
+    Event,
+    Failed,
+    Finished,
+    Load,
+    Loaded,
+    Message,
+    Stop,
+    Submit,
+    Timings,
+    ToolCall,
+    Usage,
+)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=8), st.lists(st.integers(1, 30), max_size=40))
+def test_the_splitter_gives_the_same_frames_however_the_stream_is_cut(
+    bodies: list[bytes], cuts: list[int]
+) -> None:
+    stream = b"".join(frames.pack(body) for body in bodies)
+    splitter = frames.FrameSplitter()
+    got: list[bytes] = []
+    position = 0
+    for cut in [*cuts, len(stream)]:
+        got += splitter.feed(stream[position : position + cut])
+        position += cut
+    assert got == bodies
+    assert not splitter.inside_frame
+
+
+def test_the_splitter_knows_that_a_frame_is_unfinished() -> None:
+    splitter = frames.FrameSplitter()
+    assert splitter.feed(frames.pack(b"abc")[:-1]) == []
+    assert splitter.inside_frame
+
+
+def test_a_blocking_reader_and_writer_agree_over_a_pipe() -> None:
+    read_fd, write_fd = os.pipe()
+    bodies = [b"", b"x" * 300_000, b"end"]
+
+    def write() -> None:
+        # Unbuffered, so that a short write has to be continued.
+        with open(write_fd, "wb", buffering=0) as file:
+            for body in bodies:
+                frames.write_frame(file, body)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with open(read_fd, "rb", buffering=0) as file:
+        assert [frames.read_frame(file) for _ in bodies] == bodies
+        assert frames.read_frame(file) is None
+    writer.join()
+
+
+@pytest.mark.parametrize("length", [1, 3, 5, 6])
+def test_the_end_inside_a_frame_is_not_a_clean_end(length: int) -> None:
+    with pytest.raises(frames.FrameTruncated):
+        frames.read_frame(io.BytesIO(frames.pack(b"abc")[:length]))
+
+
+def test_oversize_is_refused_before_the_body_is_read() -> None:
+    announced = struct.pack("<I", MAX_FRAME + 1)
+    with pytest.raises(frames.FrameTooLong):
+        frames.read_frame(io.BytesIO(announced))
+    with pytest.raises(frames.FrameTooLong):
+        frames.FrameSplitter().feed(announced)
+    with pytest.raises(frames.FrameTooLong):
+        frames.write_frame(io.BytesIO(), b"x" * (MAX_FRAME + 1))
+    assert len(frames.pack(b"x" * MAX_FRAME)) == MAX_FRAME + 4
+
+
+def test_every_command_and_event_survives_the_round_trip() -> None:
+    for command in (
+        Load(model_path="/m/a.gguf"),
+        Submit(id=1, request=ChatRequest(messages=[Message(role="user", content="é")])),
+        Cancel(id=1),
+        Stop(),
+    ):
+        assert frames.decode_command(frames.encode_command(command)) == command
+    events: list[Event] = [
+        Loaded(n_ctx=1, n_ctx_train=2, parallel=3, n_vocab=4, description="d"),
+        Content(id=1, text="é"),
+        ToolCall(id=1, index=0, arguments="{", call_id="c", name="f"),
+        Finished(id=1, reason="stop", usage=Usage(1, 2, 0), timings=Timings(0.5, 1.5, 2.5)),
+        Failed(id=2, error=WorkerCrashed("gone").info),
+    ]
+    assert frames.decode_events(frames.encode_events(events)) == events
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", b"\x90", msgspec.msgpack.encode({"type": "Evil"})])
+def test_anything_else_is_a_decode_error(body: bytes) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        frames.decode_command(body)
