@@ -1,0 +1,45 @@
+"""Fixtures shared by all tests: the tiny models, built once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import tiny_models
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder that holds the tiny models which the session's tests have asked for."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def attention_gguf(tiny_folder: Path) -> Path:
+    """Attention, byte-level BPE, ChatML."""
+    return tiny_models.build_attention(tiny_folder / "attention.gguf")
+
+
+@pytest.fixture(scope="session")
+def spm_gguf(tiny_folder: Path) -> Path:
+    """Attention, SentencePiece with byte fallback and a BOS token, ChatML."""
+    return tiny_models.build_spm(tiny_folder / "spm.gguf")
+
+
+@pytest.fixture(scope="session")
+def sliding_gguf(tiny_folder: Path) -> Path:
+    """Attention, every second layer with a window of `tiny_models.WINDOW` tokens."""
+    return tiny_models.build_sliding(tiny_folder / "sliding.gguf")
+
+
+@pytest.fixture(scope="session")
+def recurrent_gguf(tiny_folder: Path) -> Path:
+    """A recurrent state and no attention."""
+    return tiny_models.build_recurrent(tiny_folder / "recurrent.gguf")
+
+
+@pytest.fixture(scope="session")
+def hybrid_gguf(tiny_folder: Path) -> Path:
+    """Recurrent layers and attention."""
+    return tiny_models.build_hybrid(tiny_folder / "hybrid.gguf")
