@@ -86,7 +86,9 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     dry_base: float = 1.75
     dry_allowed_length: int = 2
     dry_penalty_last_n: int = -1
-    dry_sequence_breakers: list[str] = ["\n", ":", '"', "*"]
+    dry_sequence_breakers: list[str] = msgspec.field(
+        default_factory=lambda: ["\n", ":", '"', "*"]
+    )
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
 
@@ -114,6 +116,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
 
     model_path: str
     config: LoadConfig = LoadConfig()
+    log_level: str = "info"
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

@@ -1,0 +1,177 @@
+"""Which KV cells hold which tokens, and which sequences own them: a pure bookkeeping tree.
+
+A node is a run of cells at consecutive positions; a sequence is the path from the root to its
+tail. Cells of a node are counted once, however many sequences run through it. It moves no data:
+`cache/prefix` mirrors every change in llama.cpp's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+
+def common_prefix(a: Sequence[int], a_start: int, b: Sequence[int], b_start: int) -> int:
+    """How many tokens of `a` from `a_start` and of `b` from `b_start` agree.
+
+    Slices are compared in halves, so that long equal runs go at memcmp-like speed.
+    """
+    low, high = 0, min(len(a) - a_start, len(b) - b_start)
+    if a[a_start : a_start + high] == b[b_start : b_start + high]:
+        return max(high, 0)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[a_start + low : a_start + middle] == b[b_start + low : b_start + middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+class Node:
+    """A run of cells. `owners` are the sequences whose path goes through it, never none."""
+
+    __slots__ = ("children", "owners", "parent", "tokens")
+
+    def __init__(self, parent: Node | None, tokens: list[int], owners: set[int]) -> None:
+        self.parent = parent
+        self.tokens = tokens
+        self.owners = owners
+        self.children: list[Node] = []
+
+
+class CellTree:
+    """Tokens by cell and sequence. `n_cells` is the number of distinct cells in use."""
+
+    def __init__(self) -> None:
+        self._root = Node(None, [], set())
+        self._tails: dict[int, Node] = {}
+        self.n_cells = 0
+
+    def __contains__(self, sequence: int) -> bool:
+        return sequence in self._tails
+
+    def sequences(self) -> Iterator[int]:
+        """Ids of all sequences, empty ones included."""
+        return iter(self._tails)
+
+    def open(self, sequence: int) -> None:
+        """Begin a sequence with no tokens."""
+        assert sequence not in self._tails, f"sequence {sequence} is open already"
+        self._tails[sequence] = self._root
+
+    def match(self, tokens: Sequence[int], *, whole: bool = False) -> tuple[int, int]:
+        """The longest prefix of `tokens` that cells hold: its length, and a sequence that has it.
+
+        With `whole`, only sequences that end exactly there count: their state cannot be cut.
+        (0, -1) when there is none.
+        """
+        node, n, best = self._root, 0, (0, -1)
+        while True:
+            found, length = _best_child(node, tokens, n)
+            if found is None:
+                return best
+            n += length
+            if not whole:
+                best = (n, next(iter(found.owners)))
+            if length < len(found.tokens):
+                return best
+            if whole:
+                ends = [s for s in found.owners if self._tails[s] is found]
+                best = (n, ends[0]) if ends else best
+            node = found
+
+    def attach(self, sequence: int, source: int, n: int) -> None:
+        """Let the empty `sequence` own the first `n` cells of `source` too."""
+        assert self._tails[sequence] is self._root, "attach to a sequence that has cells"
+        path = self._path(source)
+        for node in path:
+            if n < len(node.tokens):
+                node = self._split(node, n)
+            node.owners.add(sequence)
+            self._tails[sequence] = node
+            n -= len(node.tokens)
+            if n == 0:
+                return
+        assert n == 0, "attach beyond the end of the source"
+
+    def extend(self, sequence: int, tokens: Sequence[int]) -> None:
+        """Add cells for `tokens` at the end of `sequence`."""
+        tail = self._tails[sequence]
+        if tail is not self._root and len(tail.owners) == 1 and not tail.children:
+            tail.tokens.extend(tokens)
+        else:
+            node = Node(tail, list(tokens), {sequence})
+            tail.children.append(node)
+            self._tails[sequence] = node
+        self.n_cells += len(tokens)
+
+    def close(self, sequence: int) -> None:
+        """Forget a sequence; cells that nobody else owns are free again."""
+        node = self._tails.pop(sequence)
+        while node.parent is not None:
+            parent = node.parent
+            node.owners.discard(sequence)
+            if not node.owners:
+                parent.children.remove(node)
+                self.n_cells -= len(node.tokens)
+            node = parent
+
+    def covered(self, sequence: int) -> bool:
+        """Whether other sequences own every cell of this one too."""
+        tail = self._tails[sequence]
+        return tail is self._root or len(tail.owners) > 1
+
+    def count(self, chosen: Callable[[int], bool]) -> int:
+        """Distinct cells of all sequences that are `chosen`."""
+        total, stack = 0, list(self._root.children)
+        while stack:
+            node = stack.pop()
+            if any(chosen(owner) for owner in node.owners):
+                total += len(node.tokens)
+                stack.extend(node.children)
+        return total
+
+    def tokens(self, sequence: int) -> list[int]:
+        """All tokens of a sequence that have cells."""
+        return [t for node in self._path(sequence) for t in node.tokens]
+
+    def check(self) -> None:
+        """Verify the tree's own invariants; for tests and at idle."""
+        total, stack = 0, list(self._root.children)
+        while stack:
+            node = stack.pop()
+            assert node.owners and node.tokens
+            tails = {s for s in node.owners if self._tails[s] is node}
+            below = [s for child in node.children for s in child.owners]
+            assert len(below) == len(set(below)) and tails.isdisjoint(below)
+            assert node.owners == tails | set(below)
+            total += len(node.tokens)
+            stack.extend(node.children)
+        assert total == self.n_cells, f"{self.n_cells} cells counted, {total} in the tree"
+
+    def _path(self, sequence: int) -> list[Node]:
+        node, path = self._tails[sequence], []
+        while node.parent is not None:
+            path.append(node)
+            node = node.parent
+        return path[::-1]
+
+    def _split(self, node: Node, n: int) -> Node:
+        """Cut `node` after its first `n` tokens; returns the upper part."""
+        assert node.parent is not None
+        upper = Node(node.parent, node.tokens[:n], set(node.owners))
+        node.parent.children[node.parent.children.index(node)] = upper
+        node.parent, node.tokens = upper, node.tokens[n:]
+        upper.children = [node]
+        return upper
+
+
+def _best_child(node: Node, tokens: Sequence[int], start: int) -> tuple[Node | None, int]:
+    best, best_length = None, 0
+    for child in node.children if start < len(tokens) else ():
+        if child.tokens[0] != tokens[start]:
+            continue
+        length = common_prefix(child.tokens, 0, tokens, start)
+        if length > best_length:
+            best, best_length = child, length
+    return best, best_length

@@ -1,0 +1,281 @@
+"""Continuous batching over one context: who is admitted, what a step computes, what comes out.
+
+One thread owns an engine and calls `step` while it is not idle. It knows tokens and sequences;
+templates, text formats and the transport are elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from llm_server.cache.prefix import Lease, Memory, PrefixCache
+from llm_server.cache.tree import common_prefix
+from llm_server.engine.pace import Pace
+from llm_server.engine.scheduler import Want, plan
+from llm_server.engine.sequence import Prompt, Sequence, Vocabulary
+from llm_server.errors import ErrorInfo, ServerError
+from llm_server.worker.messages import Failed, Progress, RequestEvent
+
+logger = logging.getLogger(__name__)
+
+WORTH_WAITING = 32
+"""Tokens that a running sequence must be about to compute for another to wait for them."""
+
+
+class Rows(Protocol):
+    """The rows of a step (`llama.batch.Batch`; a fake in tests)."""
+
+    def clear(self) -> None: ...
+
+    def add(self, seq_id: int, start: int, tokens: list[int], *, logits: bool) -> int: ...
+
+
+class Decoder(Memory, Protocol):
+    """What computes the rows (`llama.context.Context`; a fake in tests)."""
+
+    n_batch: int
+
+    @property
+    def batch(self) -> Rows: ...
+
+    def decode(self) -> Literal["done", "no_cells"]: ...
+
+
+class Row:
+    """A sequence's part of a step: its next `n` tokens, the last of them at `index`."""
+
+    __slots__ = ("index", "n", "sequence")
+
+    def __init__(self, sequence: Sequence, n: int, index: int) -> None:
+        self.sequence = sequence
+        self.n = n
+        self.index = index
+
+
+class Engine:
+    """Runs all requests of one model."""
+
+    def __init__(
+        self,
+        context: Decoder,
+        vocabulary: Vocabulary,
+        *,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._context = context
+        self._vocabulary = vocabulary
+        self._cache = PrefixCache(context)
+        self._batch = context.batch
+        self._pace = pace or Pace(context.n_batch)
+        self._clock = clock
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []  # oldest first
+        self._cancelled: set[int] = set()
+
+    def submit(self, prompt: Prompt) -> None:
+        """Take a request whose prompt leaves room for at least one token of the context."""
+        assert 0 < len(prompt.tokens) < self._context.n_ctx, (
+            "an over-long prompt reached the engine"
+        )
+        self._waiting.append(Sequence(prompt, self._vocabulary, self._context.n_ctx))
+
+    def cancel(self, id: int) -> None:
+        """Drop a request at the next step; what it computed stays cached. Unknown ids are fine."""
+        self._cancelled.add(id)
+
+    @property
+    def idle(self) -> bool:
+        """Whether `step` would do nothing."""
+        return not (self._waiting or self._running or self._cancelled)
+
+    def step(self) -> list[RequestEvent]:
+        """Admit, plan, decode, sample: one batch for everybody. Returns what came of it."""
+        self._drop_cancelled()
+        self._admit()
+        rows = self._plan()
+        started = self._clock()
+        try:
+            if not rows or not self._decode(rows):
+                return []
+        except Exception:
+            logger.exception("a step of %d rows failed", len(rows))
+            return self._fail_step(rows)
+        self._commit(rows, self._clock() - started)
+        return [event for row in rows for event in self._advance(row)]
+
+    def fail_all(self, error: ServerError) -> list[RequestEvent]:
+        """End every request with `error`; used when the worker stops."""
+        ended = self._running + self._waiting
+        for sequence in ended:
+            self._retire(sequence)
+        return [Failed(sequence.id, error.info) for sequence in ended]
+
+    def check(self) -> None:
+        """Verify that nothing leaked; for tests and at idle."""
+        self._cache.check()
+        if self.idle:
+            assert self._cache.n_leased == 0, "idle, and cells are leased"
+
+    # ---- the stages of a step ------------------------------------------------------------------
+
+    def _drop_cancelled(self) -> None:
+        for sequence in self._running + self._waiting if self._cancelled else ():
+            if sequence.id in self._cancelled:
+                self._retire(sequence)
+        self._cancelled.clear()
+
+    def _admit(self) -> None:
+        """Give waiting sequences a place, the most urgent first, while they would fit."""
+        now = self._clock()
+        self._waiting.sort(key=lambda s: self._want(s, now).urgency)
+        for sequence in list(self._waiting):
+            if self._follows_another(sequence) or not self._fits(sequence):
+                continue
+            lease = self._cache.acquire(sequence.tokens, sequence.namespace)
+            if lease is None:
+                return
+            sequence.admit(lease)
+            self._waiting.remove(sequence)
+            self._running.append(sequence)
+            self._running.sort(key=lambda s: s.arrived)
+
+    def _plan(self) -> list[Row]:
+        """Fill the batch: decoding sequences first, then prompts as far as time and cells go."""
+        now = self._clock()
+        while True:
+            self._batch.clear()
+            rows: list[Row] = []
+            running = list(self._running)
+            wants = [self._want(s, now) for s in running]
+            budget = self._pace.prompt_budget(sum(want.is_decode for want in wants))
+            for i, n in plan(wants, budget):
+                if self._make_room(sum(row.n for row in rows) + n, running[i], wants[i].is_decode):
+                    rows.append(self._add_row(running[i], n))
+            if rows or not self._running:
+                return rows
+            # Only prompts are running and none finds a cell: the youngest gives its own back.
+            self._preempt(self._running[-1])
+
+    def _decode(self, rows: list[Row]) -> bool:
+        """Compute the batch; False when llama.cpp found no cells and something had to go."""
+        if self._context.decode() == "done":
+            return True
+        logger.warning("no cells for %d rows; dropping cached prefixes", len(rows))
+        if self._cache.n_idle:
+            self._cache.reserve(self._context.n_ctx)
+        elif len(self._running) > 1:
+            self._preempt(self._running[-1])
+        else:
+            raise RuntimeError("llama.cpp finds no cells for a single sequence")
+        return False
+
+    def _commit(self, rows: list[Row], seconds: float) -> None:
+        """The cells are computed: account for them and learn what they cost."""
+        n_decoding = sum(1 for row in rows if row.n == 1)
+        self._pace.learn(n_decoding, sum(row.n for row in rows) - n_decoding, seconds)
+        for row in rows:
+            sequence = row.sequence
+            assert sequence.lease is not None
+            end = sequence.n_computed + row.n
+            self._cache.extend(sequence.lease, sequence.tokens[sequence.n_computed : end])
+            sequence.n_computed = end
+
+    def _advance(self, row: Row) -> list[RequestEvent]:
+        """Sample where a sequence is fully computed, report progress where it is not."""
+        sequence = row.sequence
+        if sequence.n_wanted:
+            n_done = min(sequence.n_computed, sequence.n_prompt)
+            cached = sequence.n_cached or 0
+            return [Progress(sequence.id, sequence.n_prompt, n_done, cached)]
+        try:
+            events = sequence.advance(row.index)
+        except Exception:
+            logger.exception("request %d failed", sequence.id)
+            self._retire(sequence)
+            return [Failed(sequence.id, _internal_error())]
+        if sequence.reason is not None:
+            self._retire(sequence)
+        return events
+
+    # ---- details -------------------------------------------------------------------------------
+
+    def _want(self, sequence: Sequence, now: float) -> Want:
+        n = sequence.n_wanted
+        waited = now - sequence.arrived
+        return Want(n, sequence.n_to_boundary, self._pace.prompt_seconds(n), waited)
+
+    def _add_row(self, sequence: Sequence, n: int) -> Row:
+        assert sequence.lease is not None
+        start = sequence.n_computed
+        tokens = sequence.tokens[start : start + n]
+        last = n == sequence.n_wanted
+        index = self._batch.add(sequence.lease.sequence, start, tokens, logits=last)
+        return Row(sequence, n, index)
+
+    def _follows_another(self, sequence: Sequence) -> bool:
+        """Whether to wait for tokens that a running sequence is about to compute for both."""
+        known = self._cache.match(sequence.tokens, sequence.namespace)
+        for leader in self._running:
+            if leader.namespace != sequence.namespace:
+                continue
+            if leader.id not in sequence.shared_with:
+                n = common_prefix(leader.tokens, 0, sequence.tokens, 0)
+                sequence.shared_with[leader.id] = min(n, leader.n_prompt, sequence.n_wanted - 1)
+            shared = sequence.shared_with[leader.id]
+            if leader.n_computed < shared and shared - known >= WORTH_WAITING:
+                if self._context.whole_state:
+                    leader.boundaries.add(shared)
+                return True
+        return False
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether its prompt, and those under way, find cells without preempting anybody."""
+        if not self._running:
+            return True
+        under_way = sum(s.n_wanted for s in self._running)
+        new = len(sequence.tokens) - self._cache.match(sequence.tokens, sequence.namespace)
+        return self._cache.n_leased + under_way + new <= self._context.n_ctx
+
+    def _make_room(self, n: int, sequence: Sequence, is_decode: bool) -> bool:
+        """Whether the batch may have `n` cells; a decoding sequence preempts younger ones."""
+        while sequence.lease is not None and not self._cache.reserve(n):
+            youngest = self._running[-1]
+            if not is_decode or youngest is sequence:
+                return False
+            self._preempt(youngest)
+        return sequence.lease is not None
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Send a sequence back to wait; its cells stay cached for as long as nobody needs them."""
+        logger.debug("request %d is preempted", sequence.id)
+        self._cache.release(sequence.preempt(), keep=True)
+        self._running.remove(sequence)
+        self._waiting.append(sequence)
+
+    def _retire(self, sequence: Sequence, *, keep: bool = True) -> None:
+        """A sequence has ended: its cells become an idle prefix."""
+        if sequence.lease is not None:
+            lease: Lease = sequence.preempt()
+            self._cache.release(lease, keep=keep)
+            self._running.remove(sequence)
+        else:
+            self._waiting.remove(sequence)
+        sequence.close()
+
+    def _fail_step(self, rows: list[Row]) -> list[RequestEvent]:
+        """A decode failed: its sequences end, the others start over, nothing cached is believed."""
+        failed = [row.sequence for row in rows]
+        for sequence in failed:
+            self._retire(sequence, keep=False)
+        for sequence in list(self._running):
+            self._preempt(sequence)
+        self._cache.reset()
+        return [Failed(sequence.id, _internal_error()) for sequence in failed]
+
+
+def _internal_error() -> ErrorInfo:
+    return ServerError("The model failed on this request; the server's log says more.").info

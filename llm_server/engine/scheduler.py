@@ -1,0 +1,53 @@
+"""Who computes how many tokens in the next step: a pure function of what everybody still wants.
+
+There are no phases. A sequence wants the tokens it has and has not computed; decoding is wanting
+one. It knows no cells and no llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+_OVERSHOOT = 1.25  # finish a prompt a little over budget rather than leave a poor small rest
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What one sequence wants: `n` tokens, of which `n_first` may go in one step.
+
+    `n_first` is below `n` where a step must end at a boundary (a state worth keeping).
+    `seconds` is the expected time for all `n`, `waited` how long it has been waiting for them.
+    """
+
+    n: int
+    n_first: int
+    seconds: float
+    waited: float
+
+    @property
+    def is_decode(self) -> bool:
+        return self.n == 1
+
+    @property
+    def urgency(self) -> float:
+        """Shortest remaining prompt first; a second waited outweighs a second of work."""
+        return self.seconds - self.waited
+
+
+def plan(wants: Sequence[Want], budget: int) -> Iterator[tuple[int, int]]:
+    """Yield (index of a want, tokens to compute) in the order in which cells should be given out.
+
+    Everybody who decodes gets a row; `budget` prompt tokens go to the most urgent prompts.
+    """
+    for i, want in enumerate(wants):
+        if want.is_decode:
+            yield i, 1
+    prompts = [i for i, want in enumerate(wants) if not want.is_decode and want.n > 0]
+    for i in sorted(prompts, key=lambda i: wants[i].urgency):
+        if budget <= 0:
+            return
+        want = wants[i]
+        n = want.n_first if want.n_first <= budget * _OVERSHOOT else budget
+        yield i, n
+        budget -= n

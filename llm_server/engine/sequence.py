@@ -1,0 +1,197 @@
+"""One running request: its tokens, its place in the memory, and how its tokens become deltas.
+
+It changes only in `engine.step`; it knows nothing of other sequences.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from typing import Protocol
+
+from llm_server.cache.prefix import Lease
+from llm_server.engine.detokenize import StopStrings, Utf8Stream
+from llm_server.worker.messages import (
+    Delta,
+    Finished,
+    FinishReason,
+    RequestEvent,
+    Timings,
+    Usage,
+)
+
+
+class TokenSampler(Protocol):
+    """Picks tokens for one sequence (`llama.sampler.Sampler`; a fake in tests)."""
+
+    def sample(self, row: int) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class TextParser(Protocol):
+    """Turns an answer's text into deltas (`chat/stream`)."""
+
+    def feed(self, text: str) -> SequenceOf[Delta]: ...
+
+    def close(self) -> SequenceOf[Delta]: ...
+
+
+class Vocabulary(Protocol):
+    """What decoding needs of a vocabulary (`llama.vocab.Vocab`; a fake in tests)."""
+
+    @property
+    def eog(self) -> frozenset[int]: ...
+
+    def piece(self, token: int, *, special: bool) -> bytes: ...
+
+
+class Prompt:
+    """A prepared request: everything the engine needs to run it, and no more.
+
+    `visible` are control tokens that the parser needs to see as text.
+    """
+
+    def __init__(
+        self,
+        id: int,
+        tokens: list[int],
+        *,
+        make_sampler: Callable[[], TokenSampler],
+        parser: TextParser,
+        max_tokens: int | None = None,
+        stop: SequenceOf[str] = (),
+        namespace: str = "",
+        visible: frozenset[int] = frozenset(),
+        arrived: float | None = None,
+    ) -> None:
+        self.id = id
+        self.tokens = tokens
+        self.make_sampler = make_sampler
+        self.parser = parser
+        self.max_tokens = max_tokens
+        self.stop = stop
+        self.namespace = namespace
+        self.visible = visible
+        self.arrived = time.monotonic() if arrived is None else arrived
+
+
+class Sequence:
+    """A request in the engine. `tokens` beyond `n_computed` have no cells yet.
+
+    `boundaries` are positions where a step must end because the state there is wanted;
+    `shared_with` remembers how many first tokens it has in common with other sequences, by id.
+    After a preemption it has no lease and nothing computed, but all its tokens, its sampler and
+    its text stay: it goes on where it was.
+    """
+
+    def __init__(self, prompt: Prompt, vocabulary: Vocabulary, n_ctx: int) -> None:
+        self.id = prompt.id
+        self.tokens = list(prompt.tokens)
+        self.n_prompt = len(prompt.tokens)
+        self.namespace = prompt.namespace
+        self.arrived = prompt.arrived
+        self.lease: Lease | None = None
+        self.n_computed = 0
+        self.n_cached: int | None = None
+        self.reason: FinishReason | None = None
+        self.boundaries: set[int] = set()
+        self.shared_with: dict[int, int] = {}
+        room = n_ctx - self.n_prompt
+        self._limit = room if prompt.max_tokens is None else min(prompt.max_tokens, room)
+        self._make_sampler = prompt.make_sampler
+        self._sampler: TokenSampler | None = None
+        self._parser = prompt.parser
+        self._vocabulary = vocabulary
+        self._visible = prompt.visible
+        self._characters = Utf8Stream()
+        self._stops = StopStrings(prompt.stop)
+        self._admitted: float | None = None
+        self._first_token: float | None = None
+
+    @property
+    def n_wanted(self) -> int:
+        """Tokens that have no cells yet."""
+        return len(self.tokens) - self.n_computed
+
+    @property
+    def n_to_boundary(self) -> int:
+        """Tokens wanted up to the next boundary, or all of them."""
+        ahead = [b - self.n_computed for b in self.boundaries if b > self.n_computed]
+        return min([*ahead, self.n_wanted])
+
+    @property
+    def n_generated(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether it has not produced a token yet."""
+        return self._first_token is None
+
+    def admit(self, lease: Lease) -> None:
+        """It has a place in the memory now, with the first tokens computed by others."""
+        self.lease = lease
+        self.n_computed = lease.n_reused
+        if self.n_cached is None:
+            self.n_cached = lease.n_reused
+            self._admitted = time.monotonic()
+
+    def preempt(self) -> Lease:
+        """Give up the place in the memory; returns the lease to release."""
+        assert self.lease is not None
+        lease, self.lease, self.n_computed = self.lease, None, 0
+        return lease
+
+    def advance(self, row: int) -> list[RequestEvent]:
+        """Everything is computed: take the next token from the logits of `row`.
+
+        Returns the deltas it makes visible, and `Finished` when it was the last one.
+        """
+        if self._first_token is None:
+            self._first_token = time.monotonic()
+        if self._limit <= 0:
+            return self._finish("length")
+        if self._sampler is None:
+            self._sampler = self._make_sampler()
+        token = self._sampler.sample(row)
+        if token in self._vocabulary.eog and token not in self._visible:
+            return self._finish("stop")
+        self.tokens.append(token)
+        piece = self._vocabulary.piece(token, special=token in self._visible)
+        text, stopped = self._stops.feed(self._characters.feed(piece))
+        events: list[RequestEvent] = list(self._parser.feed(text)) if text else []
+        if stopped:
+            return events + self._finish("stop")
+        if self.n_generated >= self._limit:
+            return events + self._finish("length")
+        return events
+
+    def close(self) -> None:
+        """Free what it holds outside the memory. Safe to call twice."""
+        if self._sampler is not None:
+            self._sampler.close()
+            self._sampler = None
+
+    def _finish(self, reason: FinishReason) -> list[RequestEvent]:
+        self.reason = reason
+        held = self._stops.flush()
+        events: list[RequestEvent] = list(self._parser.feed(held)) if held else []
+        events.extend(self._parser.close())
+        events.append(Finished(self.id, reason, self.usage(), self._timings()))
+        return events
+
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(self.n_prompt, self.n_generated, self.n_cached or 0)
+
+    def _timings(self) -> Timings:
+        now = time.monotonic()
+        admitted = self._admitted or now
+        first = self._first_token or now
+        return Timings(
+            queue_ms=1000 * (admitted - self.arrived),
+            prompt_ms=1000 * (first - admitted),
+            predicted_ms=1000 * (now - first),
+        )

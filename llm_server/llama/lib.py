@@ -1,0 +1,28 @@
+"""Loads llama.cpp's C API and nothing else of llama-cpp-python.
+
+`import llama_cpp` would run the package's own `__init__`, which imports its high-level classes and
+diskcache (unpickles files, CVE-2025-69872). The ctypes module alone is all we use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any
+
+
+def _load() -> Any:
+    if "llama_cpp" not in sys.modules:
+        spec = importlib.util.find_spec("llama_cpp")
+        if spec is None or spec.submodule_search_locations is None:
+            raise ImportError("llama-cpp-python is not installed")
+        package = ModuleType("llama_cpp")
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules["llama_cpp"] = package
+    return importlib.import_module("llama_cpp.llama_cpp")
+
+
+lib: Any = _load()
+"""The ctypes functions and structures of `llama.h`, named as there."""

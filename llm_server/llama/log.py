@@ -1,0 +1,45 @@
+"""llama.cpp's log lines, handed to `logging` under the name `llama`."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+
+from llm_server.llama.lib import lib
+
+logger = logging.getLogger("llama")
+
+# enum ggml_log_level; llama.cpp's INFO is a page a load, which belongs to our DEBUG.
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
+_GGML_DEBUG = 1
+_GGML_INFO = 2
+_GGML_CONT = 5
+
+
+class _Lines:
+    """Joins the pieces that llama.cpp prints into whole lines."""
+
+    def __init__(self) -> None:
+        self.level = logging.DEBUG
+        self.pending = ""
+
+    def write(self, level: int, text: str) -> None:
+        if level != _GGML_CONT:
+            self.level = _LEVELS.get(level, logging.DEBUG)
+        *lines, self.pending = (self.pending + text).split("\n")
+        for line in lines:
+            if line.strip(" ."):
+                logger.log(self.level, "%s", line)
+
+
+_lines = _Lines()
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
+def _callback(level: int, text: bytes, _user_data: object) -> None:
+    _lines.write(level, text.decode("utf-8", "replace"))
+
+
+def install() -> None:
+    """Route llama.cpp's log into `logging` for the rest of the process."""
+    lib.llama_log_set(_callback, ctypes.c_void_p(0))

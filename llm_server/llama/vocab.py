@@ -1,0 +1,92 @@
+"""A model's vocabulary: text to token ids, token ids to bytes. Nothing of templates or sampling."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+from llm_server.llama.lib import lib
+
+NO_TOKEN = -1
+"""LLAMA_TOKEN_NULL: the vocabulary has no such token."""
+
+_PIECE_BYTES = 128  # enough for nearly every token; longer ones are asked for twice
+
+
+class Vocab:
+    """The tokenizer of one loaded model; valid as long as the model is. Threads may share it.
+
+    `tokenize` of long hostile text needs a deep stack (recursive std::regex inside llama.cpp):
+    call it from a thread with a large one.
+    """
+
+    def __init__(self, model: int) -> None:
+        self._vocab = lib.llama_model_get_vocab(model)
+        self.n_tokens: int = lib.llama_vocab_n_tokens(self._vocab)
+        self.bos: int = lib.llama_vocab_bos(self._vocab)
+        self.eos: int = lib.llama_vocab_eos(self._vocab)
+        self.add_bos: bool = lib.llama_vocab_get_add_bos(self._vocab)
+
+    @property
+    def handle(self) -> int:
+        """The `llama_vocab *`, for the sampler chain."""
+        handle: int = self._vocab
+        return handle
+
+    @functools.cached_property
+    def eog(self) -> frozenset[int]:
+        """Ids of the tokens that end a generation (`llama_vocab_is_eog`)."""
+        return frozenset(t for t in range(self.n_tokens) if lib.llama_vocab_is_eog(self._vocab, t))
+
+    @functools.cached_property
+    def control(self) -> frozenset[int]:
+        """Ids of the tokens that are markers and not text (`llama_vocab_is_control`)."""
+        is_control = lib.llama_vocab_is_control
+        return frozenset(t for t in range(self.n_tokens) if is_control(self._vocab, t))
+
+    @functools.cached_property
+    def suppressed(self) -> list[int]:
+        """Ids that the model's metadata says must never be sampled."""
+        count = ctypes.c_int32(0)
+        ids = lib.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(count))
+        return [ids[i] for i in range(count.value)]
+
+    @functools.cached_property
+    def max_token_bytes(self) -> int:
+        """Length of the longest token's bytes: a text of n bytes has at least n / this tokens."""
+        return max(len(self.piece(t, special=True)) for t in range(self.n_tokens))
+
+    def tokenize(self, text: str, *, parse_special: bool, add_special: bool = False) -> list[int]:
+        """Token ids of `text`. `parse_special` lets control tokens be recognised in it."""
+        data = text.encode("utf-8")
+        size = len(data) + 8
+        ids = (ctypes.c_int32 * size)()
+        n = lib.llama_tokenize(self._vocab, data, len(data), ids, size, add_special, parse_special)
+        if n < 0:
+            size = -n
+            ids = (ctypes.c_int32 * size)()
+            n = lib.llama_tokenize(
+                self._vocab, data, len(data), ids, size, add_special, parse_special
+            )
+        return ids[:n]
+
+    def piece(self, token: int, *, special: bool) -> bytes:
+        """The bytes of one token; a control token is empty unless `special`.
+
+        Raises:
+            IndexError: the id is not in the vocabulary (llama.cpp itself would abort).
+        """
+        if not 0 <= token < self.n_tokens:
+            raise IndexError(f"token id {token} is not in a vocabulary of {self.n_tokens}")
+        buffer = ctypes.create_string_buffer(_PIECE_BYTES)
+        n = lib.llama_token_to_piece(self._vocab, token, buffer, _PIECE_BYTES, 0, special)
+        if n < 0:
+            buffer = ctypes.create_string_buffer(-n)
+            n = lib.llama_token_to_piece(self._vocab, token, buffer, -n, 0, special)
+        return buffer.raw[:n]
+
+    def text(self, token: int) -> str:
+        """A single token as text, such as the BOS marker; empty for `NO_TOKEN`."""
+        if token == NO_TOKEN:
+            return ""
+        return self.piece(token, special=True).decode("utf-8", "replace")

@@ -1,0 +1,92 @@
+"""Loads the model of this worker and settles what was left open: context, threads, sequences."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from llm_server.errors import InsufficientMemory, ModelLoadFailed
+from llm_server.llama import log
+from llm_server.llama.context import Context, ContextError
+from llm_server.llama.lib import lib
+from llm_server.llama.model import LoadError, Model
+from llm_server.worker.messages import Load, Loaded
+
+logger = logging.getLogger(__name__)
+
+MIN_N_CTX = 4096
+"""Cells to have where possible, even when they take more than their share of the memory."""
+
+_MEMORY_SHARE = 4  # the cells may take a quarter of the free memory
+_CTX_STEP = 256  # llama.cpp pads its caches to this
+_PARALLEL = 32
+_PARALLEL_WHOLE_STATE = 4  # every id of a recurrent model costs a whole state
+
+
+def load(command: Load, on_progress: Callable[[float], None]) -> tuple[Context, Loaded]:
+    """Load the model and create its context.
+
+    Raises:
+        ModelLoadFailed: the file is not a model that this build can load.
+        InsufficientMemory: the context does not fit into the memory.
+    """
+    log.install()
+    lib.llama_backend_init()
+    free_bytes = psutil.virtual_memory().available
+    config = command.config
+    try:
+        model = Model(
+            Path(command.model_path), n_gpu_layers=config.n_gpu_layers, on_progress=on_progress
+        )
+    except LoadError:
+        raise ModelLoadFailed(
+            "The file could not be loaded as a model; the server's log has llama.cpp's reason.",
+            param="model",
+        ) from None
+    n_ctx = config.n_ctx or fitted_n_ctx(
+        model.n_ctx_train, model.kv_bytes_per_token(), free_bytes // _MEMORY_SHARE
+    )
+    if n_ctx > model.n_ctx_train:
+        logger.warning("n_ctx %d is more than the model was trained for", n_ctx)
+    parallel = config.parallel or (_PARALLEL_WHOLE_STATE if model.keeps_whole_state else _PARALLEL)
+    config = msgspec.structs.replace(config, n_threads=config.n_threads or physical_cores())
+    try:
+        context = Context(model, config, n_ctx, parallel)
+    except ContextError:
+        raise InsufficientMemory(
+            f"A context of {n_ctx} tokens does not fit into the memory. Ask for a smaller n_ctx.",
+            param="load_model_configs.n_ctx",
+        ) from None
+    context.warm_up()
+    loaded = Loaded(
+        n_ctx=context.n_ctx,
+        n_ctx_train=model.n_ctx_train,
+        parallel=parallel,
+        n_vocab=model.vocab.n_tokens,
+        description=model.description,
+    )
+    logger.info("loaded %s with %d cells", model.description, context.n_ctx)
+    return context, loaded
+
+
+def fitted_n_ctx(n_ctx_train: int, bytes_per_cell: int, budget_bytes: int) -> int:
+    """Cells for a model that was given no number: what it supports and the budget holds.
+
+    At least `MIN_N_CTX` unless the model supports less; a multiple of 256.
+    """
+    if bytes_per_cell == 0:
+        return n_ctx_train
+    fits = max(MIN_N_CTX, budget_bytes // bytes_per_cell // _CTX_STEP * _CTX_STEP)
+    return min(n_ctx_train, fits)
+
+
+def physical_cores() -> int:
+    """Cores this process may use; more threads than that slow llama.cpp down."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return min(cores, allowed or cores)
