@@ -1,0 +1,109 @@
+"""Other shapes of a conversation, for templates that refuse it as it is.
+
+Pure functions from messages to messages. They know nothing of templates: the caller tries them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from llm_server.worker.messages import Message
+
+
+def split_calls(messages: list[Message]) -> list[Message]:
+    """One call a message, each followed by its own result."""
+    results = {m.tool_call_id: m for m in messages if m.role == "tool" and m.tool_call_id}
+    moved: set[str] = set()
+    out: list[Message] = []
+    for message in messages:
+        if len(message.tool_calls) < 2:
+            if message.tool_call_id not in moved:
+                out.append(message)
+            continue
+        for index, call in enumerate(message.tool_calls):
+            content = message.content if index == 0 else None
+            out.append(msgspec.structs.replace(message, content=content, tool_calls=[call]))
+            if call.id in results:
+                out.append(results[call.id])
+                moved.add(call.id)
+    return out
+
+
+def fold_system(messages: list[Message]) -> list[Message]:
+    """All system text at the head of the first user turn."""
+    system = [m.content for m in messages if m.role == "system" and m.content]
+    rest = [m for m in messages if m.role != "system"]
+    if not system:
+        return messages
+    for index, message in enumerate(rest):
+        if message.role == "user":
+            text = "\n\n".join([*system, message.content or ""])
+            return [
+                *rest[:index],
+                msgspec.structs.replace(message, content=text),
+                *rest[index + 1 :],
+            ]
+    return [Message("user", "\n\n".join(system)), *rest]
+
+
+def head_system(messages: list[Message]) -> list[Message]:
+    """All system text in one message at the start."""
+    system = [m.content for m in messages if m.role == "system" and m.content]
+    rest = [m for m in messages if m.role != "system"]
+    return [Message("system", "\n\n".join(system)), *rest] if system else messages
+
+
+def join_neighbours(messages: list[Message]) -> list[Message]:
+    """Neighbours of one role become one message, so that roles alternate."""
+    out: list[Message] = []
+    for message in messages:
+        last = out[-1] if out else None
+        if (
+            last is not None
+            and message.role == last.role
+            and message.role in ("user", "assistant", "system")
+            and not (last.tool_calls and message.tool_calls)
+        ):
+            texts = [text for text in (last.content, message.content) if text]
+            out[-1] = msgspec.structs.replace(
+                last,
+                content="\n\n".join(texts) or None,
+                tool_calls=last.tool_calls or message.tool_calls,
+            )
+        else:
+            out.append(message)
+    return out
+
+
+def bare_calls(messages: list[Message]) -> list[Message]:
+    """Calls without the reasoning that led to them, where there is text as well."""
+    return [
+        msgspec.structs.replace(m, reasoning_content=None) if m.tool_calls and m.content else m
+        for m in messages
+    ]
+
+
+def _chain(
+    *repairs: Callable[[list[Message]], list[Message]],
+) -> Callable[[list[Message]], list[Message]]:
+    def run(messages: list[Message]) -> list[Message]:
+        for repair in repairs:
+            messages = repair(messages)
+        return messages
+
+    return run
+
+
+REPAIRS: tuple[Callable[[list[Message]], list[Message]], ...] = (
+    split_calls,
+    bare_calls,
+    head_system,
+    join_neighbours,
+    _chain(head_system, join_neighbours),
+    fold_system,
+    _chain(fold_system, join_neighbours),
+    _chain(bare_calls, split_calls, fold_system, join_neighbours),
+)
+"""In the order to try: the least change first."""

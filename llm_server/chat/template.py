@@ -1,0 +1,330 @@
+"""A model's chat template: messages and tools in, prompt segments out.
+
+It measures, by rendering probes, what the template wants where published ones differ (arguments
+as object or text, what an absent content is, which call ids), and adapts the messages to that. It
+knows nothing of tokens, and nothing of what the model writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from itertools import product
+from typing import Any, Literal
+
+from jinja2 import TemplateError as JinjaError
+from jinja2 import meta, nodes
+
+from llm_server.chat.normalise import REPAIRS
+from llm_server.chat.sandbox import (
+    MAX_CHARS,
+    RENDER_SECONDS,
+    ChatEnvironment,
+    LimitExceeded,
+    Refused,
+)
+from llm_server.chat.segments import Lookalikes, Segment
+from llm_server.errors import TemplateError
+from llm_server.worker.messages import FunctionCall, JsonObject, Message
+
+MAX_SOURCE_BYTES = 256 * 1024
+"""Longest template accepted; the longest published ones have a tenth of that."""
+
+PROBE_SECONDS = 0.2
+"""Limit of one measuring render, a thousand times what published templates take."""
+
+CHATML = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}
+"""
+"""For a model that brings no template."""
+
+RENDER_ERRORS = (
+    JinjaError,
+    RecursionError,
+    ValueError,
+    ArithmeticError,
+    TypeError,
+    LookupError,
+    AttributeError,
+)
+"""What running a template may raise: it can do to its values whatever Python can."""
+
+Scalar = str | int | float | bool
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """What a template wants in an assistant message with tool calls.
+
+    `empty` is what stands for no content: an empty text, None, or no such key.
+    """
+
+    arguments: Literal["object", "text"] = "object"
+    empty: Literal["text", "none", "absent"] = "text"
+    ids: Literal["given", "short", "named"] = "given"
+
+
+class ChatTemplate:
+    """A compiled template; safe to use from several threads, one render at a time.
+
+    `source` None is ChatML. `specials` are the spellings that only the template itself may
+    produce: at least those of the vocabulary's control tokens. Raises TemplateError when the
+    source is too long or is not a template.
+    """
+
+    def __init__(
+        self,
+        source: str | None,
+        bos_token: str,
+        eos_token: str,
+        specials: Iterable[str] = (),
+    ) -> None:
+        self.source = CHATML if source is None else source
+        if len(self.source.encode("utf-8", "replace")) > MAX_SOURCE_BYTES:
+            raise TemplateError("The model's chat template is longer than 256 KiB.")
+        self._lookalikes = Lookalikes(specials)
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._env = ChatEnvironment()
+        self._lock = threading.Lock()
+        try:
+            tree = self._env.parse(self.source)
+            self._template = self._env.from_string(tree)
+            self.variables = frozenset(meta.find_undeclared_variables(tree))
+        except RENDER_ERRORS as error:
+            raise TemplateError(
+                f"The model's chat template is malformed: {_words(error)}"
+            ) from None
+        keys = {n.attr for n in tree.find_all(nodes.Getattr)}
+        keys |= {n.value for n in tree.find_all(nodes.Const) if isinstance(n.value, str)}
+        self._reasoning_keys = [key for key in _REASONING_KEYS if key in keys]
+
+    def render(
+        self,
+        messages: list[Message],
+        tools: list[JsonObject] | None = None,
+        add_generation_prompt: bool = True,
+        kwargs: Mapping[str, Scalar] | None = None,
+    ) -> list[Segment]:
+        """The prompt of a conversation, as segments to be tokenized one after the other.
+
+        The text usually begins with `bos_token`: the tokenizer must not add a second one. A
+        conversation that the template refuses is tried again in shapes that every template takes
+        (a system message in the first user turn, one call a message, equal neighbours joined).
+        Raises TemplateError with the template's own words when none is accepted, or when the
+        render takes over two seconds or 16 million characters.
+        """
+        first: Exception | None = None
+        for repaired in _attempts(messages):
+            try:
+                return self._render(repaired, tools or [], add_generation_prompt, kwargs or {})
+            except RENDER_ERRORS as error:
+                first = first or error
+                if isinstance(error, LimitExceeded):
+                    break
+        assert first is not None
+        raise TemplateError(_words(first), param="messages") from None
+
+    def render_text(
+        self,
+        messages: list[Message],
+        tools: list[JsonObject] | None = None,
+        add_generation_prompt: bool = True,
+        kwargs: Mapping[str, Scalar] | None = None,
+    ) -> str:
+        """The prompt in one piece, for reading."""
+        segments = self.render(messages, tools, add_generation_prompt, kwargs)
+        return "".join(segment.text for segment in segments)
+
+    @cached_property
+    def style(self) -> Style:
+        """The first style in which a call and its result come out whole; measured once."""
+        for empty, arguments, ids in product(
+            ("text", "none", "absent"), ("object", "text"), ("given", "short", "named")
+        ):
+            style = Style(arguments, empty, ids)  # type: ignore[arg-type]
+            if self._style_works(style):
+                return style
+        return Style()
+
+    @cached_property
+    def _no_tools(self) -> list[JsonObject] | None:
+        """None as HF has it, but a template made for tools only may want a list."""
+        try:
+            self._run([{"role": "user", "content": "Probe."}], None, True, {})
+        except RENDER_ERRORS:
+            return []
+        return None
+
+    # ---- one render ----------------------------------------------------------------------------
+
+    def _render(
+        self,
+        messages: list[Message],
+        tools: list[JsonObject],
+        add_generation_prompt: bool,
+        kwargs: Mapping[str, Scalar],
+    ) -> list[Segment]:
+        calls = any(m.tool_calls or m.role == "tool" for m in messages)
+        style = self.style if calls else Style()
+        history = list(self._dicts(messages, style))
+        extra = dict(kwargs)
+        marks = self._lookalikes.marker(_strings([history, tools, extra]))
+        return marks.split(
+            self._run(
+                marks.add(history),
+                marks.add(tools or self._no_tools),
+                add_generation_prompt,
+                marks.add(extra),
+                RENDER_SECONDS,
+            )
+        )
+
+    def _run(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[JsonObject] | None,
+        add_generation_prompt: bool,
+        kwargs: Mapping[str, Any],
+        seconds: float = PROBE_SECONDS,
+    ) -> str:
+        variables: dict[str, Any] = {
+            **kwargs,
+            **self._tokens,
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        if "tools" not in self.variables:
+            # An older convention (Firefunction): the tools as text, and the date.
+            variables["functions"] = json.dumps(tools, ensure_ascii=False, indent=4)
+            variables["datetime"] = datetime.now().strftime("%Y-%m-%d")
+        with self._lock:
+            self._env.start(seconds)
+            pieces, size = [], 0
+            for piece in self._template.generate(variables):
+                pieces.append(piece)
+                size += len(piece)
+                if size > MAX_CHARS:
+                    raise LimitExceeded("the chat template makes too much text")
+        return "".join(pieces)
+
+    def _dicts(self, messages: list[Message], style: Style) -> Iterator[dict[str, Any]]:
+        for message in messages:
+            entry: dict[str, Any] = {"role": message.role}
+            if message.content or not message.tool_calls or style.empty == "text":
+                entry["content"] = message.content or ""
+            elif style.empty == "none":
+                entry["content"] = None
+            if message.name is not None:
+                entry["name"] = message.name
+            if message.reasoning_content is not None:
+                entry |= dict.fromkeys(self._reasoning_keys, message.reasoning_content)
+            if message.tool_calls:
+                entry["tool_calls"] = [
+                    _call(call, index, style) for index, call in enumerate(message.tool_calls)
+                ]
+            if message.tool_call_id is not None:
+                entry["tool_call_id"] = _call_id(message.tool_call_id, style)
+            yield entry
+
+    # ---- measuring -----------------------------------------------------------------------------
+
+    def _style_works(self, style: Style) -> bool:
+        user = Message("user", "Probe question.")
+        call = FunctionCall("call_0123456789", "probe_function", '{"probe_key": "probe_value"}')
+        result = Message("tool", "probe result", name=call.name, tool_call_id=call.id)
+        tools: list[JsonObject] = [
+            {
+                "type": "function",
+                "function": {
+                    "name": call.name,
+                    "description": "A probe.",
+                    "parameters": {
+                        "type": "object",
+                        "properties": {"probe_key": {"type": "string", "description": "A key."}},
+                        "required": ["probe_key"],
+                    },
+                },
+            }
+        ]
+        history = [user, Message("assistant", None, tool_calls=[call]), result]
+        try:
+            before = self._run(list(self._dicts([user], style)), tools, False, {})
+            after = self._run(list(self._dicts(history, style)), tools, False, {})
+        except RENDER_ERRORS:
+            return False
+        broken = ("None", "null", "{'", '\\"')
+        return all(
+            after.count(word) > before.count(word)
+            for word in ("probe_function", "probe_key", "probe_value", "probe result")
+        ) and all(after.count(word) == before.count(word) for word in broken)
+
+
+def _attempts(messages: list[Message]) -> Iterator[list[Message]]:
+    yield messages
+    seen = [messages]
+    for repair in REPAIRS:
+        repaired = repair(messages)
+        if repaired not in seen:
+            seen.append(repaired)
+            yield repaired
+
+
+def _call(call: FunctionCall, index: int, style: Style) -> dict[str, Any]:
+    call_id = f"functions.{call.name}:{index}" if style.ids == "named" else call.id
+    return {
+        "id": _call_id(call_id, style),
+        "type": "function",
+        "function": {
+            "name": call.name,
+            "arguments": _object(call.arguments) if style.arguments == "object" else call.arguments,
+        },
+    }
+
+
+def _call_id(call_id: str, style: Style) -> str:
+    """Some templates refuse ids other than nine letters and digits."""
+    if style.ids != "short" or (len(call_id) == 9 and call_id.isalnum()):
+        return call_id
+    return hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()[:9]
+
+
+def _object(arguments: str) -> JsonObject | str:
+    """Arguments that are no JSON object stay text: the history is what it is."""
+    try:
+        value = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return arguments
+    return value if isinstance(value, dict) else arguments
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
+def _words(error: Exception) -> str:
+    """What to tell the client: the template's own words, or the kind of failure, never more."""
+    if isinstance(error, Refused | LimitExceeded):
+        text = str(error.message)
+    elif isinstance(error, JinjaError):
+        text = error.message or type(error).__name__
+    else:
+        text = f"the chat template failed ({type(error).__name__})"
+    return "".join(c if c.isprintable() else " " for c in text[:300])
