@@ -1,0 +1,162 @@
+"""Starts the server as users do and measures its answers from outside, over HTTP.
+
+Knows the command line and the chat endpoint; nothing of what happens inside. Bytes are stamped as
+they arrive and parsed afterwards, so that the client takes little from the cores it measures.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server. Times are seconds from its process's start."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    answered_s: float
+    ready_s: float
+
+
+@contextmanager
+def running(model: Path, *options: str, timeout_s: float = 120) -> Iterator[Server]:
+    """Start the server on a free port and wait for the model; SIGTERM it at the end.
+
+    Raises:
+        RuntimeError: it exited, or was not ready within `timeout_s` seconds.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "llm_server.server", "--port", str(port)]
+    command += ["--models-dir", str(model.parent), "--model-name", model.name, *options]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        answered = ready = 0.0
+        while not ready:
+            status = _health(url)
+            now = time.perf_counter() - start
+            answered = answered or (now if status else 0.0)
+            ready = now if status == 200 else 0.0
+            if process.poll() is not None or now > timeout_s:
+                raise RuntimeError(f"the server is not ready (health {status})")
+            time.sleep(0.005)
+        yield Server(url, process, answered, ready)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _health(url: str) -> int:
+    """The status of /health, 0 if nobody listens."""
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code
+    except httpx.TransportError:
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A streamed answer. `times` are the arrivals of its pieces of text, in seconds
+    (`time.perf_counter`), `sent` is when the request went out."""
+
+    sent: float
+    times: list[float]
+    usage: dict[str, Any]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the answer, as the server counts them; pieces if it was cut off."""
+        return int(self.usage.get("completion_tokens", len(self.times)))
+
+    @property
+    def first_s(self) -> float:
+        """Seconds from sending to the first text."""
+        return self.times[0] - self.sent
+
+
+class Stream:
+    """One streamed request under way; iterate over `pieces`, then ask for the `answer`."""
+
+    def __init__(self, client: httpx.AsyncClient, prompt: str, max_tokens: int, **extra: Any):
+        self._client = client
+        self._body = {
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **extra,
+        }
+        self._sent = 0.0
+        self._received: list[tuple[float, bytes]] = []
+
+    async def pieces(self) -> AsyncIterator[None]:
+        """Send it, and yield whenever bytes have come; leaving early hangs up.
+
+        Raises:
+            RuntimeError: the server refused the request.
+        """
+        self._sent = time.perf_counter()
+        async with self._client.stream("POST", "/chat/completions", json=self._body) as response:
+            if response.status_code != 200:
+                raise RuntimeError((await response.aread()).decode())
+            async for data in response.aiter_raw():
+                self._received.append((time.perf_counter(), data))
+                yield
+
+    async def run(self) -> Answer:
+        """Send it and read the whole answer."""
+        async for _ in self.pieces():
+            pass
+        return self.answer()
+
+    def answer(self) -> Answer:
+        """What has come so far.
+
+        Raises:
+            RuntimeError: the server reported an error in the stream.
+        """
+        times: list[float] = []
+        usage: dict[str, Any] = {}
+        rest = b""
+        for at, data in self._received:
+            *events, rest = (rest + data).split(b"\n\n")
+            for event in events:
+                chunk = _chunk(event)
+                if any(choice["delta"].get("content") for choice in chunk.get("choices", [])):
+                    times.append(at)
+                usage = chunk.get("usage") or usage
+        return Answer(self._sent, times, usage)
+
+
+def _chunk(event: bytes) -> dict[str, Any]:
+    """An SSE event's JSON; empty for comments and the end marker."""
+    if not event.startswith(b"data: {"):
+        return {}
+    chunk: dict[str, Any] = json.loads(event.removeprefix(b"data: "))
+    if "error" in chunk:
+        raise RuntimeError(chunk["error"]["message"])
+    return chunk

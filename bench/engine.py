@@ -1,0 +1,208 @@
+"""The whole server against a bare `llama_decode` loop: decode speed, smoothness, start-up time.
+
+Both take turns in every round, on the same machine in the same minute, so that what else goes on
+there hits both alike; figures are medians over the rounds. Nothing is asserted: read the table.
+`python -m bench.engine --json build/engine.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from bench import synthetic
+from bench.bare import BareLoop
+from bench.client import Answer, Server, Stream, running
+from tests.tiny_models import WORDS
+
+N_STREAMS = 8
+LONG_PROMPT = 2000
+"""Tokens of the prompt that arrives while another stream decodes; about one a word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One measurement of everything: tokens a second, and milliseconds."""
+
+    bare_1: float
+    server_1: float
+    bare_8: float
+    server_8: float
+    first_token_ms: float
+    gap_ms: float
+    gap_prompt_tokens: int
+    long_first_token_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table; `met` says whether the target was."""
+
+    name: str
+    value: str
+    target: str
+    met: bool
+
+
+def prompt(n_words: int, seed: str) -> str:
+    """Words in random order: about one token each, and no prefix that a cache could know."""
+    return " ".join(random.Random(seed).choices(WORDS, k=n_words))
+
+
+def chatml(content: str) -> str:
+    """The text that the model's template makes of one user message."""
+    return f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def throughput(answers: list[Answer]) -> float:
+    """Tokens a second while all of the streams were decoding.
+
+    Pieces of text are counted between the last stream's first and the first stream's last one,
+    and scaled by tokens per piece, which is 1 unless characters were split over tokens.
+    """
+    start = max(answer.times[0] for answer in answers)
+    end = min(answer.times[-1] for answer in answers)
+    pieces = sum(start < at <= end for answer in answers for at in answer.times)
+    scale = sum(a.n_tokens for a in answers) / sum(len(a.times) for a in answers)
+    return pieces * scale / (end - start)
+
+
+async def decode(client: httpx.AsyncClient, prompts: list[str], n_tokens: int) -> list[Answer]:
+    """The answers to prompts that are sent together."""
+    streams = [Stream(client, text, n_tokens) for text in prompts]
+    return list(await asyncio.gather(*(stream.run() for stream in streams)))
+
+
+async def gap(client: httpx.AsyncClient, seed: str) -> tuple[float, Answer]:
+    """(longest time between pieces of a stream in ms, the answer to a long prompt meanwhile)."""
+    stream = Stream(client, prompt(20, seed), 4000)
+    intruder: asyncio.Task[Answer] | None = None
+    n = 0
+    async for _ in stream.pieces():
+        n += 1
+        if n == 20:
+            long = Stream(client, prompt(LONG_PROMPT, f"long {seed}"), 2)
+            intruder = asyncio.create_task(long.run())
+        if intruder and intruder.done():
+            break
+    if intruder is None:
+        raise RuntimeError("the stream ended before the long prompt was sent")
+    answer = await intruder
+    times = [at for at in stream.answer().times if answer.sent <= at <= answer.times[-1]]
+    return 1000 * max(b - a for a, b in zip(times, times[1:], strict=False)), answer
+
+
+async def measure(bare: BareLoop, server: Server, n_tokens: int, seed: int) -> Round:
+    """One round: the yardstick and the server in turn, then the long prompt."""
+    prompts = [prompt(20, f"{seed} {i}") for i in range(N_STREAMS)]
+    texts = [chatml(content) for content in prompts]
+    async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
+        bare_1 = bare.decode(texts[:1], n_tokens)
+        (alone,) = await decode(client, prompts[:1], n_tokens)
+        bare_8 = bare.decode(texts, n_tokens)
+        together = await decode(client, prompts, n_tokens)
+        longest, long = await gap(client, str(seed))
+    return Round(
+        bare_1=bare_1,
+        server_1=throughput([alone]),
+        bare_8=bare_8,
+        server_8=throughput(together),
+        first_token_ms=1000 * alone.first_s,
+        gap_ms=longest,
+        gap_prompt_tokens=int(long.usage["prompt_tokens"]),
+        long_first_token_ms=1000 * long.first_s,
+    )
+
+
+def report(rounds: list[Round], starts: list[tuple[float, float]]) -> list[Row]:
+    """The table's rows: medians, and ratios as medians of each round's ratio."""
+
+    def median(value: Callable[[Round], float]) -> float:
+        return statistics.median(map(value, rounds))
+
+    def speed(name: str, bare: Callable[[Round], float], server: Callable[[Round], float]) -> Row:
+        ratio = median(lambda r: server(r) / bare(r))
+        text = f"{median(server):.1f} of {median(bare):.1f} tok/s = {ratio:.3f}"
+        return Row(name, text, ">= 0.950", ratio >= 0.95)
+
+    worst = max(r.gap_ms for r in rounds)
+    answered = statistics.median(answered for answered, _ in starts)
+    return [
+        speed("decode, 1 stream", lambda r: r.bare_1, lambda r: r.server_1),
+        speed("decode, 8 streams", lambda r: r.bare_8, lambda r: r.server_8),
+        Row(
+            "first token, 20-word prompt", f"{median(lambda r: r.first_token_ms):.0f} ms", "", True
+        ),
+        Row(
+            "longest gap while a long prompt arrives",
+            f"{worst:.0f} ms (median {median(lambda r: r.gap_ms):.0f})",
+            "<= 300 ms",
+            worst <= 300,
+        ),
+        Row(
+            f"first token of that prompt ({rounds[0].gap_prompt_tokens} tokens)",
+            f"{median(lambda r: r.long_first_token_ms) / 1000:.1f} s",
+            "",
+            True,
+        ),
+        Row("process start to /health", f"{answered:.2f} s", "<= 1.50 s", answered <= 1.5),
+        Row(
+            "process start to a loaded model",
+            f"{statistics.median(ready for _, ready in starts):.2f} s",
+            "",
+            True,
+        ),
+    ]
+
+
+def show(rows: list[Row]) -> None:
+    """Print the table."""
+    table = Table("measured", "value", "target", "")
+    for row in rows:
+        table.add_row(row.name, row.value, row.target, "" if row.met else "MISSED")
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare the server with a bare decode loop.")
+    parser.add_argument("--size", choices=sorted(synthetic.SHAPES), default="0.5b")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=128, help="tokens each stream decodes")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--n-ctx", type=int, default=8192)
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    args = parser.parse_args()
+    model = synthetic.build(args.size, n_threads=args.threads)
+    options = ("--n-ctx", str(args.n_ctx), "--parallel", str(N_STREAMS))
+    options += ("--threads", str(args.threads), "--log-level", "warning")
+    starts = []
+    for _ in range(2):
+        with running(model, *options) as server:
+            starts.append((server.answered_s, server.ready_s))
+    bare = BareLoop(model, n_ctx=args.n_ctx, n_streams=N_STREAMS, n_threads=args.threads)
+    with running(model, *options) as server:
+        starts.append((server.answered_s, server.ready_s))
+        rounds = [
+            asyncio.run(measure(bare, server, args.tokens, seed)) for seed in range(args.rounds)
+        ]
+    bare.close()
+    rows = report(rounds, starts)
+    show(rows)
+    if args.json:
+        figures = {"rounds": [asdict(r) for r in rounds], "starts_s": starts}
+        args.json.write_text(json.dumps({**figures, "rows": [asdict(r) for r in rows]}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
