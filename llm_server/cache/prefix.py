@@ -146,10 +146,12 @@ class PrefixCache:
         return tree.covered(sequence) and not self._memory.whole_state
 
     def _retain(self, tree: CellTree, lease: Lease) -> None:
+        tokens = tree.tokens(lease.sequence)
+        if not tokens:
+            return
         if not self._free_idle:
             self._drop_idle(next(iter(self._idle)))
         idle = self._free_idle.pop()
-        tokens = tree.tokens(lease.sequence)
         self._memory.share(lease.sequence, idle, len(tokens))
         tree.open(idle)
         tree.attach(idle, lease.sequence, len(tokens))

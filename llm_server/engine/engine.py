@@ -152,7 +152,7 @@ class Engine:
             running = list(self._running)
             wants = [self._want(s, now) for s in running]
             budget = self._pace.prompt_budget(sum(want.is_decode for want in wants))
-            for i, n in plan(wants, budget):
+            for i, n in plan(wants, budget, self._context.n_batch):
                 if self._make_room(sum(row.n for row in rows) + n, running[i], wants[i].is_decode):
                     rows.append(self._add_row(running[i], n))
             if rows or not self._running:

@@ -10,6 +10,7 @@ TILE = 16
 (measured: 16 prompt tokens a step keep 84 % of full prompt speed, 64 keep 95 %)."""
 
 _SMOOTHING = 0.3  # weight of the newest step in the running means
+_FASTEST_S = 1e-6  # a coarse clock may measure nothing at all
 
 
 class Pace:
@@ -42,7 +43,7 @@ class Pace:
             self._decode_s = _mean(self._decode_s or None, seconds)
         elif n_prompt >= TILE // 2:
             own = max(seconds - (self._decode_s if n_decoding else 0.0), seconds / 4)
-            self._token_s = _mean(self._token_s, own / n_prompt)
+            self._token_s = _mean(self._token_s, max(own / n_prompt, _FASTEST_S))
 
     def prompt_seconds(self, n: int) -> float:
         """Expected time to compute `n` prompt tokens; 0 before anything was learnt."""

@@ -35,19 +35,24 @@ class Want:
         return self.seconds - self.waited
 
 
-def plan(wants: Sequence[Want], budget: int) -> Iterator[tuple[int, int]]:
+def plan(wants: Sequence[Want], budget: int, n_batch: int) -> Iterator[tuple[int, int]]:
     """Yield (index of a want, tokens to compute) in the order in which cells should be given out.
 
-    Everybody who decodes gets a row; `budget` prompt tokens go to the most urgent prompts.
+    Everybody who decodes gets a row; `budget` prompt tokens, or a few more to finish one, go to
+    the most urgent prompts. Never more than `n_batch` rows in all.
     """
+    room = n_batch
     for i, want in enumerate(wants):
         if want.is_decode:
             yield i, 1
+            room -= 1
     prompts = [i for i, want in enumerate(wants) if not want.is_decode and want.n > 0]
     for i in sorted(prompts, key=lambda i: wants[i].urgency):
+        budget = min(budget, room)
         if budget <= 0:
             return
         want = wants[i]
-        n = want.n_first if want.n_first <= budget * _OVERSHOOT else budget
+        fits = want.n_first <= min(budget * _OVERSHOOT, room)
+        n = want.n_first if fits else budget
         yield i, n
-        budget -= n
+        budget, room = budget - n, room - n

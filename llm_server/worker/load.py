@@ -54,6 +54,7 @@ def load(command: Load, on_progress: Callable[[float], None]) -> tuple[Context, 
     if n_ctx > model.n_ctx_train:
         logger.warning("n_ctx %d is more than the model was trained for", n_ctx)
     parallel = config.parallel or (_PARALLEL_WHOLE_STATE if model.keeps_whole_state else _PARALLEL)
+    parallel = min(parallel, config.n_batch, n_ctx)
     config = msgspec.structs.replace(config, n_threads=config.n_threads or physical_cores())
     try:
         context = Context(model, config, n_ctx, parallel)

@@ -1,0 +1,232 @@
+"""A fake KV memory and decoder: the one seam at which engine tests replace llama.cpp.
+
+A cell is an object that holds one token; a sequence is a list of cells. What is "sampled" is a
+hash of all tokens that a sequence really holds, so a prefix shared or dropped wrongly changes
+the answer.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from llm_server.engine.engine import Engine
+from llm_server.engine.sequence import Prompt
+from llm_server.worker.messages import (
+    Content,
+    Delta,
+    Failed,
+    Finished,
+    RequestEvent,
+)
+
+N_VOCAB = 64
+EOG = 0
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    """What the fake model answers to a sequence."""
+    return zlib.crc32(bytes(tokens)) % N_VOCAB
+
+
+def reference(prompt: Sequence[int], max_tokens: int) -> str:
+    """The text that an engine must produce for a prompt, whatever else it runs."""
+    tokens, text = list(prompt), ""
+    for _ in range(max_tokens):
+        token = next_token(tokens)
+        if token == EOG:
+            break
+        tokens.append(token)
+        text += FakeVocabulary().piece(token, special=False).decode()
+    return text
+
+
+class FakeVocabulary:
+    """Every token is a letter; 0 ends the answer."""
+
+    eog = frozenset({EOG})
+
+    def piece(self, token: int, *, special: bool) -> bytes:
+        return chr(ord("0") + token).encode()
+
+
+class FakeBatch:
+    def __init__(self, context: FakeContext) -> None:
+        self._context = context
+        self.rows: list[tuple[int, int, list[int], bool]] = []
+
+    def clear(self) -> None:
+        self.rows = []
+
+    def add(self, seq_id: int, start: int, tokens: list[int], *, logits: bool) -> int:
+        assert 0 <= seq_id < self._context.parallel and tokens
+        self.rows.append((seq_id, start, list(tokens), logits))
+        return sum(len(row[2]) for row in self.rows) - 1
+
+
+class FakeContext:
+    """Counts its cells and insists on consecutive positions, as llama.cpp does."""
+
+    def __init__(
+        self,
+        n_ctx: int = 256,
+        parallel: int = 8,
+        *,
+        n_seq: int = 24,
+        n_batch: int = 128,
+        whole_state: bool = False,
+    ) -> None:
+        self.n_ctx, self.parallel, self.n_seq, self.n_batch = n_ctx, parallel, n_seq, n_batch
+        self.whole_state = whole_state
+        self.batch = FakeBatch(self)
+        self.sequences: dict[int, list[list[int]]] = {s: [] for s in range(n_seq)}
+        self.steps: list[list[tuple[int, int, list[int], bool]]] = []
+        self.failures: list[Exception | Literal["no_cells"]] = []
+        self.on_decode: Callable[[int], None] = lambda n_rows: None
+        self._outputs: dict[int, int] = {}
+
+    @property
+    def n_used(self) -> int:
+        """Distinct cells in use."""
+        return len({id(cell) for cells in self.sequences.values() for cell in cells})
+
+    @property
+    def n_decoded(self) -> int:
+        """Tokens computed so far."""
+        return sum(len(row[2]) for step in self.steps for row in step)
+
+    def decode(self) -> Literal["done", "no_cells"]:
+        rows = self.batch.rows
+        n_rows = sum(len(row[2]) for row in rows)
+        assert 0 < n_rows <= self.n_batch
+        if self.failures:
+            failure = self.failures.pop(0)
+            if isinstance(failure, Exception):
+                raise failure
+            return failure
+        if self.n_used + n_rows > self.n_ctx:
+            return "no_cells"
+        self.steps.append(rows)
+        self.on_decode(n_rows)
+        self._outputs, index = {}, -1
+        for seq_id, start, tokens, logits in rows:
+            cells = self.sequences[seq_id]
+            assert start == len(cells), f"position {start} after {len(cells)} cells"
+            cells.extend([token] for token in tokens)
+            index += len(tokens)
+            if logits:
+                self._outputs[index] = next_token([cell[0] for cell in cells])
+        return "done"
+
+    def output(self, row: int) -> int:
+        return self._outputs[row]
+
+    def share(self, source: int, target: int, n: int) -> None:
+        cells = self.sequences[source]
+        assert not self.sequences[target] and 0 < n <= len(cells)
+        assert not self.whole_state or n == len(cells), "a whole state cannot be cut"
+        self.sequences[target] = cells[:n]
+
+    def drop(self, sequence: int) -> None:
+        self.sequences[sequence] = []
+
+    def clear(self) -> None:
+        self.sequences = {s: [] for s in range(self.n_seq)}
+
+
+class FakeSampler:
+    def __init__(self, context: FakeContext) -> None:
+        self._context = context
+        self.closed = False
+
+    def sample(self, row: int) -> int:
+        return self._context.output(row)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Text:
+    """A parser that calls everything content."""
+
+    def __init__(self, id: int) -> None:
+        self._id = id
+
+    def feed(self, text: str) -> list[Delta]:
+        return [Content(self._id, text)]
+
+    def close(self) -> list[Delta]:
+        return []
+
+
+class Clock:
+    """Time that passes only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Bench:
+    """An engine on a fake context, with what its requests answered."""
+
+    def __init__(self, context: FakeContext | None = None) -> None:
+        self.context = context or FakeContext()
+        self.clock = Clock()
+        self.engine = Engine(self.context, FakeVocabulary(), clock=self.clock)
+        self.samplers: list[FakeSampler] = []
+        self.texts: dict[int, str] = {}
+        self.ends: dict[int, Finished | Failed] = {}
+
+    def submit(
+        self,
+        id: int,
+        tokens: Sequence[int],
+        *,
+        max_tokens: int | None = 8,
+        stop: Sequence[str] = (),
+        namespace: str = "",
+    ) -> None:
+        self.texts[id] = ""
+        self.engine.submit(
+            Prompt(
+                id,
+                list(tokens),
+                make_sampler=self._sampler,
+                parser=Text(id),
+                max_tokens=max_tokens,
+                stop=stop,
+                namespace=namespace,
+                arrived=self.clock.now,
+            )
+        )
+
+    def step(self) -> list[RequestEvent]:
+        events = self.engine.step()
+        for event in events:
+            if isinstance(event, Content):
+                self.texts[event.id] += event.text
+            elif isinstance(event, Finished | Failed):
+                assert event.id not in self.ends, "a request ended twice"
+                self.ends[event.id] = event
+        self.engine.check()
+        return events
+
+    def run(self, limit: int = 10_000) -> None:
+        """Step until idle."""
+        for _ in range(limit):
+            if self.engine.idle:
+                return
+            self.step()
+        raise AssertionError(f"not idle after {limit} steps")
+
+    def _sampler(self) -> FakeSampler:
+        sampler = FakeSampler(self.context)
+        self.samplers.append(sampler)
+        return sampler

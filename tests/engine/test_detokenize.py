@@ -1,0 +1,55 @@
+"""Characters are whole and stop strings never show, however the text is cut."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_server.engine.detokenize import StopStrings, Utf8Stream
+
+
+@given(st.text(), st.data())
+def test_characters_are_whole_at_every_cut(text: str, data: st.DataObject) -> None:
+    stream, out, rest = Utf8Stream(), "", text.encode()
+    while rest:
+        n = data.draw(st.integers(1, len(rest)))
+        out += stream.feed(rest[:n])
+        assert text.startswith(out)
+        rest = rest[n:]
+    assert out == text
+
+
+def test_a_split_character_waits_and_an_impossible_one_is_replaced() -> None:
+    stream = Utf8Stream()
+    assert stream.feed("é".encode()[:1]) == ""
+    assert stream.feed("é".encode()[1:]) == "é"
+    assert stream.feed(b"\xff!") == "\ufffd!"
+
+
+@given(
+    st.text("abc", max_size=40),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+    st.data(),
+)
+def test_text_ends_before_the_first_stop_string(
+    text: str, stops: list[str], data: st.DataObject
+) -> None:
+    strings, out, rest, stopped = StopStrings(stops), "", text, False
+    while rest and not stopped:
+        n = data.draw(st.integers(1, len(rest)))
+        shown, stopped = strings.feed(rest[:n])
+        out, rest = out + shown, rest[n:]
+        assert not any(stop in out for stop in stops)
+    if not stopped:
+        out += strings.flush()
+        assert out == text
+    else:
+        assert text.startswith(out)
+        assert any(text.startswith(stop, len(out)) for stop in stops)
+
+
+def test_only_what_could_become_a_stop_string_is_held_back() -> None:
+    strings = StopStrings(["user:"])
+    assert strings.feed("hello us") == ("hello ", False)
+    assert strings.feed("ual") == ("usual", False)
+    assert strings.feed(" user:x") == (" ", True)

@@ -1,0 +1,83 @@
+"""The plan of a step, and the pace that limits it: pure functions."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_server.engine.pace import TILE, Pace
+from llm_server.engine.scheduler import Want, plan
+
+decode = Want(n=1, n_first=1, seconds=0, waited=0)
+
+
+def prompt(n: int, waited: float = 0.0, n_first: int | None = None) -> Want:
+    return Want(n, n if n_first is None else n_first, n * 0.01, waited)
+
+
+def test_everybody_who_decodes_gets_a_row_before_any_prompt() -> None:
+    assert list(plan([prompt(100), decode, decode], 16, 64)) == [(1, 1), (2, 1), (0, 16)]
+
+
+def test_smallest_remaining_prompt_first() -> None:
+    assert list(plan([prompt(300), prompt(20), prompt(40)], 64, 512)) == [(1, 20), (2, 40), (0, 4)]
+
+
+def test_waiting_outweighs_size() -> None:
+    assert list(plan([prompt(300, waited=5), prompt(20)], 64, 512)) == [(0, 64)]
+
+
+def test_a_step_ends_at_a_boundary() -> None:
+    assert list(plan([prompt(300, n_first=30)], 64, 512)) == [(0, 30)]
+
+
+def test_a_prompt_a_little_over_budget_is_finished() -> None:
+    assert list(plan([prompt(70)], 64, 512)) == [(0, 70)]
+    assert list(plan([prompt(70)], 64, 64)) == [(0, 64)]
+
+
+wants = st.lists(
+    st.builds(
+        lambda n, first, waited: Want(n, min(n, first), n * 0.01, waited),
+        st.integers(1, 500),
+        st.integers(1, 500),
+        st.floats(0, 100),
+    ),
+    max_size=12,
+)
+
+
+@given(wants, st.integers(1, 256), st.integers(12, 256))
+def test_a_plan_keeps_its_limits_and_always_gets_somewhere(
+    wants: list[Want], budget: int, n_batch: int
+) -> None:
+    rows = list(plan(wants, budget, n_batch))
+    assert sum(n for _, n in rows) <= n_batch
+    assert len({i for i, _ in rows}) == len(rows)
+    assert all(0 < n <= wants[i].n_first for i, n in rows)
+    assert {i for i, w in enumerate(wants) if w.is_decode} <= {i for i, _ in rows}
+    assert bool(rows) == bool(wants)
+
+
+def test_the_budget_is_what_the_latency_target_leaves() -> None:
+    pace = Pace(2048, busy_s=0.15, alone_s=0.5)
+    for _ in range(50):
+        pace.learn(1, 0, 0.014)
+        pace.learn(0, 128, 0.430)
+    assert pace.prompt_budget(0) == 144  # 0.5 s at 3.36 ms
+    assert pace.prompt_budget(1) == 31  # (0.15 - 0.014) s, 32 rows with the decoding one
+    assert (pace.prompt_budget(3) + 3) % TILE == 0
+
+
+def test_a_fast_machine_gets_whole_batches_and_a_slow_one_a_tile() -> None:
+    fast, slow = Pace(2048), Pace(2048)
+    fast.learn(0, 512, 0.01)
+    slow.learn(0, 128, 60.0)
+    assert fast.prompt_budget(0) == 2048
+    assert slow.prompt_budget(4) == TILE - 4
+    assert slow.prompt_budget(0) == TILE
+
+
+def test_before_anything_is_known_the_first_steps_are_careful() -> None:
+    assert Pace(2048).prompt_budget(1) == TILE
+    assert Pace(2048).prompt_budget(0) == 8 * TILE
