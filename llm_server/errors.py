@@ -82,6 +82,20 @@ class UnsupportedParameter(InvalidRequest):
     code = "unsupported_parameter"
 
 
+class RequestTooLarge(InvalidRequest):
+    """The body is longer than the server accepts."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is not declared as plain JSON. Other types would let web pages post blindly."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
 class ContextLengthExceeded(InvalidRequest):
     """The prompt is longer than the context. Message in OpenAI's words: agents match on it."""
 

@@ -1,0 +1,101 @@
+"""The ASGI application: endpoints, error handlers, and the life of the pool around them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from llm_server import __version__
+from llm_server.api import errors, native, openai
+from llm_server.api.chat import Patience
+from llm_server.api.context import Context
+from llm_server.api.edge import Edge
+from llm_server.config import Settings
+from llm_server.errors import ServerError
+from llm_server.models.pool import Pool
+from llm_server.models.registry import Registry
+from llm_server.worker.client import WORKER_ARGV, Worker
+from llm_server.worker.messages import LoadConfig
+
+
+class App(FastAPI):
+    """FastAPI inside the outermost layer."""
+
+    max_body_bytes: int
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The stack of FastAPI, wrapped once more."""
+        return Edge(super().build_middleware_stack(), self.max_body_bytes)
+
+
+def create_app(
+    settings: Settings,
+    *,
+    worker_argv: Sequence[str] | None = None,
+    patience: Patience | None = None,
+) -> App:
+    """The application for `settings`. Nothing is started before its lifespan begins.
+
+    `worker_argv` is the command of worker processes, when it is not our own.
+    """
+    registry = Registry(settings.models_dir)
+    pool = Pool(
+        registry,
+        defaults=load_defaults(settings),
+        queue_size=settings.queue_size,
+        first_model=settings.model_name,
+        start_worker=partial(Worker.start, argv=worker_argv or WORKER_ARGV),
+    )
+    app = App(
+        title="llm-server",
+        version=__version__,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={
+            ServerError: errors.on_server_error,
+            HTTPException: errors.on_http_exception,
+            Exception: errors.on_unexpected,
+        },
+    )
+    app.max_body_bytes = settings.max_body_bytes
+    app.state.context = Context(registry, pool, patience or Patience())
+    app.include_router(native.router)
+    app.include_router(openai.router)
+    return app
+
+
+def load_defaults(settings: Settings) -> LoadConfig:
+    """How models are loaded unless a request says otherwise."""
+    return LoadConfig(
+        n_ctx=settings.n_ctx,
+        parallel=settings.parallel,
+        n_threads=settings.threads,
+        n_gpu_layers=settings.n_gpu_layers,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    pool = app.state.context.pool
+    preloading = asyncio.create_task(_preload(pool))
+    try:
+        yield
+    finally:
+        preloading.cancel()
+        await pool.close()
+
+
+async def _preload(pool: Pool) -> None:
+    """Load the first model behind the server's back, so that it answers /health meanwhile."""
+    # The pool logs what goes wrong, and an empty folder is no error.
+    with contextlib.suppress(ServerError):
+        lease = await pool.acquire(None)
+        lease.release()

@@ -1,0 +1,152 @@
+"""Request bodies: from bytes to plain JSON values that nothing downstream can choke on.
+
+Size, depth and number of values are bounded, keys are unique, numbers finite and within 64 bits,
+text is valid Unicode. Which fields there are is the wire models' business.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from typing import TypeAlias
+
+from starlette.requests import Request
+
+from llm_server.errors import InvalidRequest, UnsupportedMediaType
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+
+MAX_DEPTH = 64
+MAX_VALUES = 100_000
+
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_MAX_INT_DIGITS = 64
+
+
+async def read_json_object(request: Request) -> dict[str, Json]:
+    """The body of a POST as a JSON object.
+
+    Raises UnsupportedMediaType, InvalidRequest, and RequestTooLarge (from the outermost layer).
+    """
+    check_media_type(request.headers.get("content-type"), request.headers.get("content-encoding"))
+    return parse_json_object(await request.body())
+
+
+def check_media_type(content_type: str | None, content_encoding: str | None) -> None:
+    """Raises UnsupportedMediaType for anything that is not plain, declared JSON.
+
+    A web page may send `text/plain` anywhere without asking, and this server runs on desktops.
+    """
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (
+        kind.startswith("application/") and kind.endswith("+json")
+    ):
+        raise UnsupportedMediaType(
+            "The request must have the header 'Content-Type: application/json'."
+        )
+    if (content_encoding or "identity").strip().lower() != "identity":
+        raise UnsupportedMediaType("Compressed request bodies are not supported.")
+
+
+def parse_json_object(body: bytes) -> dict[str, Json]:
+    """`body` as a JSON object within all bounds. Raises InvalidRequest."""
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise _invalid("The request body is not valid UTF-8.") from None
+    # Commas in text would be miscounted, so look closer only when there are suspiciously many.
+    if _count_values(text) > MAX_VALUES and _count_values(_STRING.sub("", text)) > MAX_VALUES:
+        raise _too_many()
+    try:
+        value: Json = json.loads(text, object_pairs_hook=_unique, parse_int=_bounded_int)
+    except RecursionError:
+        raise _too_deep() from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise _invalid(f"The request body is not valid JSON ({where}).") from None
+    if not isinstance(value, dict):
+        raise _invalid("The request body must be a JSON object.")
+    _check(value, "", 0)
+    return value
+
+
+def _count_values(text: str) -> int:
+    return text.count(",") + text.count("{") + text.count("[")
+
+
+def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise InvalidRequest(
+            "A key occurs twice in one object of the request body.",
+            param=printable(key),
+            code="duplicate_key",
+        )
+    return result
+
+
+def _bounded_int(digits: str) -> int | float:
+    # Python takes quadratic time for long ones; infinity is refused with the field's name.
+    return int(digits) if len(digits) <= _MAX_INT_DIGITS else math.inf
+
+
+def _check(value: Json, path: str, depth: int) -> None:
+    """Refuse what JSON text can say and the rest of the server cannot hold."""
+    if not isinstance(value, dict | list):
+        _check_scalar(value, path)
+        return
+    if depth >= MAX_DEPTH:
+        raise _too_deep()
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            _check(item, f"{path}[{i}]", depth + 1)
+        return
+    for key, item in value.items():
+        _check_text(key, path)
+        _check(item, f"{path}.{key}" if path else key, depth + 1)
+
+
+def _check_scalar(value: None | bool | int | float | str, path: str) -> None:
+    if isinstance(value, str):
+        _check_text(value, path)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InvalidRequest("A number is not finite.", param=printable(path))
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        raise InvalidRequest("A number is out of range.", param=printable(path))
+
+
+def _check_text(text: str, path: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(
+            "A string holds half of a surrogate pair, which is not valid Unicode.",
+            param=printable(path),
+            code="invalid_unicode",
+        ) from None
+
+
+def printable(path: str) -> str:
+    """A path of the client's own keys, fit to be shown: bounded, one line, valid Unicode."""
+    return "".join(c if c.isprintable() else "?" for c in path[:128])
+
+
+def _invalid(message: str) -> InvalidRequest:
+    return InvalidRequest(message, code="invalid_json")
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(
+        f"The request body is nested deeper than {MAX_DEPTH} levels.", code="json_too_deep"
+    )
+
+
+def _too_many() -> InvalidRequest:
+    return InvalidRequest(
+        f"The request body holds more than {MAX_VALUES} values.", code="too_many_items"
+    )

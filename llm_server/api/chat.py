@@ -1,0 +1,246 @@
+"""One chat call from the queue to the last byte: waiting, streaming, folding, giving up.
+
+A client that goes away cancels its request at once, wherever it is. What answers look like is
+`completion.py`'s business, what an event stream is `sse.py`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from llm_server.api import sse
+from llm_server.api.completion import Chunks, Fold
+from llm_server.api.errors import INTERNAL, envelope, json_response
+from llm_server.api.requests import ChatCall
+from llm_server.errors import ErrorInfo, RemoteError, ServerError
+from llm_server.models.lease import Lease
+from llm_server.models.pool import Pool
+from llm_server.worker.messages import Failed, Progress, RequestEvent
+from llm_server.worker.stream import EventStream
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long clients are kept without a sign, in seconds."""
+
+    headers_s: float = 2.0
+    """A stream whose first event takes longer starts with comments. Errors that come earlier are
+    plain HTTP errors."""
+    keep_alive_s: float = 5.0
+    """Longest silence in a stream."""
+    stall_s: float = 30.0
+    """Longest time a client may take to accept a write."""
+
+
+class Answer:
+    """The events of one call: waits for a lease, submits, and says how far things are."""
+
+    def __init__(self, pool: Pool, call: ChatCall) -> None:
+        self._pool = pool
+        self._call = call
+        self._lease: Lease | None = None
+        self._stream: EventStream | None = None
+        self._progress: Progress | None = None
+
+    @property
+    def model(self) -> str:
+        """Name of the model that answers, once there is a lease."""
+        assert self._lease is not None
+        return self._lease.model.name
+
+    async def begin(self) -> list[RequestEvent]:
+        """The first batch with more in it than progress. Raises ServerError, also for Failed."""
+        self._lease = await self._pool.acquire(self._call.model, self._call.overrides)
+        self._stream = self._lease.worker.submit(self._call.request)
+        async for batch in self._stream:
+            events = self._without_progress(batch)
+            if events and isinstance(events[0], Failed):
+                raise RemoteError(events[0].error)
+            if events:
+                return events
+        raise AssertionError("a stream of events ends in Finished or Failed")
+
+    async def rest(self) -> list[RequestEvent] | None:
+        """The next batch, empty after `poke`; None after the end."""
+        assert self._stream is not None
+        try:
+            return self._without_progress(await anext(self._stream))
+        except StopAsyncIteration:
+            return None
+
+    def poke(self) -> None:
+        """Make `rest` return now."""
+        if self._stream is not None:
+            self._stream.poke()
+
+    def describe(self) -> str:
+        """What the client is waiting for, in a few words."""
+        if self._lease is None:
+            status = self._pool.status()
+            if status.loading is not None:
+                return f"loading {status.loading}, {status.fraction:.0%}"
+            return f"queued, {status.waiting} waiting, {status.running} running"
+        progress = self._progress
+        if progress is None:
+            return "queued"
+        if progress.n_done < progress.n_prompt:
+            return f"reading the prompt, {progress.n_done} of {progress.n_prompt} tokens"
+        return "working"
+
+    def close(self) -> None:
+        """Cancel what has not ended and give the lease back. Safe to repeat."""
+        if self._stream is not None:
+            self._stream.close()
+        if self._lease is not None:
+            self._lease.release()
+
+    def _without_progress(self, batch: list[RequestEvent]) -> list[RequestEvent]:
+        events: list[RequestEvent] = []
+        for event in batch:
+            if isinstance(event, Progress):
+                self._progress = event
+            else:
+                events.append(event)
+        return events
+
+
+class FoldedResponse(Response):
+    """Answers with one JSON object, made from all events of the call."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        call: ChatCall,
+        render: Callable[[Fold, str], object],
+        headers: dict[str, str],
+    ) -> None:
+        super().__init__(headers=headers)
+        self._pool = pool
+        self._call = call
+        self._render = render
+        self._extra = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the call. ServerErrors leave as exceptions, before anything is sent."""
+        await until_disconnected(receive, self._answer(scope, receive, send))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        fold = Fold()
+        with contextlib.closing(Answer(self._pool, self._call)) as answer:
+            batch: list[RequestEvent] | None = await answer.begin()
+            while batch is not None:
+                for event in batch:
+                    fold.add(event)
+                batch = await answer.rest()
+            value = self._render(fold, answer.model)
+        await json_response(value, headers=self._extra)(scope, receive, send)
+
+
+class StreamedResponse(Response):
+    """Answers with an event stream. Errors before its start leave as exceptions."""
+
+    def __init__(
+        self, pool: Pool, call: ChatCall, patience: Patience, headers: dict[str, str]
+    ) -> None:
+        super().__init__(
+            media_type="text/event-stream",
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"} | headers,
+        )
+        self._pool = pool
+        self._call = call
+        self._patience = patience
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the call. ServerErrors leave as exceptions, unless the stream has started."""
+        await until_disconnected(receive, self._answer(send))
+
+    async def _answer(self, send: Send) -> None:
+        # The empty body of the base class has set a length.
+        headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
+        with contextlib.closing(Answer(self._pool, self._call)) as answer:
+            with sse.EventWriter(
+                send,
+                headers,
+                quiet_s=self._patience.keep_alive_s,
+                stall_s=self._patience.stall_s,
+                on_quiet=answer.poke,
+            ) as writer:
+                try:
+                    await self._stream(answer, writer)
+                except ServerError as error:
+                    await _end_with_error(writer, error, error.info)
+                except Exception as error:
+                    logger.exception("a stream ended in an unexpected way")
+                    await _end_with_error(writer, error, INTERNAL)
+
+    async def _stream(self, answer: Answer, writer: sse.EventWriter) -> None:
+        batch: list[RequestEvent] | None = await self._begin(answer, writer)
+        chunks = Chunks(answer.model, self._call.include_usage)
+        out = [sse.data(chunks.opening())]
+        while batch is not None:
+            for event in batch:
+                if isinstance(event, Failed):
+                    raise _Late(event.error, b"".join(out))
+                out += map(sse.data, chunks.of(event))
+            await writer.write(b"".join(out) if out else sse.comment(answer.describe()))
+            out = []
+            batch = await answer.rest()
+        await writer.write(sse.DONE, last=True)
+
+    async def _begin(self, answer: Answer, writer: sse.EventWriter) -> list[RequestEvent]:
+        """The first batch; the wait for it is filled with comments once it becomes long."""
+        beginning = asyncio.create_task(answer.begin())
+        try:
+            await asyncio.wait({beginning}, timeout=self._patience.headers_s)
+            while not beginning.done():
+                await writer.write(sse.comment(answer.describe()))
+                await asyncio.wait({beginning}, timeout=self._patience.keep_alive_s)
+            return beginning.result()
+        finally:
+            beginning.cancel()
+
+
+class _Late(RemoteError):
+    """A request failed behind events that its client has not seen yet."""
+
+    def __init__(self, info: ErrorInfo, unsent: bytes) -> None:
+        super().__init__(info)
+        self.unsent = unsent
+
+
+async def _end_with_error(writer: sse.EventWriter, error: Exception, info: ErrorInfo) -> None:
+    """End a started stream with the error and without [DONE]; else leave it to HTTP."""
+    if not writer.started and not isinstance(error, _Late):
+        raise error
+    unsent = error.unsent if isinstance(error, _Late) else b""
+    await writer.write(unsent + sse.data(envelope(info)), last=True)
+
+
+async def until_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`, but cancel it when the client goes. Raises what the work raises."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        leaving.cancel()
+        if not working.done():
+            working.cancel()
+        await asyncio.wait({working, leaving})
+    if not working.cancelled():
+        working.result()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

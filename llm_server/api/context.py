@@ -1,0 +1,40 @@
+"""What every endpoint may use: the pool, the registry, and what the server was told."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from llm_server.api.chat import Patience
+from llm_server.models.pool import Pool
+from llm_server.models.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One per app, made with it."""
+
+    registry: Registry
+    pool: Pool
+    patience: Patience = Patience()
+    started: float = field(default_factory=time.monotonic)
+
+
+def context_of(request: Request) -> Context:
+    """The context of the app that serves this request."""
+    context = request.app.state.context
+    assert isinstance(context, Context)
+    return context
+
+
+def ignored_header(names: list[str]) -> dict[str, str]:
+    """The header that names fields of the body which had no effect; none when all had."""
+    if not names:
+        return {}
+    shown = [
+        "".join(c if c.isalnum() and c.isascii() or c in "_.-" else "?" for c in name[:64])
+        for name in names[:20]
+    ]
+    return {"x-ignored-parameters": ", ".join(shown)}

@@ -1,0 +1,71 @@
+"""Errors on the wire: OpenAI's envelope, the headers that SDKs obey, one place for all of it."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llm_server.errors import ErrorInfo, InvalidRequest, ServerError
+
+logger = logging.getLogger(__name__)
+
+INTERNAL = ErrorInfo("The server made a mistake. Its log has details under this request's id.")
+
+
+def envelope(info: ErrorInfo) -> dict[str, object]:
+    """The JSON object of an error: all four keys always, then the details."""
+    members: dict[str, object] = {
+        "message": info.message,
+        "type": info.type,
+        "param": info.param,
+        "code": info.code,
+    }
+    return {"error": members | {k: v for k, v in info.details.items() if k not in members}}
+
+
+def headers(info: ErrorInfo) -> dict[str, str]:
+    """When, and whether, a client should repeat the request."""
+    result: dict[str, str] = {}
+    if info.retry_after is not None:
+        result["retry-after"] = str(info.retry_after)
+    if info.status >= 500 and not info.retry:
+        result["x-should-retry"] = "false"
+    return result
+
+
+def json_response(
+    value: object, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """Any msgspec-encodable value as a response."""
+    return Response(msgspec.json.encode(value), status, headers, "application/json")
+
+
+def error_response(info: ErrorInfo, extra: dict[str, str] | None = None) -> Response:
+    """An error as a response."""
+    return json_response(envelope(info), info.status, headers(info) | (extra or {}))
+
+
+async def on_server_error(request: Request, error: Exception) -> Response:
+    """Handler of our own errors."""
+    assert isinstance(error, ServerError)
+    return error_response(error.info)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Handler of the router's errors: no such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    extra = {k: v for k, v in (error.headers or {}).items() if k.lower() == "allow"}
+    if error.status_code == 405:
+        info = InvalidRequest("This path does not take this method.", code="method_not_allowed")
+        return error_response(msgspec.structs.replace(info.info, status=405), extra)
+    info = InvalidRequest("There is nothing at this path. GET / lists what is.", code="unknown_url")
+    return error_response(msgspec.structs.replace(info.info, status=404))
+
+
+async def on_unexpected(request: Request, error: Exception) -> Response:
+    """Handler of everything else; the outermost layer logs it."""
+    return error_response(INTERNAL)

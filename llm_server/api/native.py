@@ -1,0 +1,174 @@
+"""The native endpoints at the root: status, health, models, switching, and warming the cache."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llm_server import __version__
+from llm_server.api import openai
+from llm_server.api.body import read_json_object
+from llm_server.api.chat import FoldedResponse
+from llm_server.api.completion import Fold
+from llm_server.api.context import context_of, ignored_header
+from llm_server.api.errors import envelope, headers, json_response
+from llm_server.api.requests import restore_call, set_model_call
+from llm_server.api.schema import body_of
+from llm_server.api.wire import ChatBody, SetModelBody
+from llm_server.errors import ModelLoading
+from llm_server.models.pool import Status
+
+router = APIRouter()
+
+
+class LoadingJson(msgspec.Struct):
+    """A load on its way; progress from 0 to 1."""
+
+    model: str
+    progress: float
+
+
+class StatusJson(msgspec.Struct):
+    """What the server is and does."""
+
+    name: str
+    version: str
+    status: str
+    model: str | None
+    n_ctx: int
+    parallel: int
+    running: int
+    waiting: int
+    loading: LoadingJson | None
+    error: str | None
+    uptime_seconds: float
+    endpoints: list[str]
+
+
+class ModelsJson(openai.ModelListJson):
+    """The names alone, beside OpenAI's list."""
+
+    models: list[str] = []
+
+
+class SetModelJson(msgspec.Struct):
+    """What is loaded now."""
+
+    model: str
+    n_ctx: int
+    parallel: int
+    status: str = "ok"
+
+
+class RestoredJson(msgspec.Struct):
+    """What warming a prompt took."""
+
+    model: str
+    prompt_tokens: int
+    cached_tokens: int
+    milliseconds: float
+    status: str = "ok"
+
+
+@router.get("/")
+async def status(request: Request) -> Response:
+    """What the server is and does at the moment."""
+    context = context_of(request)
+    now = context.pool.status()
+    loading = LoadingJson(now.loading, round(now.fraction, 3)) if now.loading else None
+    return json_response(
+        StatusJson(
+            name="llm-server",
+            version=__version__,
+            status=now.state,
+            model=now.model,
+            n_ctx=now.n_ctx,
+            parallel=now.parallel,
+            running=now.running,
+            waiting=now.waiting,
+            loading=loading,
+            error=now.error,
+            uptime_seconds=round(time.monotonic() - context.started, 3),
+            endpoints=_endpoints(request),
+        )
+    )
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """200 when a model is loaded, else 503."""
+    now = context_of(request).pool.status()
+    message = _health_message(now)
+    if now.state == "ready":
+        return json_response({"status": "ok", "message": message})
+    error = ModelLoading(message, code=None if now.state == "loading" else "model_not_loaded").info
+    body = {"status": now.state, "message": message} | envelope(error)
+    return json_response(body, error.status, headers(error))
+
+
+@router.get("/models")
+async def models(request: Request) -> Response:
+    """The models of the models folder, as names and as OpenAI lists them."""
+    registry = context_of(request).registry
+    await asyncio.to_thread(registry.scan)
+    found = registry.models()
+    return json_response(
+        ModelsJson(
+            models=[model.name for model in found],
+            data=[openai.model_json(model) for model in found],
+        )
+    )
+
+
+@router.post("/setModel", openapi_extra=body_of(SetModelBody))
+async def set_model(request: Request) -> Response:
+    """Load a model and make it the current one. Requests on the old one finish first."""
+    call = set_model_call(await read_json_object(request))
+    lease = await context_of(request).pool.acquire(call.model, call.overrides)
+    lease.release()
+    loaded = lease.worker.loaded
+    return json_response(
+        SetModelJson(lease.model.name, loaded.n_ctx, loaded.parallel),
+        headers=ignored_header(call.ignored),
+    )
+
+
+@router.post("/restore_cache", openapi_extra=body_of(ChatBody))
+async def restore_cache(request: Request) -> Response:
+    """Compute a prompt, so that the next request that begins like it starts at once."""
+    call = restore_call(await read_json_object(request))
+    started = time.monotonic()
+
+    def render(fold: Fold, model: str) -> RestoredJson:
+        usage = fold.finished.usage
+        milliseconds = round((time.monotonic() - started) * 1000, 3)
+        return RestoredJson(model, usage.prompt_tokens, usage.cached_tokens, milliseconds)
+
+    return FoldedResponse(context_of(request).pool, call, render, ignored_header(call.ignored))
+
+
+def _health_message(now: Status) -> str:
+    match now.state:
+        case "ready":
+            return f"{now.model} is loaded."
+        case "loading":
+            return f"Loading {now.loading}: {now.fraction:.0%}."
+        case "stopping":
+            return "The server is shutting down."
+        case "failed":
+            return f"No model is loaded. The last load failed: {now.error}"
+    return "No model is loaded. The next request loads one."
+
+
+def _endpoints(request: Request) -> list[str]:
+    """Method and path of everything the app serves, from its own OpenAPI document."""
+    paths = request.app.openapi()["paths"]
+    return [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
+
+
+router.include_router(openai.chat)

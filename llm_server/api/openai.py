@@ -1,0 +1,74 @@
+"""OpenAI's endpoints: chat completions and models, under /v1; the native API shares the chat."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llm_server.api.body import read_json_object
+from llm_server.api.chat import FoldedResponse, StreamedResponse
+from llm_server.api.completion import Fold
+from llm_server.api.context import context_of, ignored_header
+from llm_server.api.errors import json_response
+from llm_server.api.requests import chat_call
+from llm_server.api.schema import body_of
+from llm_server.api.wire import ChatBody
+from llm_server.models.registry import ModelFile
+
+chat = APIRouter()
+router = APIRouter(prefix="/v1")
+
+
+class ModelJson(msgspec.Struct):
+    """One model in a list, or alone."""
+
+    id: str
+    created: int
+    object: str = "model"
+    owned_by: str = "local"
+
+
+class ModelListJson(msgspec.Struct):
+    """All models."""
+
+    data: list[ModelJson]
+    object: str = "list"
+
+
+@chat.post("/chat/completions", openapi_extra=body_of(ChatBody))
+async def chat_completions(request: Request) -> Response:
+    """Answer a conversation, at once or as a stream of server-sent events."""
+    context = context_of(request)
+    call = chat_call(await read_json_object(request))
+    headers = ignored_header(call.ignored)
+    if call.stream:
+        return StreamedResponse(context.pool, call, context.patience, headers)
+    return FoldedResponse(context.pool, call, Fold.completion, headers)
+
+
+@router.get("/models")
+async def list_models(request: Request) -> Response:
+    """The models of the models folder."""
+    registry = context_of(request).registry
+    await asyncio.to_thread(registry.scan)
+    return json_response(ModelListJson([model_json(model) for model in registry.models()]))
+
+
+@router.get("/models/{name:path}")
+async def get_model(request: Request, name: str) -> Response:
+    """One model, by any of its names."""
+    registry = context_of(request).registry
+    await asyncio.to_thread(registry.scan)
+    return json_response(model_json(registry.find(name)))
+
+
+def model_json(model: ModelFile) -> ModelJson:
+    """A model as OpenAI lists it."""
+    return ModelJson(id=model.name, created=model.modified)
+
+
+router.include_router(chat)

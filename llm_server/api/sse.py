@@ -1,0 +1,91 @@
+"""Server-sent events: bytes of a `text/event-stream`, and sending them to a client that may stall.
+
+It knows the framing and the clock, not what the data means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import msgspec
+from starlette.types import Send
+
+DONE = b"data: [DONE]\n\n"
+
+_encoder = msgspec.json.Encoder()
+
+
+def data(value: object) -> bytes:
+    """A msgspec-encodable value as one event. JSON has no raw line breaks, so one line it is."""
+    return b"data: " + _encoder.encode(value) + b"\n\n"
+
+
+def comment(text: str) -> bytes:
+    """A line that clients skip, and that keeps connections and people from giving up."""
+    return b": " + " ".join(text.split()).encode() + b"\n\n"
+
+
+class EventWriter:
+    """Sends one response as an event stream, and watches the time between writes.
+
+    While it is entered, `on_quiet` is called when nothing was written for `quiet_s` seconds, and
+    the task that entered is cancelled when one write hangs for `stall_s`: the client reads no more.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        headers: list[tuple[bytes, bytes]],
+        *,
+        quiet_s: float,
+        stall_s: float,
+        on_quiet: Callable[[], None],
+    ) -> None:
+        self._send = send
+        self._headers = headers
+        self._quiet_s = quiet_s
+        self._stall_s = stall_s
+        self._on_quiet = on_quiet
+        self._last = 0.0
+        self._writing = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[object] | None = None
+        self.started = False
+        """Whether the status line is out, so that errors must go into the stream."""
+
+    def __enter__(self) -> EventWriter:
+        self._task = asyncio.current_task()
+        self._last = time.monotonic()
+        self._schedule()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def write(self, body: bytes, last: bool = False) -> None:
+        """Send bytes, with the status line before the first ones; `last` ends the response."""
+        self._last = time.monotonic()
+        self._writing = True
+        if not self.started:
+            self.started = True
+            await self._send(
+                {"type": "http.response.start", "status": 200, "headers": self._headers}
+            )
+        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
+        self._writing = False
+
+    def _schedule(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._quiet_s, self._tick)
+
+    def _tick(self) -> None:
+        quiet = time.monotonic() - self._last
+        if self._writing:
+            if quiet >= self._stall_s and self._task is not None:
+                self._task.cancel()
+                return
+        elif quiet >= self._quiet_s / 2:
+            self._on_quiet()
+        self._schedule()

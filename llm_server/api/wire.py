@@ -1,0 +1,225 @@
+"""The bodies clients may send, as strict pydantic models: names, types and bounds.
+
+Nothing is coerced. A field is honoured (it is in a model), harmless (accepted, no effect on the
+answer), refused (known elsewhere, not honoured here), or unknown (ignored, and named in a response
+header). What the fields mean is `requests.py`'s business.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+MAX_MESSAGES = 2048
+MAX_TOOLS = 128
+MAX_STOPS = 16
+MAX_STOP_BYTES = 256
+MAX_INT32 = 2**31 - 1
+
+
+class Wire(BaseModel):
+    """Base of all request bodies. Unknown fields are dropped here and reported elsewhere."""
+
+    model_config = ConfigDict(
+        strict=True, extra="ignore", allow_inf_nan=False, protected_namespaces=(), frozen=True
+    )
+
+
+class TextPart(Wire):
+    """One piece of a message. Only text is served so far."""
+
+    type: Literal["text"]
+    text: str
+
+
+def _content_kind(value: object) -> str:
+    return "(parts)" if isinstance(value, list) else "(text)"
+
+
+Content = Annotated[
+    Annotated[str | None, Tag("(text)")] | Annotated[list[TextPart], Tag("(parts)")],
+    Discriminator(_content_kind),
+]
+"""A string, null, or a list of text parts. The tags never reach a client."""
+
+
+class WireFunctionCall(Wire):
+    """What an assistant message says it called. Arguments: JSON text, or an object."""
+
+    name: str = Field(min_length=1, max_length=256)
+    arguments: Annotated[
+        Annotated[str, Tag("(text)")] | Annotated[dict[str, Any], Tag("(object)")],
+        Discriminator(lambda value: "(object)" if isinstance(value, dict) else "(text)"),
+    ] = "{}"
+
+
+class WireToolCall(Wire):
+    """A call in an assistant message."""
+
+    id: str = Field(min_length=1, max_length=256)
+    type: Literal["function"] = "function"
+    function: WireFunctionCall
+
+
+class WireMessage(Wire):
+    """One message of the conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content = None
+    name: str | None = Field(None, max_length=256)
+    tool_calls: list[WireToolCall] | None = Field(None, max_length=MAX_TOOLS)
+    tool_call_id: str | None = Field(None, max_length=256)
+    reasoning_content: str | None = None
+
+
+class WireFunction(Wire):
+    """What a tool is. Its parameters are a JSON schema, which only templates look into."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}\z")
+    description: str | None = Field(None, max_length=65_536)
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class WireTool(Wire):
+    """A tool the model may call."""
+
+    type: Literal["function"]
+    function: WireFunction
+
+
+class StreamOptions(Wire):
+    """What a stream holds besides the answer."""
+
+    include_usage: bool | None = None
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+PositiveProbability = Annotated[float, Field(gt=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_BYTES)]
+Breakers = Annotated[list[StopText], Field(max_length=MAX_STOPS)]
+
+
+class SamplingFields(Wire):
+    """How to pick tokens: OpenAI's names and llama.cpp's. Null is the default."""
+
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_INT32)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_INT32)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
+    top_p: PositiveProbability | None = None
+    min_p: Probability | None = None
+    typical_p: PositiveProbability | None = None
+    repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repeat_last_n: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    seed: int | None = None
+    logit_bias: (
+        Annotated[
+            dict[
+                Annotated[str, Field(pattern=r"^[0-9]{1,10}\z")],
+                Annotated[float, Field(ge=-100, le=100)],
+            ],
+            Field(max_length=1024),
+        ]
+        | None
+    ) = None
+    stop: (
+        Annotated[
+            Annotated[StopText, Tag("(text)")]
+            | Annotated[list[StopText], Field(max_length=MAX_STOPS), Tag("(parts)")],
+            Discriminator(_content_kind),
+        ]
+        | None
+    ) = None
+    mirostat: Literal[0, 1, 2] | None = None
+    mirostat_tau: Annotated[float, Field(gt=0, le=100)] | None = None
+    mirostat_eta: PositiveProbability | None = None
+    dry_multiplier: Annotated[float, Field(ge=0, le=10)] | None = None
+    dry_base: Annotated[float, Field(ge=1, le=10)] | None = None
+    dry_allowed_length: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
+    dry_penalty_last_n: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
+    dry_sequence_breakers: Breakers | None = None
+    xtc_probability: Probability | None = None
+    xtc_threshold: Probability | None = None
+
+
+class LoadFields(Wire):
+    """How to load a model. A field left out stays as it is; an unknown one is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    n_ctx: Annotated[int, Field(ge=0, le=1 << 24)] | None = None
+    n_batch: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    n_ubatch: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    n_threads: Annotated[int, Field(ge=0, le=1024)] | None = None
+    n_gpu_layers: Annotated[int, Field(ge=-1, le=10_000)] | None = None
+    parallel: Annotated[int, Field(ge=0, le=256)] | None = None
+
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
+
+class TemplateKwargs(Wire):
+    """Variables of chat templates that a client may set; others are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    preserve_thinking: bool | None = None
+    clear_thinking: bool | None = None
+
+
+class ChatBody(SamplingFields):
+    """`POST /chat/completions`, and with fewer fields in use `POST /restore_cache`."""
+
+    messages: Annotated[list[WireMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    tools: Annotated[list[WireTool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    inference_configs: SamplingFields | None = None
+    load_model_configs: LoadFields | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
+    reasoning_effort: ReasoningEffort | None = None
+
+
+class SetModelBody(Wire):
+    """`POST /setModel`."""
+
+    model_name: Annotated[str, Field(min_length=1, max_length=512)]
+    load_model_configs: LoadFields | None = None
+
+
+HARMLESS = frozenset(
+    "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention "
+    "cache_prompt".split()
+)
+"""Fields that change nothing about the answer here: accepted as they are."""
+
+NO_EFFECT: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "parallel_tool_calls": (True,),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "echo": (False,),
+}
+"""Known fields, not honoured yet, with the values that ask for nothing beyond the usual."""
+
+REFUSED = frozenset(
+    "audio chat_format chat_parser chat_template function_call functions grammar guided_choice "
+    "guided_grammar guided_json guided_regex image_url json_schema lora min_tokens n_discard "
+    "n_keep prediction prompt prompt_cache_options prompt_embeds suffix thinking_budget_tokens "
+    "tfs_z top_n_sigma web_search_options".split()
+)
+"""Known fields that would change the answer and are not honoured: refused unless null."""

@@ -1,0 +1,37 @@
+"""`llm-server`: the commands. Each is a few lines over the module that does the work."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(
+    name="llm-server",
+    help="A local, OpenAI-compatible server for GGUF models.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Makes typer keep `serve` a command while it is the only one."""
+
+
+@app.command(
+    # All options are those of the settings, which read them, explain them and check them.
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)
+def serve(context: typer.Context) -> None:
+    """Serve the models of a folder. `llm-server serve --help` lists the options."""
+    from llm_server import server
+
+    raise typer.Exit(server.main(context.args, prog="llm-server serve"))
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    app()

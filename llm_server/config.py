@@ -1,0 +1,133 @@
+"""The settings of the server: the only reader of flags and environment.
+
+Every field of `Settings` is a flag (`--n-ctx`, `--n_ctx`) and a variable (`LLM_SERVER_N_CTX`);
+flags win. Nothing here touches models or the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class Settings(BaseSettings):
+    """What the server was told at its start, checked."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LLM_SERVER_",
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        validate_default=False,
+    )
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on, 0 for any free one")
+    model_name: str | None = Field(
+        None, min_length=1, description="model to load at the start, default the first by name"
+    )
+    models_dir: Path = Field(
+        default_factory=lambda: default_models_dir(),
+        description="folder with GGUF files, default ./models or the per-user data folder",
+    )
+    n_ctx: int = Field(
+        0, ge=0, le=1 << 24, description="context in tokens, 0 for what model and memory allow"
+    )
+    parallel: int = Field(
+        0, ge=0, le=256, description="requests computed at once, 0 lets the server choose"
+    )
+    threads: int = Field(
+        0, ge=0, le=1024, description="threads to compute with, 0 for one per physical core"
+    )
+    n_gpu_layers: int = Field(
+        -1, ge=-1, le=10_000, description="layers to put on the GPU, -1 for all"
+    )
+    queue_size: int = Field(
+        64, ge=0, le=100_000, description="requests that may wait beyond those computed at once"
+    )
+    max_body_bytes: int = Field(
+        8 * 1024 * 1024, ge=1024, description="longest request body in bytes"
+    )
+    grace_seconds: float = Field(
+        20.0, ge=0, le=3600, description="time running answers get when the server is stopped"
+    )
+    log_level: LogLevel = Field("info", description="debug, info, warning or error")
+
+
+def default_models_dir() -> Path:
+    """`models/` of the working directory if there is one, else in the per-user data folder."""
+    here = Path("models")
+    return here.absolute() if here.is_dir() else user_data_dir() / "models"
+
+
+def user_data_dir() -> Path:
+    """Where this user's data of the server lies, by the platform's custom."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "llm-server"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "llm-server"
+    # XDG Base Directory Specification: a relative value is to be ignored.
+    told = Path(os.environ.get("XDG_DATA_HOME", ""))
+    return (told if told.is_absolute() else Path.home() / ".local" / "share") / "llm-server"
+
+
+def settings_from_args(args: Sequence[str], prog: str) -> Settings:
+    """Settings from flags and environment. A wrong one is a line on stderr and exit status 2."""
+    parser = _parser(prog)
+    flags = vars(parser.parse_args(args))
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        parser.exit(2, f"{prog}: {_explained(error, flags)}\n")
+
+
+def settings_from_environment() -> Settings:
+    """Settings from the environment alone. A wrong one is a line on stderr and exit status 2."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        print(f"llm-server: {_explained(error, {})}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _explained(error: ValidationError, flags: dict[str, str]) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    name = str(first["loc"][0])
+    source = _flag(name) if name in flags else f"LLM_SERVER_{name.upper()}"
+    return f"{source}: {first['msg'].lower()}"
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Serve the GGUF models of a folder over an OpenAI-compatible API.",
+        epilog="Each option can also be set by its variable, such as LLM_SERVER_N_CTX.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default_factory or field.default is None else f" [{field.default}]"
+        # The underscore spelling is accepted, and kept out of the help.
+        flags = dict.fromkeys([_flag(name), "--" + name])
+        action = parser.add_argument(
+            *flags, dest=name, metavar=_metavar(name), help=f"{field.description}{default}"
+        )
+        action.option_strings = [_flag(name)]
+    return parser
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _metavar(name: str) -> str:
+    return name.rpartition("_")[2].upper()

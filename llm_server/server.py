@@ -1,0 +1,150 @@
+"""Starting and stopping the server: `python -m llm_server.server`, and `app` for uvicorn.
+
+What can be wrong is found first (settings, port, model), then the heavy imports are made, then
+models are loaded. On the first SIGINT or SIGTERM running answers get time to end; a second one
+stops at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llm_server import __version__
+from llm_server.config import Settings, settings_from_args, settings_from_environment
+from llm_server.errors import ModelNotFound
+from llm_server.models.registry import Registry
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+BACKLOG = 1024
+"""Connections the kernel may keep waiting for us."""
+
+
+class CannotStart(Exception):
+    """Why the server cannot start, in one line for the person at the terminal."""
+
+
+def main(args: Sequence[str] | None = None, prog: str = "python -m llm_server.server") -> int:
+    """Serve until told to stop. The exit status: 0, 1 cannot start or told twice, 2 bad usage."""
+    settings = settings_from_args(sys.argv[1:] if args is None else args, prog)
+    try:
+        return serve(settings)
+    except CannotStart as error:
+        print(f"llm-server: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def serve(settings: Settings, *, worker_argv: Sequence[str] | None = None) -> int:
+    """Serve with `settings`. The exit status. Raises CannotStart before anything is loaded.
+
+    `worker_argv` is the command of worker processes, when it is not our own.
+    """
+    registry = check_models(settings)
+    listener = listen(settings.host, settings.port)
+    with listener:
+        configure_logging(settings)
+        from llm_server.running import run
+
+        print(banner(settings, registry, listener), file=sys.stderr, flush=True)
+        return run(settings, listener, worker_argv)
+
+
+def check_models(settings: Settings) -> Registry:
+    """The models folder, scanned. Raises CannotStart when the wanted model is not in it."""
+    folder = settings.models_dir
+    if "models_dir" in settings.model_fields_set and not folder.is_dir():
+        raise CannotStart(f"--models-dir: there is no folder {folder}")
+    registry = Registry(folder)
+    registry.scan()
+    if settings.model_name is not None:
+        try:
+            registry.find(settings.model_name)
+        except ModelNotFound as error:
+            raise CannotStart(f"--model-name: {error} The models folder is {folder}") from None
+    return registry
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises CannotStart when the address is taken or not ours."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError:
+        raise CannotStart(f"--host: there is no address {host!r}") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if sys.platform != "win32":
+            # A restart must not wait for the last connections of its predecessor to time out.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise CannotStart(
+                f"port {port} of {host} is in use; choose another one with --port"
+            ) from None
+        raise CannotStart(f"cannot listen on {host} port {port}: {error.strerror}") from None
+    return listener
+
+
+def banner(settings: Settings, registry: Registry, listener: socket.socket) -> str:
+    """Where the server is and what it serves, in two lines; or what to do first."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    first = f"llm-server {__version__} on http://{shown}:{port} (OpenAI API under /v1)"
+    names = [model.name for model in registry.models()]
+    if not names:
+        return (
+            f"{first}\nThere is no model yet. Download one in GGUF format and put the .gguf file "
+            f"into {settings.models_dir}\n(create the folder if need be); it is served at once, "
+            "without a restart. Stop with Ctrl-C."
+        )
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{first}\nModels in {settings.models_dir}: {', '.join(names[:5])}{more}"
+
+
+def configure_logging(settings: Settings) -> None:
+    """One log on stderr, shared with the workers."""
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    # At info these two narrate what our own lines already say.
+    for name in ("uvicorn", "asyncio"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.root.level))
+
+
+def _build_app() -> ASGIApp:
+    """The app for `uvicorn llm_server.server:app`, from the environment."""
+    settings = settings_from_environment()
+    try:
+        check_models(settings)
+    except CannotStart as error:
+        sys.exit(f"llm-server: {error}")
+    configure_logging(settings)
+    from llm_server.api.app import create_app
+
+    return create_app(settings)
+
+
+def __getattr__(name: str) -> object:
+    # Built when uvicorn asks for it: `python -m llm_server.server` must not pay for it first.
+    if name == "app":
+        globals()["app"] = app = _build_app()
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

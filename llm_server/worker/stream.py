@@ -1,0 +1,82 @@
+"""The events of one request on their way from a worker's pipe to the task that answers it.
+
+One writer, `worker/client.py`, and one reading task. It bounds what may lie unread, and knows
+nothing of processes, pipes and HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from llm_server.worker.messages import Content, Failed, Finished, Reasoning, RequestEvent, ToolCall
+
+MAX_UNREAD = 1024 * 1024
+"""Bytes of events one request may leave unread before it is given up: its reader is stuck."""
+
+
+class EventStream:
+    """The events of one request as batches, each holding all those of one frame or more.
+
+    The last batch ends in `Finished` or `Failed`. Iterated by one task. `close` at any time:
+    a request that has not ended is cancelled in the worker.
+    """
+
+    __slots__ = ("_close", "_ended", "_poked", "_unread", "_unread_bytes", "_waiter", "id")
+
+    def __init__(self, id: int, close: Callable[[EventStream], None]) -> None:
+        self.id = id
+        self._close = close
+        self._unread: list[RequestEvent] = []
+        self._unread_bytes = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._ended = False
+        self._poked = False
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> list[RequestEvent]:
+        if not self._unread and not self._poked:
+            if self._ended:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._poked = False
+        batch, self._unread, self._unread_bytes = self._unread, [], 0
+        return batch
+
+    def poke(self) -> None:
+        """Let the iterating task go round once, with an empty batch if nothing has come."""
+        self._poked = True
+        self.wake()
+
+    def close(self) -> None:
+        """Nobody reads on. Cancels the request unless it has ended. Safe to repeat."""
+        if not self._ended:
+            self._ended = True
+            self._close(self)
+
+    def add(self, event: RequestEvent) -> bool:
+        """Take an event, to be read after `wake`. False when the reader is too far behind."""
+        self._unread.append(event)
+        self._unread_bytes += 100 + _text_length(event)
+        if isinstance(event, Finished | Failed):
+            self._ended = True
+        return self._unread_bytes <= MAX_UNREAD
+
+    def wake(self) -> None:
+        """Let the iterating task read what was added."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _text_length(event: RequestEvent) -> int:
+    if isinstance(event, Content | Reasoning):
+        return len(event.text)
+    if isinstance(event, ToolCall):
+        return len(event.arguments)
+    return 0

@@ -1,0 +1,176 @@
+"""A worker process without a model: it speaks the real frames and echoes the last message.
+
+Run as a program by the tests. What it does is told by the model's file name and by the text of
+the last user message, so that tests need no other channel:
+
+model name     `broken*` refuses to load, `crash*` aborts while loading, `gate*` loads when the
+               file of that name with `.open` behind it exists, `stubborn*` ignores Stop
+`crash`        the process aborts                  `hang`   one word, then nothing ever
+`fail:CODE`    Failed with that code at once       `gate:P` one word, then the rest once P exists
+`late-fail`    one word, then Failed               `garbage`, `foreign`, `huge` break the protocol
+`tool`         a tool call in fragments            `think`  reasoning, then an answer
+`prefill:P`    progress, the answer once P exists  `report` the request itself, as JSON
+`flood`        6 MB of text at once
+`count:N`      N words, one event a frame          anything else: the words back
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from llm_server.errors import ErrorInfo
+from llm_server.worker import frames
+from llm_server.worker.messages import (
+    Cancel,
+    Content,
+    Event,
+    Failed,
+    Finished,
+    Load,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    Progress,
+    Reasoning,
+    Stop,
+    Submit,
+    Timings,
+    ToolCall,
+    Usage,
+)
+
+_output = os.fdopen(os.dup(1), "wb")
+_writing = threading.Lock()
+_folder = Path()  # where the model lies; loads and cancels are written down there
+_stubborn = False
+
+
+def send(*events: Event) -> None:
+    with _writing:
+        frames.write_frame(_output, frames.encode_events(list(events)))
+
+
+def wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.005)
+
+
+def note(name: str, line: str) -> None:
+    with open(_folder / name, "a") as log:
+        log.write(line + "\n")
+
+
+def load(command: Load) -> None:
+    global _folder, _stubborn
+    path = Path(command.model_path)
+    _folder = path.parent
+    if path.name.startswith("broken"):
+        send(
+            LoadFailed(
+                ErrorInfo("It is broken.", 400, "invalid_request_error", "model_load_failed")
+            )
+        )
+        sys.exit(0)
+    if path.name.startswith("crash"):
+        os.abort()
+    _stubborn = path.name.startswith("stubborn")
+    send(LoadProgress(0.5))
+    if path.name.startswith("gate"):
+        wait_for(path.with_name(path.name + ".open"))
+    n_ctx = command.config.n_ctx or 4096
+    parallel = command.config.parallel or 4
+    note("loads.log", f"{path.name} n_ctx={n_ctx} pid={os.getpid()}")
+    send(Loaded(n_ctx=n_ctx, n_ctx_train=8192, parallel=parallel, n_vocab=1000, description="fake"))
+
+
+def finished(submit: Submit, n: int, reason: str = "stop") -> Finished:
+    usage = Usage(len(submit.request.messages), n, 0)
+    return Finished(submit.id, reason, usage, Timings(0.0, 1.0, 2.0))  # type: ignore[arg-type]
+
+
+def special(submit: Submit, text: str) -> bool:
+    """The misbehaviours and the canned answers; False when the text is none of them."""
+    id = submit.id
+    match text.partition(":")[::2]:
+        case "crash", _:
+            os.abort()
+        case "hang", _:
+            send(Content(id, "one "))
+        case "fail", code:
+            send(Failed(id, ErrorInfo("As asked.", 400, "invalid_request_error", code)))
+        case "late-fail", _:
+            send(Content(id, "one "))
+            send(Failed(id, ErrorInfo("As asked.", 500, "server_error", "internal_error")))
+        case "garbage", _:
+            os.write(_output.fileno(), frames.pack(b"\xff\xff"))
+        case "foreign", _:
+            send(Content(id + 1000, "not yours"))
+        case "huge", _:
+            os.write(_output.fileno(), struct.pack("<I", 1 << 30))
+        case "flood", _:
+            for _ in range(64):
+                send(Content(id, "x" * 100_000))
+        case "prefill", path:
+            send(Progress(id, 100, 42, 10))
+            wait_for(Path(path))
+            send(Content(id, "done"), finished(submit, 1))
+        case "gate", path:
+            send(Content(id, "one "))
+            wait_for(Path(path))
+            send(Content(id, "two"), finished(submit, 2))
+        case "tool", _:
+            send(ToolCall(id, 0, call_id="call_1", name="weather"))
+            send(ToolCall(id, 0, '{"city":'), ToolCall(id, 0, '"Oslo"}'))
+            send(ToolCall(id, 1, "{}", call_id="call_2", name="time"))
+            send(finished(submit, 9, "tool_calls"))
+        case "think", _:
+            send(Reasoning(id, "Let me "), Reasoning(id, "see."))
+            send(Content(id, "Yes."), finished(submit, 5))
+        case "report", _:
+            send(Content(id, msgspec.json.encode(submit.request).decode()), finished(submit, 1))
+        case "count", n:
+            for i in range(int(n)):
+                send(Content(id, f"{i} "))
+            send(finished(submit, int(n), "length"))
+        case _:
+            return False
+    return True
+
+
+def answer(submit: Submit) -> None:
+    text = submit.request.messages[-1].content or ""
+    if submit.request.sampling.max_tokens == 0:
+        send(Progress(submit.id, 7, 7, 0), finished(submit, 0, "length"))
+    elif not special(submit, text):
+        words = [word + " " for word in text.split(" ")]
+        send(Progress(submit.id, len(words), len(words), 0))
+        send(*(Content(submit.id, word) for word in words), finished(submit, len(words)))
+
+
+def main() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    reading = os.fdopen(os.dup(0), "rb")
+    while (body := frames.read_frame(reading)) is not None:
+        match frames.decode_command(body):
+            case Load() as command:
+                load(command)
+            case Submit() as submit:
+                threading.Thread(target=answer, args=(submit,), daemon=True).start()
+            case Cancel(id=id):
+                note("cancels.log", str(id))
+            case Stop() if not _stubborn:
+                break
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
