@@ -1,0 +1,246 @@
+"""The whole system as its users meet it: real processes, real tiny models, real HTTP."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from tests.live import LiveServer
+
+CHAT = {"messages": [{"role": "user", "content": "hello world"}], "temperature": 0}
+LONG = {**CHAT, "max_tokens": 3000, "stream": True, "logit_bias": {"1": -100, "2": -100}}
+
+
+@pytest.fixture(scope="module")
+def models(
+    tmp_path_factory: pytest.TempPathFactory, attention_gguf: Path, recurrent_gguf: Path
+) -> Path:
+    folder = tmp_path_factory.mktemp("live")
+    shutil.copy(attention_gguf, folder / "a.gguf")
+    shutil.copy(recurrent_gguf, folder / "r.gguf")
+    (folder / "broken.gguf").write_bytes(b"GGUF" + bytes(64))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared(models: Path) -> Iterator[LiveServer]:
+    server = LiveServer(models, ["--model-name", "a.gguf", "--n-ctx", "4096"])
+    server.wait_ready()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def server(shared: LiveServer) -> LiveServer:
+    shared.client.post("/setModel", json={"model_name": "a.gguf"}).raise_for_status()
+    return shared
+
+
+@pytest.fixture
+def own(models: Path) -> Iterator[LiveServer]:
+    """A server that the test may end."""
+    server = LiveServer(models, ["--model-name", "a.gguf"])
+    server.wait_ready()
+    yield server
+    server.close()
+
+
+def events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        if line.startswith("data: ") and line != "data: [DONE]":
+            yield json.loads(line.removeprefix("data: "))
+
+
+def text_of(response: httpx.Response) -> str:
+    response.raise_for_status()
+    content: str = response.json()["choices"][0]["message"]["content"]
+    return content
+
+
+def test_the_openai_client_chats_and_streams(server: LiveServer) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    messages: Any = CHAT["messages"]
+    whole = client.chat.completions.create(
+        model="a.gguf", messages=messages, temperature=0, max_tokens=12
+    )
+    stream = client.chat.completions.create(
+        model="a.gguf",
+        messages=messages,
+        temperature=0,
+        max_tokens=12,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content != ""
+    assert chunks[-1].usage is not None and whole.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 12
+    assert {m.id for m in client.models.list()} >= {"a.gguf", "r.gguf"}
+
+
+def test_a_warmed_prompt_is_reused(server: LiveServer) -> None:
+    messages = [{"role": "system", "content": "you may write each word " * 20}]
+    warmed = server.client.post("/restore_cache", json={"messages": messages}).json()
+    assert warmed["status"] == "ok" and warmed["cached_tokens"] < 10
+    again = server.client.post("/restore_cache", json={"messages": messages}).json()
+    assert again["cached_tokens"] == again["prompt_tokens"] - 1
+    chat = {"messages": [*messages, {"role": "user", "content": "name"}], "max_tokens": 1}
+    usage = server.client.post("/chat/completions", json=chat).json()["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] > warmed["prompt_tokens"] * 0.9
+
+
+def test_the_prompt_comes_from_the_models_template(server: LiveServer) -> None:
+    """Tools, earlier calls and results are part of it: each makes it longer."""
+
+    def prompt_tokens(**body: Any) -> int:
+        answer = server.client.post("/restore_cache", json=body).json()
+        assert answer["status"] == "ok", answer
+        return int(answer["prompt_tokens"])
+
+    user = {"role": "user", "content": "hello"}
+    tool = {"type": "function", "function": {"name": "get_time", "parameters": {}}}
+    call = {"id": "1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
+    plain = prompt_tokens(messages=[user])
+    assert prompt_tokens(messages=[user], tools=[tool]) > plain
+    history = [user, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    called = prompt_tokens(messages=history)
+    assert called > plain
+    result = {"role": "tool", "tool_call_id": "1", "content": "noon"}
+    assert prompt_tokens(messages=[*history, result]) > called
+
+
+def test_switching_models_and_back(server: LiveServer) -> None:
+    first = text_of(server.client.post("/chat/completions", json={**CHAT, "max_tokens": 8}))
+    switched = server.client.post(
+        "/setModel", json={"model_name": "r.gguf", "load_model_configs": {"n_ctx": 1024}}
+    )
+    assert switched.json()["model"] == "r.gguf" and switched.json()["n_ctx"] == 1024
+    other = text_of(server.client.post("/chat/completions", json={**CHAT, "max_tokens": 8}))
+    assert other != first
+    body = {**CHAT, "model": "a.gguf", "max_tokens": 8}
+    assert text_of(server.client.post("/chat/completions", json=body)) == first
+    assert server.client.get("/").json()["model"] == "a.gguf"
+
+
+def test_a_model_that_fails_to_load_leaves_the_old_one_serving(server: LiveServer) -> None:
+    failed = server.client.post("/setModel", json={"model_name": "broken.gguf"})
+    assert failed.status_code == 400
+    assert failed.json()["error"]["code"] == "model_load_failed"
+    assert server.client.get("/health").status_code == 200
+    text_of(server.client.post("/chat/completions", json={**CHAT, "max_tokens": 2}))
+
+
+def test_an_over_long_prompt_is_a_plain_400_even_when_streamed(server: LiveServer) -> None:
+    body = {"messages": [{"role": "user", "content": "water " * 5000}], "stream": True}
+    refused = server.client.post("/v1/chat/completions", json=body)
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+
+
+def test_thirty_two_streams_at_once(server: LiveServer) -> None:
+    def ask(i: int) -> str:
+        body = {**CHAT, "messages": [{"role": "user", "content": f"name {i % 4}"}]}
+        return text_of(server.client.post("/chat/completions", json={**body, "max_tokens": 20}))
+
+    with ThreadPoolExecutor(32) as pool:
+        texts = list(pool.map(ask, range(32)))
+    assert all(texts[i] == texts[i % 4] for i in range(32))
+    assert server.client.get("/").json()["running"] == 0
+
+
+def test_a_disconnect_frees_the_worker(server: LiveServer) -> None:
+    with server.client.stream("POST", "/chat/completions", json=LONG) as response:
+        next(events(response.iter_lines()))
+    # With one sequence busy for thousands of tokens this would wait; cancelled, it need not.
+    text_of(server.client.post("/chat/completions", json={**CHAT, "max_tokens": 2}))
+    while server.client.get("/").json()["running"]:
+        pass
+
+
+def test_a_killed_worker_is_one_clear_error_and_the_next_request_works(
+    own: LiveServer,
+) -> None:
+    expected = text_of(own.client.post("/chat/completions", json={**CHAT, "max_tokens": 8}))
+    (worker,) = own.workers()
+    errors = []
+    with own.client.stream("POST", "/chat/completions", json=LONG) as response:
+        lines = response.iter_lines()
+        seen = events(lines)
+        next(seen)
+        worker.send_signal(signal.SIGKILL)
+        errors = [e["error"] for e in seen if "error" in e]
+    assert [e["code"] for e in errors] == ["worker_crashed"]
+    again = text_of(own.client.post("/chat/completions", json={**CHAT, "max_tokens": 8}))
+    assert again == expected
+
+
+def test_a_worker_killed_while_it_computes_fails_a_plain_request(own: LiveServer) -> None:
+    (worker,) = own.workers()
+    worker.suspend()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(own.client.post, "/v1/chat/completions", json=CHAT)
+        while own.client.get("/").json()["running"] == 0:
+            pass
+        worker.send_signal(signal.SIGKILL)
+        failed = answer.result()
+    assert failed.status_code == 500
+    assert failed.json()["error"]["code"] == "worker_crashed"
+    assert failed.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_drains_and_leaves_nothing_behind(own: LiveServer, signum: int) -> None:
+    workers = own.workers()
+    body = {**LONG, "max_tokens": 200}
+    with own.client.stream("POST", "/chat/completions", json=body) as response:
+        lines = response.iter_lines()
+        next(events(lines))
+        own.process.send_signal(signum)
+        assert "data: [DONE]" in list(lines), "a running answer was cut off"
+    assert own.process.wait(30) == 0
+    assert not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers)
+
+
+def test_no_orphan_outlives_a_killed_server(own: LiveServer) -> None:
+    workers = own.workers()
+    assert workers
+    own.process.kill()
+    gone, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+
+
+def test_health_is_503_while_loading_and_the_server_answers_at_once(models: Path) -> None:
+    """A worker that cannot start its load keeps /health at 503; the status says why."""
+    server = LiveServer(models, ["--model-name", "broken.gguf"])
+    try:
+        assert server.client.get("/health").status_code == 503
+        assert server.client.get("/").status_code == 200
+    finally:
+        server.close()
+
+
+def test_many_clients_that_leave_early_do_no_harm(server: LiveServer) -> None:
+    expected = text_of(server.client.post("/chat/completions", json={**CHAT, "max_tokens": 8}))
+
+    def leave(i: int) -> None:
+        with server.client.stream("POST", "/chat/completions", json=LONG) as response:
+            seen = events(response.iter_lines())
+            for _ in range(i % 5):
+                next(seen)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(leave, range(24)))
+    again = text_of(server.client.post("/chat/completions", json={**CHAT, "max_tokens": 8}))
+    assert again == expected
