@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -16,6 +17,7 @@ from llm_server.api import errors, native, openai
 from llm_server.api.chat import Patience
 from llm_server.api.context import Context
 from llm_server.api.edge import Edge
+from llm_server.api.schema import hoist_definitions
 from llm_server.config import Settings
 from llm_server.errors import ServerError
 from llm_server.models.pool import Pool
@@ -32,6 +34,14 @@ class App(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """The stack of FastAPI, wrapped once more."""
         return Edge(super().build_middleware_stack(), self.max_body_bytes)
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, with the definitions our bodies use in the place for them."""
+        first = self.openapi_schema is None
+        document = super().openapi()
+        if first:
+            hoist_definitions(document)
+        return document
 
 
 def create_app(

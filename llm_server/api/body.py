@@ -126,7 +126,7 @@ def _check_text(text: str, path: str) -> None:
     except UnicodeEncodeError:
         raise InvalidRequest(
             "A string holds half of a surrogate pair, which is not valid Unicode.",
-            param=printable(path),
+            param=printable(path) or None,
             code="invalid_unicode",
         ) from None
 

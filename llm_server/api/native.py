@@ -166,7 +166,7 @@ def _health_message(now: Status) -> str:
 
 
 def _endpoints(request: Request) -> list[str]:
-    """Method and path of everything the app serves, from its own OpenAPI document."""
+    """Method and path of everything the app documents."""
     paths = request.app.openapi()["paths"]
     return [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
 

@@ -121,8 +121,7 @@ def _validated(model: type[W], body: dict[str, Json]) -> W:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise _invalid(first) from None
+        raise _invalid(error.errors(include_url=False, include_context=False)[0]) from None
 
 
 def _invalid(error: ErrorDetails) -> InvalidRequest:
@@ -134,9 +133,14 @@ def _invalid(error: ErrorDetails) -> InvalidRequest:
         return InvalidRequest(message, param=param, code="missing_required_parameter")
     if kind == "extra_forbidden":
         return UnsupportedParameter("This parameter is not supported.", param=param)
-    code = "invalid_type" if kind.endswith("_type") else "invalid_value"
-    message = error["msg"].removeprefix("Input ").removeprefix("should be ")
-    return InvalidRequest(f"'{param}' should be {message}.", param=param, code=code)
+    wrong_type = kind.endswith("_type") or (
+        kind == "literal_error" and not isinstance(error["input"], str)
+    )
+    code = "invalid_type" if wrong_type else "invalid_value"
+    message = error["msg"]
+    if message.startswith("Input "):
+        return InvalidRequest(f"'{param}' {message[6:]}.", param=param, code=code)
+    return InvalidRequest(f"'{param}': {message[0].lower()}{message[1:]}.", param=param, code=code)
 
 
 def _param(location: tuple[int | str, ...]) -> str:
@@ -145,7 +149,7 @@ def _param(location: tuple[int | str, ...]) -> str:
     for step in location:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif not step.startswith("("):  # A tag of one of our unions.
+        elif not step.startswith(("(", "[")):  # A tag of one of our unions, or "[key]".
             path += f".{step}" if path else step
     return printable(path)
 

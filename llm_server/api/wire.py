@@ -136,7 +136,7 @@ class SamplingFields(Wire):
         ]
         | None
     ) = None
-    mirostat: Literal[0, 1, 2] | None = None
+    mirostat: Annotated[int, Field(ge=0, le=2)] | None = None
     mirostat_tau: Annotated[float, Field(gt=0, le=100)] | None = None
     mirostat_eta: PositiveProbability | None = None
     dry_multiplier: Annotated[float, Field(ge=0, le=10)] | None = None

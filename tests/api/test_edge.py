@@ -1,0 +1,112 @@
+"""What every response has, and what never gets as far as an endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from llm_server.api.edge import Edge
+from tests.fake_live import Live
+
+
+def assert_error(response: httpx.Response, status: int, code: str) -> None:
+    assert response.status_code == status
+    assert set(response.json()) == {"error"}
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["code"]) == ("invalid_request_error", code)
+    assert response.headers["x-request-id"].startswith("req_")
+
+
+def test_every_response_has_an_id_of_its_own(live: Live) -> None:
+    ids = {live.client.get(path).headers["x-request-id"] for path in ("/", "/health", "/nope")}
+    assert len(ids) == 3
+
+
+@pytest.mark.parametrize(
+    "path", ["/nope", "//v1/models", "/v1/", "/v1/models/", "/v1/../x", "/docs", "/%2e%2e"]
+)
+def test_unknown_paths(live: Live, path: str) -> None:
+    response = live.client.get(path)
+    code = "model_not_found" if path == "/v1/models/" else "unknown_url"
+    assert_error(response, 404, code)
+
+
+@pytest.mark.parametrize(("method", "path"), [("DELETE", "/health"), ("GET", "/setModel")])
+def test_wrong_methods(live: Live, method: str, path: str) -> None:
+    response = live.client.request(method, path)
+    assert_error(response, 405, "method_not_allowed")
+    assert response.headers["allow"]
+
+
+def json_post(live: Live, content: bytes | Iterator[bytes]) -> httpx.Response:
+    headers = {"content-type": "application/json"}
+    return live.client.post("/chat/completions", content=content, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "invalid_json"),
+        (b"[1]", "invalid_json"),
+        (b'{"a": NaN}', "invalid_value"),
+        (rb'{"messages": "\ud800"}', "invalid_unicode"),
+        (rb'{"\ud800": 1}', "invalid_unicode"),
+        (b'{"a": 1, "a": 2}', "duplicate_key"),
+        (b'{"a":' * 5000, "json_too_deep"),
+        (b'{"messages": "x"}', "invalid_type"),
+    ],
+)
+def test_bad_bodies_are_400(live: Live, body: bytes, code: str) -> None:
+    assert_error(json_post(live, body), 400, code)
+
+
+def test_bodies_must_be_declared_as_json(live: Live) -> None:
+    response = live.client.post("/chat/completions", content=b"{}")
+    assert_error(response, 415, "unsupported_media_type")
+
+
+def test_a_long_body_is_refused_declared_or_not(live: Live) -> None:
+    limit = 8 * 1024 * 1024
+    body = b'{"messages": "' + b"x" * (limit - 16) + b'"}'
+    assert len(body) == limit
+    assert_error(json_post(live, body), 400, "invalid_type")
+    assert_error(json_post(live, body + b" "), 413, "request_too_large")
+    assert_error(json_post(live, iter([body, b" "])), 413, "request_too_large")
+
+
+def test_the_openapi_document_resolves(live: Live) -> None:
+    document = live.client.get("/openapi.json").json()
+    assert "/v1/chat/completions" in document["paths"]
+    schemas = document["components"]["schemas"]
+
+    def references(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                yield from [item] if key == "$ref" else references(item)
+        elif isinstance(value, list):
+            for item in value:
+                yield from references(item)
+
+    used = set(references(document))
+    assert used
+    assert {name.removeprefix("#/components/schemas/") for name in used} <= set(schemas)
+
+
+def test_an_unexpected_error_is_an_envelope_with_an_id() -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("secret")
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app=Edge(broken, 1000))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.get("/")
+
+    response = asyncio.run(ask())
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    assert "secret" not in response.text

@@ -1,0 +1,387 @@
+"""What a request body means: names, types, bounds, defaults, and which field wins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llm_server.api.requests import chat_call, restore_call, set_model_call
+from llm_server.api.wire import ChatBody, SamplingFields
+from llm_server.errors import ServerError
+from llm_server.worker.messages import FunctionCall, Message, Sampling
+
+HELLO = [{"role": "user", "content": "hello"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def refusal(**fields: Any) -> tuple[str | None, str | None]:
+    with pytest.raises(ServerError) as caught:
+        chat_call({"messages": HELLO} | fields)
+    info = caught.value.info
+    assert info.status == 400 and info.type == "invalid_request_error" and not info.retry
+    return info.code, info.param
+
+
+def sampling(**fields: Any) -> Sampling:
+    return chat_call({"messages": HELLO} | fields).request.sampling
+
+
+def messages(*wire: dict[str, Any]) -> list[Message]:
+    return chat_call({"messages": list(wire)}).request.messages
+
+
+# ---- messages ----------------------------------------------------------------------------------
+
+
+def test_the_plain_request() -> None:
+    call = chat_call({"messages": HELLO})
+    assert call.request.messages == [Message(role="user", content="hello")]
+    assert (call.model, call.overrides, call.stream, call.include_usage) == (None, {}, False, False)
+    assert call.request.sampling == Sampling()
+    assert call.ignored == []
+
+
+def test_text_parts_are_joined_and_developer_is_system() -> None:
+    parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
+    assert messages({"role": "developer", "content": parts}) == [
+        Message(role="system", content="Be brief.")
+    ]
+
+
+def test_a_tool_loop() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    other = {"id": "c2", "function": {"name": "g", "arguments": {"é": None}}}
+    got = messages(
+        {"role": "assistant", "content": None, "tool_calls": [call, other]},
+        {"role": "tool", "tool_call_id": "c1", "content": "42", "name": "f"},
+    )
+    assert got[0].tool_calls == [
+        FunctionCall("c1", "f", '{"a": 1}'),
+        FunctionCall("c2", "g", '{"é": null}'),
+    ]
+    assert got[0].content is None
+    assert got[1] == Message(role="tool", content="42", name="f", tool_call_id="c1")
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "param"),
+    [
+        ({}, "missing_required_parameter", "messages[0].role"),
+        ({"role": "root", "content": "x"}, "invalid_value", "messages[0].role"),
+        ({"role": 5, "content": "x"}, "invalid_type", "messages[0].role"),
+        ({"role": "user"}, "invalid_value", "messages[0].content"),
+        ({"role": "assistant", "content": None}, "invalid_value", "messages[0].content"),
+        ({"role": "user", "content": 5}, "invalid_type", "messages[0].content"),
+        ({"role": "user", "content": ["x"]}, "invalid_type", "messages[0].content[0]"),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///"}}]},
+            "invalid_value",
+            "messages[0].content[0].type",
+        ),
+        (
+            {"role": "tool", "content": "x"},
+            "missing_required_parameter",
+            "messages[0].tool_call_id",
+        ),
+        (
+            {"role": "tool", "content": "x", "tool_call_id": "orphan"},
+            "invalid_value",
+            "messages[0].tool_call_id",
+        ),
+        (
+            {
+                "role": "user",
+                "content": "x",
+                "tool_calls": [{"id": "c", "function": {"name": "f"}}],
+            },
+            "invalid_value",
+            "messages[0].tool_calls",
+        ),
+    ],
+)
+def test_a_wrong_message_is_named(message: dict[str, Any], code: str, param: str) -> None:
+    assert refusal(messages=[message]) == (code, param)
+
+
+def test_messages_are_required_and_bounded() -> None:
+    assert refusal(messages=[]) == ("invalid_value", "messages")
+    assert refusal(messages=None) == ("invalid_type", "messages")
+    assert refusal(messages=HELLO * 2049) == ("invalid_value", "messages")
+    with pytest.raises(ServerError) as caught:
+        chat_call({})
+    assert caught.value.info.code == "missing_required_parameter"
+
+
+# ---- sampling ----------------------------------------------------------------------------------
+
+
+def test_top_level_wins_over_inference_configs() -> None:
+    got = sampling(
+        inference_configs={"temperature": 0.1, "top_k": 7, "stop": ["user:"]}, temperature=0.9
+    )
+    assert (got.temperature, got.top_k, got.stop) == (0.9, 7, ["user:"])
+
+
+def test_two_names_for_one_thing() -> None:
+    assert sampling(repetition_penalty=1.2).repeat_penalty == 1.2
+    assert sampling(max_completion_tokens=5).max_tokens == 5
+    # Across levels the level decides, not the spelling.
+    assert sampling(inference_configs={"repetition_penalty": 1.5}, repeat_penalty=1.1) == sampling(
+        repeat_penalty=1.1
+    )
+    assert sampling(inference_configs={"max_tokens": 3}, max_completion_tokens=4).max_tokens == 4
+
+
+def test_null_is_the_default_everywhere() -> None:
+    fields = {name: None for name in ChatBody.model_fields if name != "messages"}
+    assert chat_call({"messages": HELLO} | fields) == chat_call({"messages": HELLO})
+
+
+def test_stop_seed_and_logit_bias() -> None:
+    assert sampling(stop="x").stop == ["x"]
+    assert sampling(stop=["x", "y"]).stop == ["x", "y"]
+    assert sampling(seed=2**32 + 5).seed == 5
+    assert sampling(seed=-1).seed is None
+    assert sampling(logit_bias={"12": -100, "3": 0.5}).logit_bias == {12: -100.0, 3: 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("temperature", [0, 2], [-0.1, 2.1]),
+        ("top_p", [0.01, 1], [0, -1, 1.1]),
+        ("top_k", [-1, 0, 2**31 - 1], [-2, 2**31]),
+        ("min_p", [0, 1], [-0.1, 1.1]),
+        ("typical_p", [0.1, 1], [0, 1.1]),
+        ("repeat_penalty", [0.5, 10], [0, 10.1]),
+        ("repeat_last_n", [-1, 0], [-2, 2**31]),
+        ("frequency_penalty", [-2, 2], [-2.1, 1e30]),
+        ("presence_penalty", [-2, 2], [-2.1, 1e30]),
+        ("max_tokens", [1, 2**31 - 1], [0, -1, 2**31, 2**63]),
+        ("mirostat", [0, 2], [-1, 3]),
+        ("mirostat_tau", [0.1, 100], [0, 101]),
+        ("mirostat_eta", [0.1, 1], [0, 1.1]),
+        ("dry_multiplier", [0, 10], [-1, 11]),
+        ("dry_base", [1, 10], [0.9, 11]),
+        ("dry_allowed_length", [0], [-1]),
+        ("dry_penalty_last_n", [-1], [-2]),
+        ("xtc_probability", [0, 1], [-0.1, 1.1]),
+        ("xtc_threshold", [0, 1], [-0.1, 1.1]),
+    ],
+)
+def test_each_bound_at_its_limit_and_beyond(name: str, good: list[float], bad: list[float]) -> None:
+    for value in good:
+        assert getattr(sampling(**{name: value}), name) == value
+    for value in bad:
+        assert refusal(**{name: value}) == ("invalid_value", name)
+        assert refusal(inference_configs={name: value}) == (
+            "invalid_value",
+            f"inference_configs.{name}",
+        )
+
+
+@pytest.mark.parametrize(
+    ("stop", "param"),
+    [
+        ("", "stop"),
+        ([""], "stop[0]"),
+        (["x"] * 17, "stop"),
+        ("x" * 257, "stop"),
+        (["é" * 129], "stop"),
+    ],
+)
+def test_stop_is_bounded(stop: object, param: str) -> None:
+    assert refusal(stop=stop) == ("invalid_value", param)
+
+
+@pytest.mark.parametrize(
+    "bias", [{"a": 1}, {"-1": 1}, {"1": 101}, {"1.0": 1}, {str(i): 0 for i in range(1025)}]
+)
+def test_logit_bias_is_bounded(bias: dict[str, float]) -> None:
+    code, param = refusal(logit_bias=bias)
+    assert code == "invalid_value" and str(param).startswith("logit_bias")
+
+
+WRONG: dict[str, object] = {
+    "str": "x",
+    "int": 3,
+    "float": 0.5,
+    "bool": True,
+    "list": [],
+    "dict": {},
+}
+
+
+def wrong_types() -> list[tuple[str, object]]:
+    """Every sampling field with every JSON type that cannot be right for it."""
+    right = {"stop": {"str", "list"}, "logit_bias": {"dict"}, "dry_sequence_breakers": {"list"}}
+    integers = {"max_tokens", "max_completion_tokens", "top_k", "repeat_last_n", "seed", "mirostat"}
+    integers |= {"dry_allowed_length", "dry_penalty_last_n"}
+    cases = []
+    for name in SamplingFields.model_fields:
+        allowed = right.get(name, {"int"} if name in integers else {"int", "float"})
+        cases += [(name, value) for kind, value in WRONG.items() if kind not in allowed]
+    return cases
+
+
+@pytest.mark.parametrize(("name", "value"), wrong_types())
+def test_no_type_is_coerced(name: str, value: object) -> None:
+    assert refusal(**{name: value}) == ("invalid_type", name)
+
+
+@pytest.mark.parametrize(
+    "name", ["stream", "stream_options", "model", "tools", "inference_configs", "tool_choice"]
+)
+def test_the_other_fields_are_not_coerced_either(name: str) -> None:
+    assert refusal(**{name: 3}) == ("invalid_type", name)
+
+
+# ---- tools and templates -----------------------------------------------------------------------
+
+
+def test_tools_pass_through_in_one_order() -> None:
+    shuffled = {
+        "function": {"parameters": {"default": None}, "description": "d", "name": "f"},
+        "type": "function",
+    }
+    tools = chat_call({"messages": HELLO, "tools": [shuffled]}).request.tools
+    assert [list(tool["function"]) for tool in tools] == [["name", "description", "parameters"]]
+    assert tools[0]["function"]["parameters"] == {"default": None}
+
+
+def test_tool_choice_none_promises_that_no_call_comes_out() -> None:
+    assert chat_call({"messages": HELLO, "tools": [TOOL]}).request.tools == [TOOL]
+    call = chat_call({"messages": HELLO, "tools": [TOOL], "tool_choice": "none"})
+    assert call.request.tools == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a b", "", "x" * 65, "<|im_end|>", 'a"b', "a\n", "a\nb", "naïve"]
+)
+def test_tool_names_are_narrow(name: str) -> None:
+    tool = {"type": "function", "function": {"name": name}}
+    assert refusal(tools=[tool]) == ("invalid_value", "tools[0].function.name")
+
+
+def test_tools_are_bounded() -> None:
+    assert refusal(tools=[TOOL, TOOL]) == ("invalid_value", "tools[1].function.name")
+    assert refusal(tools=[TOOL] * 129) == ("invalid_value", "tools")
+    wrong = {"type": "function", "function": {"name": "f", "parameters": []}}
+    assert refusal(tools=[wrong]) == ("invalid_type", "tools[0].function.parameters")
+
+
+def test_template_variables_come_from_a_list() -> None:
+    call = chat_call(
+        {
+            "messages": HELLO,
+            "reasoning_effort": "low",
+            "chat_template_kwargs": {"enable_thinking": False},
+        }
+    )
+    assert call.request.template_kwargs == {"reasoning_effort": "low", "enable_thinking": False}
+    assert refusal(chat_template_kwargs={"messages": []}) == (
+        "unsupported_parameter",
+        "chat_template_kwargs.messages",
+    )
+
+
+# ---- fields that do something else, or nothing --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 2},
+        {"logprobs": True},
+        {"top_logprobs": 3},
+        {"response_format": {"type": "json_object"}},
+        {"parallel_tool_calls": False},
+        {"tool_choice": "required"},
+        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"grammar": "root ::= x"},
+        {"prompt_embeds": "x"},
+        {"chat_template": "x"},
+        {"lora": []},
+        {"n_discard": 1},
+        {"functions": []},
+        {"audio": {}},
+    ],
+)
+def test_what_is_known_and_not_honoured_is_refused(fields: dict[str, Any]) -> None:
+    assert refusal(**fields) == ("unsupported_parameter", next(iter(fields)))
+
+
+def test_values_that_ask_for_nothing_special_are_fine() -> None:
+    call = chat_call(
+        {
+            "messages": HELLO,
+            "n": 1,
+            "logprobs": False,
+            "response_format": {"type": "text"},
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "grammar": None,
+            "user": "u",
+            "metadata": {"__class__": "x"},
+            "store": False,
+            "service_tier": "auto",
+        }
+    )
+    assert call == chat_call({"messages": HELLO})
+
+
+def test_unknown_fields_are_ignored_by_name() -> None:
+    call = chat_call(
+        {"messages": HELLO, "foo": 1, "__class__": 2, "inference_configs": {"bar": 1, "top_k": 3}}
+    )
+    assert call.ignored == ["foo", "__class__", "inference_configs.bar"]
+
+
+def test_load_configs_are_typed_bounded_and_closed() -> None:
+    call = chat_call({"messages": HELLO, "load_model_configs": {"n_ctx": 32768, "n_batch": None}})
+    assert call.overrides == {"n_ctx": 32768}
+    for fields, expected in (
+        ({"x": 1}, ("unsupported_parameter", "load_model_configs.x")),
+        ({"n_ctx": "1"}, ("invalid_type", "load_model_configs.n_ctx")),
+        ({"n_ctx": -1}, ("invalid_value", "load_model_configs.n_ctx")),
+        ({"n_ctx": 10**9}, ("invalid_value", "load_model_configs.n_ctx")),
+        ({"n_gpu_layers": 10**9}, ("invalid_value", "load_model_configs.n_gpu_layers")),
+    ):
+        assert refusal(load_model_configs=fields) == expected
+
+
+def test_streaming() -> None:
+    call = chat_call({"messages": HELLO, "stream": True, "stream_options": {"include_usage": True}})
+    assert call.stream and call.include_usage
+    assert refusal(stream_options={"include_usage": True}) == ("invalid_value", "stream_options")
+
+
+def test_restoring_computes_the_prompt_only() -> None:
+    call = restore_call(
+        {"messages": HELLO, "stream": True, "inference_configs": {"max_tokens": 9, "top_k": 3}}
+    )
+    assert call.request.sampling.max_tokens == 0
+    assert call.request.sampling.top_k == 3
+    assert not call.stream
+
+
+def test_set_model() -> None:
+    call = set_model_call({"model_name": "x.gguf", "load_model_configs": {"n_ctx": 4096}, "y": 1})
+    assert (call.model, call.overrides, call.ignored) == ("x.gguf", {"n_ctx": 4096}, ["y"])
+    for body, code in (
+        ({}, "missing_required_parameter"),
+        ({"model_name": None}, "invalid_type"),
+        ({"model_name": []}, "invalid_type"),
+        ({"model_name": ""}, "invalid_value"),
+        ({"model_name": "x" * 513}, "invalid_value"),
+    ):
+        with pytest.raises(ServerError) as caught:
+            set_model_call(body)  # type: ignore[arg-type]
+        assert (caught.value.info.code, caught.value.info.param) == (code, "model_name")
+
+
+def test_a_refusal_never_repeats_the_input() -> None:
+    with pytest.raises(ServerError) as caught:
+        chat_call({"messages": HELLO, "temperature": "secret", "stop": {"secret": 1}})
+    assert "secret" not in caught.value.info.message

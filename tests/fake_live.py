@@ -1,0 +1,99 @@
+"""The real application behind a real socket, on fake workers, in a thread of the test's process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from llm_server.api.app import create_app
+from llm_server.api.chat import Patience
+from llm_server.config import Settings
+
+FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+
+
+class Live:
+    """A running server and a client of it."""
+
+    def __init__(self, client: httpx.Client, models: Path) -> None:
+        self.client = client
+        self.models = models
+
+    def post(self, path: str, body: object) -> httpx.Response:
+        return self.client.post(path, json=body)
+
+    def chat(self, text: str, **fields: Any) -> httpx.Response:
+        return self.post("/chat/completions", chat_body(text, **fields))
+
+    def loads(self) -> list[str]:
+        """The loads the fake workers wrote down: name and n_ctx."""
+        return [" ".join(line.split()[:2]) for line in self.notes("loads.log")]
+
+    def notes(self, name: str) -> list[str]:
+        path = self.models / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    def is_quiet(self) -> bool:
+        """Whether no request holds or waits for anything."""
+        status = self.client.get("/").json()
+        return bool(status["running"] == status["waiting"] == 0)
+
+
+def chat_body(text: str, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}]} | fields
+
+
+def add_models(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"GGUF")
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait for another process or thread to make `condition` true; it must, within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def events(text: str) -> list[Any]:
+    """The data of a stream, decoded; `[DONE]` as a string. Comments are left out."""
+    lines = [line for line in text.splitlines() if line.startswith("data: ")]
+    return [line[6:] if line == "data: [DONE]" else json.loads(line[6:]) for line in lines]
+
+
+@contextlib.contextmanager
+def live_server(
+    models: Path, *, wait: bool = True, patience: Patience | None = None, **settings: Any
+) -> Iterator[Live]:
+    """Serve `models`; with `wait` the first model is loaded when the block is entered."""
+    app = create_app(
+        Settings(models_dir=models, **settings), worker_argv=FAKE_WORKER, patience=patience
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=10)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        with httpx.Client(base_url=base_url, timeout=30) as client:
+            live = Live(client, models)
+            if wait:
+                until(lambda: client.get("/health").status_code == 200)
+            yield live
+    finally:
+        server.should_exit = True
+        thread.join()
