@@ -1,0 +1,132 @@
+"""Which chunks are stored, and the decisions about them: what a prompt finds, what has to go.
+
+Pure: built from names alone, one dictionary look-up a chunk. It reads no files; where tokens decide
+(a chunk that is shared only in part) the caller brings them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from llm_server.cache.chunkfile import PARENT_BYTES, Chunk
+from llm_server.cache.keys import Chain, Kind, common_tokens
+
+KEEP_SHARE = 0.9
+"""Eviction goes down to this share of the budget, so that it is not needed at every write."""
+HEAD_DAYS = 30
+"""Days after its last use until a head is worth no more than anything else."""
+_FUTURE_S = 60.0
+_MINUTE_S = 60
+
+
+class Index:
+    """The chunks of one model. Not thread-safe."""
+
+    def __init__(self, chunks: Iterable[Chunk] = ()) -> None:
+        self._chunks: dict[bytes, Chunk] = {}
+        self._children: dict[bytes, dict[bytes, Chunk]] = {}
+        for chunk in chunks:
+            self.add(chunk)
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def get(self, key: bytes) -> Chunk | None:
+        """The chunk of that key."""
+        return self._chunks.get(key)
+
+    def add(self, chunk: Chunk) -> None:
+        """Know a chunk; one of the same key is replaced, but a head stays a head."""
+        known = self._chunks.get(chunk.key)
+        if known and known.head:
+            chunk = chunk.as_head()
+        self.discard(chunk.key)
+        self._chunks[chunk.key] = chunk
+        self._children.setdefault(chunk.parent, {})[chunk.key] = chunk
+
+    def discard(self, key: bytes) -> None:
+        """Forget a chunk, if it is known."""
+        chunk = self._chunks.pop(key, None)
+        if chunk:
+            siblings = self._children[chunk.parent]
+            del siblings[key]
+            if not siblings:
+                del self._children[chunk.parent]
+
+    def whole(self, chain: Chain) -> list[Chunk]:
+        """The longest run of full ranges from the beginning of `chain`."""
+        found: list[Chunk] = []
+        for key in chain.keys[1:]:
+            chunk = self._chunks.get(key)
+            if chunk is None or chunk.kind is not Kind.RANGE:
+                break
+            found.append(chunk)
+        return found
+
+    def ranges_behind(self, chain: Chain, n_chunks: int) -> list[Chunk]:
+        """Ranges that begin at the cut behind the first `n_chunks`, whatever their tokens."""
+        start = n_chunks * chain.size
+        siblings = self._children.get(chain.keys[n_chunks][:PARENT_BYTES], {}).values()
+        return [c for c in siblings if c.kind is Kind.RANGE and c.start == start]
+
+    def checkpoint(self, chain: Chain, n_max: int) -> Chunk | None:
+        """The checkpoint with the longest prefix of `chain`, of at most `n_max` tokens."""
+        for i in reversed(range(len(chain.keys))):
+            start = i * chain.size
+            siblings = self._children.get(chain.keys[i][:PARENT_BYTES], {}).values()
+            lengths = {c.n_tokens for c in siblings if c.kind is Kind.CHECKPOINT}
+            room = min(n_max - start, chain.n_tokens - start, chain.size)
+            for n in sorted((n for n in lengths if 0 < n <= room), reverse=True):
+                chunk = self._chunks.get(chain.key(Kind.CHECKPOINT, start, start + n))
+                if chunk is not None:
+                    return chunk
+        return None
+
+
+def longest_partial(
+    wanted: bytes, candidates: Sequence[Chunk], tokens: Mapping[bytes, bytes]
+) -> tuple[Chunk, int] | None:
+    """The candidate that shares most of the packed tokens `wanted`, and how many it shares.
+
+    `tokens` are the candidates' packed tokens by key; those without are passed over. Of equals
+    the shorter one is taken: less to read and to trim.
+    """
+    best: tuple[int, int, Chunk] | None = None
+    for chunk in candidates:
+        n = common_tokens(wanted, tokens.get(chunk.key, b""))
+        if n and (best is None or (n, -chunk.n_tokens) > best[:2]):
+            best = (n, -chunk.n_tokens, chunk)
+    return (best[2], best[0]) if best else None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A chunk file of any model: its path, size in bytes and last use (its mtime)."""
+
+    chunk: Chunk
+    path: str
+    size: int
+    used: float
+
+
+def choose_victims(stored: Iterable[Stored], excess: int, now: float) -> list[Stored]:
+    """What to delete so that at least `excess` bytes become free, in that order.
+
+    Least recently used first and heads last. A last use in the future proves only that a clock
+    was wrong: such a file goes first, or it would stay for ever. Within a minute the end of a
+    prompt goes before its beginning, without which it could not be found.
+    """
+
+    def worth(file: Stored) -> tuple[bool, bool, int, int]:
+        known = file.used <= now + _FUTURE_S
+        head = file.chunk.head and not (known and now - file.used > HEAD_DAYS * 86400)
+        return head, known, int(file.used) // _MINUTE_S, -file.chunk.start
+
+    victims: list[Stored] = []
+    for file in sorted(stored, key=worth):
+        if excess <= 0:
+            break
+        victims.append(file)
+        excess -= file.size
+    return victims

@@ -1,0 +1,386 @@
+"""The disk tier of the prompt cache: KV memory by prefix, kept across restarts.
+
+It finds, loads and keeps payloads whose meaning only llama.cpp knows. Whatever happens to the
+disk, a caller sees a hit that is exact, or a miss: nothing here raises into a request, and nothing
+but `load` and a first look at siblings' tokens waits for the disk. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from llm_server.cache.chunkfile import BadChunk, Chunk, Header
+from llm_server.cache.files import Files
+from llm_server.cache.folder import ChunkFolder
+from llm_server.cache.index import Index, longest_partial
+from llm_server.cache.keys import TOKEN_BYTES, Chain, Kind
+from llm_server.cache.writer import Write, Writer
+
+logger = logging.getLogger(__name__)
+
+QUEUE_BYTES = 64 << 20
+"""Payloads that may wait for the disk; more are dropped, for requests never wait for a write."""
+RETRY_S = 30.0
+"""Seconds after a failed write until the next one is tried."""
+RESCAN_SHARE = 64
+"""The folder is looked through again whenever this part of the budget has been written, for other
+processes write there too."""
+MAX_NEW_SIBLINGS = 64
+"""Headers that one look-up may read to learn tokens; further siblings have their turn later."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A stored chunk that a prompt can use. `parent` and `packed` are what it must prove: the key
+    of what comes before it, and the prompt's tokens that it must begin with."""
+
+    chunk: Chunk
+    parent: bytes
+    packed: bytes
+
+    @property
+    def start(self) -> int:
+        """Position of the chunk's first token."""
+        return self.chunk.start
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that the payload holds."""
+        return self.chunk.n_tokens
+
+    @property
+    def n_used(self) -> int:
+        """Tokens of it that the prompt shares; cut the rest off after loading."""
+        return len(self.packed) // TOKEN_BYTES
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since the start, and what there is now: this model's `chunks`, all models'
+    `used_bytes` as far as known."""
+
+    hits: int = 0
+    misses: int = 0
+    read_bytes: int = 0
+    written: int = 0
+    written_bytes: int = 0
+    dropped: int = 0
+    evicted: int = 0
+    corrupt: int = 0
+    errors: int = 0
+    chunks: int = 0
+    used_bytes: int = 0
+
+
+class _Health:
+    """Whether reading, or writing, works: told once when it stops and once when it is back."""
+
+    def __init__(self, action: str, files: Files) -> None:
+        self._action = action
+        self._files = files
+        self._retry_at: float | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether it works, or it is time to try again."""
+        return self._retry_at is None or self._files.monotonic() >= self._retry_at
+
+    def failed(self, error: OSError | MemoryError) -> None:
+        if self._retry_at is None:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            logger.warning(
+                "The prompt cache cannot %s its folder (%s); requests go on without it.",
+                self._action,
+                reason,
+            )
+        self._retry_at = self._files.monotonic() + RETRY_S
+
+    def worked(self) -> bool:
+        """Note a success; whether it is the first one after a failure."""
+        if self._retry_at is None:
+            return False
+        self._retry_at = None
+        logger.info("The prompt cache can %s its folder again.", self._action)
+        return True
+
+
+class ChunkStore:
+    """The chunks of one model, in a folder that all models and several processes may share."""
+
+    def __init__(
+        self,
+        path: Path,
+        fingerprint: bytes,
+        budget_bytes: int,
+        *,
+        read_only: bool = False,
+        queue_bytes: int = QUEUE_BYTES,
+        files: Files | None = None,
+    ) -> None:
+        """Look through the folder; some 0.1 s for 10,000 chunks.
+
+        `fingerprint` (32 bytes, see `fingerprint.py`) says which chunks are this model's;
+        `budget_bytes` is for all models together. A `read_only` store changes nothing on disk.
+        A folder that cannot be used is a warning and a store without hits.
+        """
+        files = files or Files()
+        self._folder = ChunkFolder(path, fingerprint, files)
+        self._fingerprint = fingerprint
+        self._budget = budget_bytes
+        self._read_only = read_only
+        self._reading = _Health("read", files)
+        self._writing = _Health("write to", files)
+        self._lock = threading.Lock()
+        self._index = Index()
+        self._tokens: dict[bytes, bytes] = {}
+        self._bad: set[bytes] = set()
+        self._stats = Stats()
+        self._unscanned = 0
+        self._writer = Writer(self._perform, queue_bytes)
+        if not read_only:
+            self._attempt(self._writing, self._folder.create)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look through the folder again, for what other processes stored or evicted."""
+        found = self._attempt(self._reading, self._folder.scan)
+        if found is None:
+            return
+        self._adopt(found.mine, found.n_bytes)
+        if not self._read_only:
+            self._attempt(self._writing, lambda: self._folder.sweep(found))
+
+    def stats(self) -> Stats:
+        """The counters as they are now."""
+        with self._lock:
+            return replace(self._stats, chunks=len(self._index))
+
+    # ---- finding and loading ---------------------------------------------------------------
+
+    def match(self, chain: Chain) -> list[Hit]:
+        """The chunks that hold the longest stored prefix of `chain`, in order of position.
+
+        All but the last are used whole; of the last one, maybe only the beginning (`n_used`).
+        """
+        with self._lock:
+            whole = self._index.whole(chain)
+            siblings = self._index.ranges_behind(chain, len(whole))
+        hits = [
+            Hit(chunk, parent, chain.slice(chunk.start, chunk.start + chunk.n_tokens))
+            for chunk, parent in zip(whole, chain.keys, strict=False)
+        ]
+        at = len(whole) * chain.size
+        wanted = chain.slice(at, min(at + chain.size, chain.n_tokens))
+        if wanted and siblings:
+            self._learn_tokens(siblings)
+            partial = longest_partial(wanted, siblings, self._tokens)
+            if partial:
+                chunk, n = partial
+                hits.append(Hit(chunk, chain.keys[len(whole)], chain.slice(at, at + n)))
+        return hits
+
+    def checkpoint(self, chain: Chain, n_max: int) -> Hit | None:
+        """The stored state after the longest prefix of `chain` of at most `n_max` tokens."""
+        with self._lock:
+            chunk = self._index.checkpoint(chain, n_max)
+        if chunk is None:
+            return None
+        stop = chunk.start + chunk.n_tokens
+        return Hit(chunk, chain.keys[chunk.start // chain.size], chain.slice(chunk.start, stop))
+
+    def holds(self, chain: Chain, start: int, stop: int, kind: Kind = Kind.RANGE) -> bool:
+        """Whether that chunk is stored or about to be: ask before copying cells out.
+
+        Raises:
+            ValueError: [start, stop) is not a chunk of `chain`.
+        """
+        key = chain.key(kind, start, stop)
+        with self._lock:
+            known = self._index.get(key) is not None
+        return known or key in self._writer
+
+    def load(self, hit: Hit) -> memoryview | None:
+        """The payload, read and verified, or None: then it is a miss, whatever `match` said."""
+        touch = not self._read_only
+        read = self._guarded(hit.chunk, lambda: self._folder.read(hit.chunk, touch=touch))
+        if read is not None:
+            header, payload = read
+            if header.parent == hit.parent and header.packed.startswith(hit.packed):
+                self._count(hits=1, read_bytes=header.n_bytes)
+                return payload
+        self._count(misses=1)
+        return None
+
+    def _learn_tokens(self, siblings: list[Chunk]) -> None:
+        """Read the tokens of chunks that are known by name only."""
+        unknown = [chunk for chunk in siblings if chunk.key not in self._tokens]
+        for chunk in unknown[:MAX_NEW_SIBLINGS]:
+            packed = self._guarded(chunk, functools.partial(self._folder.read_tokens, chunk))
+            if packed is not None:
+                with self._lock:
+                    self._tokens[chunk.key] = packed
+
+    def _guarded(self, chunk: Chunk, read: Callable[[], _T]) -> _T | None:
+        """What `read` gives, or None and the chunk forgotten: it may be stored anew."""
+        try:
+            value = read()
+        except FileNotFoundError:  # evicted by another process, or the whole folder vanished
+            self._forget(chunk)
+            with self._lock:
+                self._unscanned = self._budget
+            return None
+        except BadChunk as error:
+            logger.warning("The prompt cache drops %s: %s.", chunk.key.hex()[:16], error)
+            self._count(corrupt=1)
+            self._forget(chunk)
+            self._discard_file(chunk)
+            return None
+        except (OSError, MemoryError) as error:
+            self._fault(self._reading, error)
+            self._forget(chunk)
+            return None
+        self._reading.worked()
+        return value
+
+    def _discard_file(self, chunk: Chunk) -> None:
+        """Delete a damaged file; if that cannot be, never look at it again."""
+        self._bad.add(chunk.key)
+        if not self._read_only:
+            self._attempt(self._writing, lambda: self._folder.discard(chunk))
+
+    # ---- keeping ---------------------------------------------------------------------------
+
+    def put(
+        self,
+        chain: Chain,
+        start: int,
+        stop: int,
+        payload: bytes | memoryview,
+        *,
+        kind: Kind = Kind.RANGE,
+        head: bool = False,
+    ) -> bool:
+        """Keep `payload` as the memory of positions [start, stop), or the state after them.
+
+        Returns at once; the payload must not change any more. `head` marks a part of a system
+        prompt and tools, also of a chunk that is stored already. False if it is dropped: the
+        queue is full, the disk fails, the store is read-only or closed.
+
+        Raises:
+            ValueError: [start, stop) is not a chunk of `chain` (`Chain.chunk_start`).
+        """
+        key = chain.key(kind, start, stop)
+        parent = chain.keys[start // chain.size]
+        n_payload = memoryview(payload).nbytes
+        header = Header(self._fingerprint, parent, kind, start, chain.slice(start, stop), n_payload)
+        with self._lock:
+            known = self._index.get(key)
+        if known and (known.head or not head):
+            return True
+        write = Write(key, header, None if known else payload, head)
+        usable = not self._read_only and self._writing.usable and write.n_bytes <= self._budget
+        if usable and self._writer.offer(write):
+            return True
+        self._count(dropped=1)
+        return False
+
+    def flush(self, deadline_s: float) -> bool:
+        """Wait for what was put, at most `deadline_s` seconds; whether all of it is done."""
+        return self._writer.flush(deadline_s)
+
+    def close(self, deadline_s: float) -> bool:
+        """Flush and take no more; look-ups still work. Whether all that was put is done."""
+        return self._writer.close(deadline_s)
+
+    def _perform(self, write: Write) -> None:
+        """Do one write, on the writer's thread."""
+        try:
+            chunk = self._write(write)
+        except (OSError, MemoryError) as error:
+            # A chunk that was to become a head may just have been evicted by another process.
+            if write.payload is not None or not isinstance(error, FileNotFoundError):
+                self._fault(self._writing, error)
+            self._forget(write.header.chunk)
+            chunk = None
+        if chunk is None:
+            self._count(dropped=1)
+            return
+        with self._lock:
+            self._index.add(chunk)
+            self._tokens[chunk.key] = write.header.packed
+            self._bad.discard(chunk.key)
+        if self._writing.worked():
+            self.refresh()
+
+    def _write(self, write: Write) -> Chunk | None:
+        """The chunk that is on the disk now; None if there is no room for it.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if write.payload is None:
+            return self._folder.mark_head(write.header.chunk)
+        if not self._make_room(write.n_bytes):
+            return None
+        chunk = self._folder.write(write.header, write.payload, head=write.head)
+        with self._lock:
+            self._stats.used_bytes += write.n_bytes
+            self._unscanned += write.n_bytes
+        self._count(written=1, written_bytes=write.n_bytes)
+        return chunk
+
+    def _make_room(self, n_bytes: int) -> bool:
+        """Evict if need be; whether the budget has room for `n_bytes` now.
+
+        Raises:
+            OSError: the folder cannot be read or changed.
+        """
+        with self._lock:
+            full = self._stats.used_bytes + n_bytes > self._budget
+            overdue = self._unscanned + n_bytes > self._budget // RESCAN_SHARE
+        if full or overdue:
+            found, n_evicted = self._folder.make_room(n_bytes, self._budget)
+            self._count(evicted=n_evicted)
+            self._adopt(found.mine, found.n_bytes)
+        with self._lock:
+            return self._stats.used_bytes + n_bytes <= self._budget
+
+    # ---- shared state ----------------------------------------------------------------------
+
+    def _adopt(self, mine: Iterable[Chunk], n_bytes: int) -> None:
+        """Take over what a scan found."""
+        with self._lock:
+            self._index = Index(chunk for chunk in mine if chunk.key not in self._bad)
+            self._tokens = {k: v for k, v in self._tokens.items() if self._index.get(k)}
+            self._stats.used_bytes = n_bytes
+            self._unscanned = 0
+
+    def _forget(self, chunk: Chunk) -> None:
+        with self._lock:
+            self._index.discard(chunk.key)
+            self._tokens.pop(chunk.key, None)
+
+    def _count(self, **increments: int) -> None:
+        with self._lock:
+            for name, n in increments.items():
+                setattr(self._stats, name, getattr(self._stats, name) + n)
+
+    def _attempt(self, health: _Health, action: Callable[[], _T]) -> _T | None:
+        """Do it; a failure is noted and gives None."""
+        try:
+            return action()
+        except (OSError, MemoryError) as error:
+            self._fault(health, error)
+            return None
+
+    def _fault(self, health: _Health, error: OSError | MemoryError) -> None:
+        self._count(errors=1)
+        health.failed(error)

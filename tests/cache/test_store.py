@@ -1,0 +1,399 @@
+"""The store as the worker uses it: kept, found, loaded, evicted, shared, damaged."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_server.cache.files import Files
+from llm_server.cache.keys import Chain, Kind, root_key
+from llm_server.cache.store import ChunkStore
+from tests.cache.scenario import (
+    BUDGET,
+    FINGERPRINT,
+    SIZE,
+    chain_of,
+    chunk_files,
+    keep,
+    open_store,
+    payload_of,
+    recall,
+)
+
+PROMPT = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> int:
+    return sum(record.levelno >= logging.WARNING for record in caplog.records)
+
+
+# ---- finding -----------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_found_again_also_after_a_restart(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    assert recall(store, PROMPT) == 0
+    assert all(keep(store, PROMPT))
+    assert store.flush(10)
+    assert recall(store, PROMPT) == len(PROMPT)
+    assert store.close(10)
+    assert recall(open_store(tmp_path), PROMPT) == len(PROMPT)
+
+
+def test_a_prompt_that_leaves_in_the_middle_of_a_chunk_uses_the_part_before(
+    tmp_path: Path,
+) -> None:
+    store = open_store(tmp_path)
+    keep(store, PROMPT)
+    store.close(10)
+    for again in (store, open_store(tmp_path)):
+        assert recall(again, [1, 2, 3, 4, 5, 6, 70, 80, 90]) == 6
+        assert recall(again, [1, 2, 3]) == 3
+        assert recall(again, [*PROMPT, 11, 12]) == len(PROMPT)
+        assert recall(again, [2, *PROMPT]) == 0
+        partial = again.match(chain_of([1, 2, 3, 4, 5, 60]))[-1]
+        assert (partial.n_used, partial.n_tokens) == (1, SIZE)
+
+
+PROMPTS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=11), min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(kept=PROMPTS, asked=PROMPTS, reopen=st.booleans())
+def test_every_prompt_finds_its_longest_kept_prefix(
+    kept: list[list[int]], asked: list[list[int]], reopen: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(Path(folder))
+        for tokens in kept:
+            keep(store, tokens)
+        assert store.close(10)
+        if reopen:
+            store = open_store(Path(folder))
+        for tokens in asked:
+            common = (os.path.commonprefix([tokens, other]) for other in kept)
+            assert recall(store, tokens) == max(map(len, common))
+        assert store.stats().misses == store.stats().corrupt == 0
+
+
+def test_checkpoints_restore_the_latest_whole_state(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    chain = chain_of(PROMPT)
+    for stop in (3, 8, 9):
+        start = chain.chunk_start(stop)
+        state = payload_of(chain, start, stop)
+        assert store.put(chain, start, stop, state, kind=Kind.CHECKPOINT)
+    assert store.close(10)
+    assert store.match(chain) == []
+    for again in (store, open_store(tmp_path)):
+        for n_max, expected in ((10, 9), (8, 8), (7, 3), (2, None)):
+            hit = again.checkpoint(chain, n_max)
+            assert (hit.start + hit.n_tokens if hit else None) == expected
+            if hit:
+                assert again.load(hit) == payload_of(chain, hit.start, hit.start + hit.n_tokens)
+        assert again.checkpoint(chain_of([1, 2, 4, 4]), 4) is None
+        assert again.holds(chain, 4, 8, Kind.CHECKPOINT)
+        assert not again.holds(chain, 4, 8)
+
+
+def test_models_and_namespaces_do_not_see_each_other(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    keep(store, PROMPT)
+    store.close(10)
+    salted = Chain.of(root_key(FINGERPRINT, "key of another"), PROMPT, SIZE)
+    assert store.match(salted) == []
+    other = ChunkStore(tmp_path, b"x" * 32, BUDGET)
+    assert other.match(Chain.of(root_key(b"x" * 32), PROMPT, SIZE)) == []
+    assert other.stats().chunks == 0
+    assert other.stats().used_bytes == store.stats().used_bytes > 0
+
+
+# ---- keeping -----------------------------------------------------------------------------------
+
+
+def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "cache")
+    keep(store, PROMPT)
+    store.close(10)
+    for path in [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_nothing_is_written_twice(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    for _ in range(3):
+        assert all(keep(store, PROMPT))
+        assert store.flush(10)
+    assert store.stats().written == 3
+    assert len(chunk_files(tmp_path)) == 3
+
+
+class StuckFiles(Files):
+    """A disk on which nothing can be created until `release` is called."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+
+    def create(self, path: str) -> int:
+        os.read(self.reader, 1)
+        return super().create(path)
+
+    def release(self) -> None:
+        os.close(self.writer)
+
+
+def test_a_slow_disk_makes_nobody_wait(tmp_path: Path) -> None:
+    files = StuckFiles()
+    store = open_store(tmp_path, files, queue_bytes=1000)
+    prompts = [[i] for i in range(20)]
+    accepted = [keep(store, tokens)[0] for tokens in prompts]
+    assert accepted[0]
+    assert not accepted[-1]
+    assert store.holds(chain_of([0]), 0, 1)
+    assert store.stats().dropped == accepted.count(False)
+    assert not store.flush(0)
+    files.release()
+    assert store.close(10)
+    assert [bool(recall(store, tokens)) for tokens in prompts] == accepted
+    assert not keep(store, [99])[0], "closed"
+
+
+def test_the_budget_holds_and_heads_stay(tmp_path: Path) -> None:
+    head, budget = [1, 2, 3, 4], 3000
+    store = open_store(tmp_path, budget_bytes=budget)
+    keep(store, head, head=True)
+    for i in range(50):
+        keep(store, [*head, 100 + i, 7, 7, 7])
+        assert store.flush(10)
+        assert sum(path.stat().st_size for path in chunk_files(tmp_path)) <= budget
+        assert recall(store, [*head, 100 + i]) == 5, "what was just written stays"
+    stats = store.stats()
+    assert stats.evicted == 51 - stats.chunks
+    assert stats.used_bytes == sum(path.stat().st_size for path in chunk_files(tmp_path))
+    assert stats.used_bytes > budget // 2
+
+
+def test_what_is_used_stays(tmp_path: Path) -> None:
+    store = open_store(tmp_path, budget_bytes=3000)
+    prompts = [[i] * SIZE for i in range(10)]
+    for tokens in prompts:
+        keep(store, tokens)
+    store.flush(10)
+    for path in chunk_files(tmp_path):
+        os.utime(path, (0, 0))
+    assert recall(store, prompts[4]) == SIZE
+    for i in range(12):
+        keep(store, [100 + i])
+    store.close(10)
+    assert recall(store, prompts[4]) == SIZE
+    assert all(recall(store, [100 + i]) for i in range(12))
+    assert [recall(store, tokens) for tokens in prompts].count(0) >= 4
+
+
+def test_a_chunk_larger_than_the_budget_is_not_kept(tmp_path: Path) -> None:
+    store = open_store(tmp_path, budget_bytes=100)
+    assert keep(store, [1]) == [False]
+    assert store.stats().dropped == 1
+
+
+def test_a_stored_chunk_can_become_a_head(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    other = open_store(tmp_path)
+    keep(store, [1, 2])
+    store.flush(10)
+    other.refresh()
+    keep(store, [1, 2], head=True)
+    assert store.close(10)
+    assert ["-rh-" in path.name for path in chunk_files(tmp_path)] == [True]
+    for again in (store, other, open_store(tmp_path)):
+        assert recall(again, [1, 2]) == 2, "another process may know it by its old name"
+
+
+def test_a_read_only_store_changes_nothing(tmp_path: Path) -> None:
+    store = ChunkStore(tmp_path / "none", FINGERPRINT, BUDGET, read_only=True)
+    assert keep(store, PROMPT) == [False] * 3
+    assert not (tmp_path / "none").exists()
+    writer = open_store(tmp_path)
+    keep(writer, PROMPT)
+    writer.close(10)
+    chunk_files(tmp_path)[0].write_bytes(b"damaged")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    store = ChunkStore(tmp_path, FINGERPRINT, BUDGET, read_only=True)
+    recall(store, PROMPT)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+# ---- damage ------------------------------------------------------------------------------------
+
+
+def damaged_is_a_miss(
+    folder: Path, caplog: pytest.LogCaptureFixture, *, found_by_name: int
+) -> None:
+    """Exactly one warning, no payload, the file gone, and room for the chunk to be kept anew."""
+    caplog.clear()
+    store = open_store(folder)
+    assert store.stats().chunks == found_by_name
+    assert recall(store, [1, 2]) == 0
+    assert recall(store, [1, 2]) == 0
+    assert warnings(caplog) == store.stats().corrupt == found_by_name
+    assert chunk_files(folder) == []
+    keep(store, [1, 2])
+    store.close(10)
+    assert recall(store, [1, 2]) == 2
+
+
+@pytest.fixture
+def one_chunk(tmp_path: Path) -> Path:
+    """The file of a folder with one small chunk."""
+    store = open_store(tmp_path)
+    keep(store, [1, 2])
+    store.close(10)
+    (path,) = chunk_files(tmp_path)
+    return path
+
+
+def test_every_changed_byte_is_a_miss(
+    one_chunk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = one_chunk.read_bytes()
+    for at in range(len(data)):
+        one_chunk.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
+        damaged_is_a_miss(tmp_path, caplog, found_by_name=1)
+
+
+def test_every_truncation_and_a_byte_too_many_is_a_miss(
+    one_chunk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = one_chunk.read_bytes()
+    for damaged in [*(data[:n] for n in range(len(data))), data + b"\0", bytes(len(data))]:
+        one_chunk.write_bytes(damaged)
+        damaged_is_a_miss(tmp_path, caplog, found_by_name=1)
+
+
+def test_swapped_files_are_misses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = open_store(tmp_path)
+    keep(store, [1, 2])
+    keep(store, [3, 4])
+    store.close(10)
+    one, other = chunk_files(tmp_path)
+    contents = one.read_bytes(), other.read_bytes()
+    one.write_bytes(contents[1])
+    other.write_bytes(contents[0])
+    store = open_store(tmp_path)
+    assert recall(store, [1, 2]) == recall(store, [3, 4]) == 0
+    assert warnings(caplog) == 2
+
+
+def test_a_chunk_of_another_model_is_a_miss(
+    one_chunk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = ChunkStore(tmp_path / "other", b"x" * 32, BUDGET)
+    chain = Chain.of(root_key(FINGERPRINT), [1, 2], SIZE)  # the same keys, as a bug would have it
+    other.put(chain, 0, 2, b"cells of another model")
+    other.close(10)
+    one_chunk.write_bytes(chunk_files(tmp_path / "other")[0].read_bytes())
+    chunk_files(tmp_path / "other")[0].unlink()
+    damaged_is_a_miss(tmp_path, caplog, found_by_name=1)
+
+
+@pytest.mark.parametrize("name", ["README", "x.kv", ".DS_Store", "0" * 64 + ".kv"])
+def test_foreign_files_are_left_alone(one_chunk: Path, tmp_path: Path, name: str) -> None:
+    foreign = [tmp_path / name, one_chunk.with_name(name)]
+    for path in foreign:
+        path.write_text("mine")
+    store = open_store(tmp_path, budget_bytes=one_chunk.stat().st_size)
+    keep(store, [3, 4])
+    store.close(10)
+    assert recall(store, [3, 4]) == 2
+    assert recall(store, [1, 2]) == 0
+    assert all(path.read_text() == "mine" for path in foreign)
+
+
+def test_links_and_pipes_are_not_opened(one_chunk: Path, tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere"
+    one_chunk.rename(target)
+    one_chunk.symlink_to(target)
+    store = open_store(tmp_path)
+    assert recall(store, [1, 2]) == 0
+    one_chunk.unlink()
+    os.mkfifo(one_chunk)
+    assert recall(open_store(tmp_path), [1, 2]) == 0
+
+
+def test_left_over_temporary_files_are_swept(one_chunk: Path, tmp_path: Path) -> None:
+    old, young = one_chunk.with_name("a.tmp"), one_chunk.with_name("b.tmp")
+    old.write_bytes(b"torn")
+    young.write_bytes(b"being written by another process")
+    os.utime(old, (0, 0))
+    open_store(tmp_path)
+    assert not old.exists()
+    assert young.exists()
+
+
+# ---- several processes -------------------------------------------------------------------------
+
+_PEER = """
+import random, sys
+from pathlib import Path
+from tests.cache.scenario import keep, open_store, recall
+seed = int(sys.argv[2])
+choose = random.Random(seed)
+store = open_store(Path(sys.argv[1]), budget_bytes=4000)
+for _ in range(150):
+    tokens = [choose.randrange(3) for _ in range(choose.randrange(1, 9))]
+    if choose.random() < 0.5:
+        keep(store, tokens, head=choose.random() < 0.2)
+        store.flush(10)
+    else:
+        recall(store, tokens)
+    if choose.random() < 0.1:
+        store.refresh()
+store.close(10)
+stats = store.stats()
+assert stats.corrupt == stats.errors == 0, stats
+assert stats.written > 0 and stats.hits > 0, stats
+"""
+
+
+def test_processes_share_a_folder(tmp_path: Path) -> None:
+    peers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _PEER, str(tmp_path), str(seed)],
+            cwd=Path(__file__).parents[2],
+            stderr=subprocess.PIPE,
+        )
+        for seed in range(2)
+    ]
+    for peer in peers:
+        _, errors = peer.communicate(timeout=60)
+        assert (peer.returncode, errors) == (0, b"")
+    total = sum(path.stat().st_size for path in chunk_files(tmp_path))
+    assert total <= 4000 + 4 * 200, "each may be one chunk ahead of what it knows of the other"
+
+
+def test_a_dead_lock_holder_blocks_nobody(tmp_path: Path) -> None:
+    hold = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_CREAT | os.O_RDWR), 2)"
+    hold += "; print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        store = open_store(tmp_path, budget_bytes=400)
+        keep(store, [1])
+        keep(store, [2])
+        keep(store, [3])
+        assert store.flush(10), "no waiting for the lock"
+        assert store.stats().dropped == 1, "nor more than the budget"
+        holder.kill()
+    keep(store, [4])
+    assert store.close(10)
+    assert recall(store, [4]) == 1
