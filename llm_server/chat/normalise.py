@@ -31,6 +31,17 @@ def split_calls(messages: list[Message]) -> list[Message]:
     return out
 
 
+def split_content(messages: list[Message]) -> list[Message]:
+    """Text and calls of one message in two."""
+    out: list[Message] = []
+    for message in messages:
+        if message.tool_calls and message.content:
+            out.append(msgspec.structs.replace(message, tool_calls=[]))
+            message = msgspec.structs.replace(message, content=None, reasoning_content=None)
+        out.append(message)
+    return out
+
+
 def fold_system(messages: list[Message]) -> list[Message]:
     """All system text at the head of the first user turn."""
     system = [m.content for m in messages if m.role == "system" and m.content]

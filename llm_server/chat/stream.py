@@ -1,8 +1,28 @@
-"""From an answer's text to the deltas a client sees."""
+"""From an answer's text to the deltas a client sees: content, reasoning, tool calls.
+
+Text comes in pieces of any size; what may be shown is shown at once, and only what could still
+become a marker is held back. Text that turns out to be no call is content. It knows no tokens.
+"""
 
 from __future__ import annotations
 
-from llm_server.worker.messages import Content, Delta
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Literal as OneOf
+from typing import TypeAlias
+
+from llm_server.chat.syntax import json_args
+from llm_server.chat.syntax.format import JsonArgs, Syntax
+from llm_server.chat.syntax.literal import Literal, Matcher, Slot, build, fill
+from llm_server.chat.syntax.params import ParamParser
+from llm_server.chat.syntax.reader import EndOfText, Parse, Reader, overlap
+from llm_server.worker.messages import Content, Delta, JsonObject, Reasoning, ToolCall
+
+Where: TypeAlias = OneOf["start", "reasoning", "content"]
+"""What an answer's text continues: a new turn, an opened thought, plain text."""
+
+MAX_BLANKS = 64
+"""Most blanks held back before a marker that may come."""
 
 
 class PlainText:
@@ -18,3 +38,200 @@ class PlainText:
     def close(self) -> list[Delta]:
         """What was held back, once no more text comes: nothing."""
         return []
+
+
+class AnswerParser:
+    """Reads one answer in a model's own syntax.
+
+    `tools` are those the model may call; without any, what looks like a call is content. `id` is
+    the request's. `n_calls` is how many calls have begun.
+    """
+
+    def __init__(
+        self,
+        id: int,
+        syntax: Syntax,
+        tools: Sequence[JsonObject],
+        where: Where = "start",
+    ) -> None:
+        self._id = id
+        self._syntax = syntax
+        self._schemas = {t["function"]["name"]: t["function"].get("parameters") for t in tools}
+        self._where: Where = where
+        self._reader = Reader()
+        self._deltas: list[Delta] = []
+        self.n_calls = 0
+        self._skipping = False
+        self._running = self._answer()
+        next(self._running)
+
+    def feed(self, text: str) -> list[Delta]:
+        """The deltas that `text` makes visible."""
+        self._reader.feed(text)
+        next(self._running)
+        return self._take()
+
+    def close(self) -> list[Delta]:
+        """What was held back, once no more text comes. Nothing may be fed after that."""
+        self._reader.closed = True
+        next(self._running, None)
+        return self._take()
+
+    def _take(self) -> list[Delta]:
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    # ---- the parts of an answer ----------------------------------------------------------------
+
+    def _answer(self) -> Parse[None]:
+        try:
+            while True:
+                if self._where == "reasoning":
+                    yield from self._reasoning()
+                elif self._where == "start":
+                    yield from self._start()
+                else:
+                    yield from self._content()
+        except EndOfText:
+            rest = self._reader.take(len(self._reader.text))
+            (self._think if self._where == "reasoning" else self._say)(rest)
+
+    def _start(self) -> Parse[None]:
+        """What kind of message comes: its opening is read, if it has one."""
+        syntax, calls = self._syntax, self._syntax.calls
+        thought = syntax.reasoning.open if syntax.reasoning else ""
+        openings = [build(text) for text in (thought, syntax.content_open) if text]
+        options: list[Literal] = list(openings)
+        if self._schemas:
+            options += [option for option in (calls.start, calls.begin) if option is not None]
+        self._where = "content"
+        if not options:
+            return
+        self._reader.mark()
+        found = yield from self._reader.match(options)
+        if found is not None and found[0] >= len(openings):
+            yield from self._calls(found[1])
+        elif found is not None and thought and found[0] == 0:
+            self._where = "reasoning"
+        self._reader.unmark()
+
+    def _reasoning(self) -> Parse[None]:
+        assert self._syntax.reasoning is not None
+        self._skipping = True
+        yield from self._until([self._syntax.reasoning.close], self._think)
+        yield from self._reader.match([build(self._syntax.reasoning.close)])
+        self._skipping = True
+        self._where = "start"
+
+    def _content(self) -> Parse[None]:
+        syntax, reader = self._syntax, self._reader
+        close = syntax.content_close
+        trigger = syntax.calls.trigger if self._schemas and not syntax.calls.anchored else ""
+        markers = [m for m in (trigger, close) if m]
+        options: list[Literal] = [build(close)] if close else []
+        if trigger:
+            options.append(syntax.calls.begin)
+        while True:
+            yield from self._until(markers, self._say)
+            reader.mark()
+            found = yield from reader.match(options)
+            if found is not None and not (close and found[0] == 0):
+                yield from self._calls(found[1])
+            elif found is None:
+                blanks = len(reader.text) - reader.pos - len(reader.text[reader.pos :].lstrip())
+                self._say(reader.take(blanks + 1))
+            reader.unmark()
+
+    def _until(self, markers: Sequence[str], show: Callable[[str], None]) -> Parse[None]:
+        """Show text up to the blanks before the first of `markers`."""
+        reader = self._reader
+        while True:
+            found = [at for m in markers if (at := reader.text.find(m, reader.pos)) >= 0]
+            if found:
+                text = reader.text[reader.pos : min(found)]
+                show(reader.take(len(text.rstrip())))
+                return
+            text = reader.text[reader.pos :]
+            if markers:
+                text = text[: len(text) - max(overlap(text, m) for m in markers)]
+                body = text.rstrip()
+                text = body if len(text) - len(body) <= MAX_BLANKS else text
+            show(reader.take(len(text)))
+            yield from reader.more()
+
+    # ---- calls ---------------------------------------------------------------------------------
+
+    def _calls(self, header: Matcher) -> Parse[None]:
+        """Read calls from behind the first one's header on. The reader is marked before it, and
+        goes back to its mark when what follows is no call."""
+        calls, reader = self._syntax.calls, self._reader
+        while True:
+            name = header.values[Slot.NAME]
+            if name not in self._schemas:
+                return reader.go_back()
+            tails = [fill(t, {Slot.LAST: name}) for t in (calls.end, calls.again) if t is not None]
+            call = _Call(self, name)
+            if isinstance(calls.args, JsonArgs):
+                if not (yield from json_args.parse(reader, call.emit)):
+                    return reader.go_back()
+                reader.mark()
+                found = yield from reader.match(tails)
+            else:
+                parser = ParamParser(reader, calls.args, tails, self._schemas[name], call.emit)
+                found = yield from parser.parse()
+                if not call.begun:
+                    return reader.go_back()
+            if found is None or found[0] == 0:
+                return
+            header = found[1]
+
+    # ---- deltas --------------------------------------------------------------------------------
+
+    def begin_call(self, name: str) -> int:
+        """A call has begun: its index."""
+        self._reader.unmark()
+        index, self.n_calls = self.n_calls, self.n_calls + 1
+        call_id = f"call_{secrets.token_hex(12)}"
+        self._deltas.append(ToolCall(self._id, index, call_id=call_id, name=name))
+        self._skipping = True
+        return index
+
+    def add_arguments(self, index: int, text: str) -> None:
+        """More of a call's arguments."""
+        self._deltas.append(ToolCall(self._id, index, arguments=text))
+
+    def _say(self, text: str) -> None:
+        text = self._skip(text)
+        if text:
+            self._deltas.append(Content(self._id, text))
+
+    def _think(self, text: str) -> None:
+        text = self._skip(text)
+        if text:
+            self._deltas.append(Reasoning(self._id, text))
+
+    def _skip(self, text: str) -> str:
+        """`text` without the blanks that follow a thought or a call."""
+        if self._skipping:
+            text = text.lstrip()
+            self._skipping = not text
+        return text
+
+
+class _Call:
+    """One call while it is read: announced with its first arguments."""
+
+    def __init__(self, parser: AnswerParser, name: str) -> None:
+        self._parser = parser
+        self._name = name
+        self._index: int | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self._index is not None
+
+    def emit(self, text: str) -> None:
+        if self._index is None:
+            self._index = self._parser.begin_call(self._name)
+        if text:
+            self._parser.add_arguments(self._index, text)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import product
@@ -20,7 +20,7 @@ from typing import Any, Literal
 from jinja2 import TemplateError as JinjaError
 from jinja2 import meta, nodes
 
-from llm_server.chat.normalise import REPAIRS
+from llm_server.chat.normalise import REPAIRS, split_calls, split_content
 from llm_server.chat.sandbox import (
     MAX_CHARS,
     RENDER_SECONDS,
@@ -57,6 +57,19 @@ RENDER_ERRORS = (
 )
 """What running a template may raise: it can do to its values whatever Python can."""
 
+_PROBE_TOOL: JsonObject = {
+    "type": "function",
+    "function": {
+        "name": "probe_function",
+        "description": "A probe.",
+        "parameters": {
+            "type": "object",
+            "properties": {"probe_key": {"type": "string", "description": "A key."}},
+            "required": ["probe_key"],
+        },
+    },
+}
+
 Scalar = str | int | float | bool
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
@@ -65,12 +78,15 @@ _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 class Style:
     """What a template wants in an assistant message with tool calls.
 
-    `empty` is what stands for no content: an empty text, None, or no such key.
+    `empty` is what stands for no content: an empty text, None, or no such key. `several` and
+    `beside`: whether it shows a second call, and calls beside text, in one message.
     """
 
     arguments: Literal["object", "text"] = "object"
     empty: Literal["text", "none", "absent"] = "text"
     ids: Literal["given", "short", "named"] = "given"
+    several: bool = True
+    beside: bool = True
 
 
 class ChatTemplate:
@@ -144,6 +160,20 @@ class ChatTemplate:
         segments = self.render(messages, tools, add_generation_prompt, kwargs)
         return "".join(segment.text for segment in segments)
 
+    def probe(
+        self,
+        messages: list[Message],
+        tools: list[JsonObject],
+        add_generation_prompt: bool,
+        kwargs: Mapping[str, Scalar],
+    ) -> str:
+        """A measuring render: of these messages or, by TemplateError, not at all."""
+        try:
+            history = list(self._dicts(messages, self.style))
+            return self._run(history, tools, add_generation_prompt, kwargs)
+        except RENDER_ERRORS as error:
+            raise TemplateError(_words(error)) from None
+
     @cached_property
     def style(self) -> Style:
         """The first style in which a call and its result come out whole; measured once."""
@@ -152,7 +182,11 @@ class ChatTemplate:
         ):
             style = Style(arguments, empty, ids)  # type: ignore[arg-type]
             if self._style_works(style):
-                return style
+                return replace(
+                    style,
+                    several=self._shows(style, None, 2),
+                    beside=self._shows(style, "Probe text.", 1),
+                )
         return Style()
 
     @cached_property
@@ -175,6 +209,10 @@ class ChatTemplate:
     ) -> list[Segment]:
         calls = any(m.tool_calls or m.role == "tool" for m in messages)
         style = self.style if calls else Style()
+        if not style.beside:
+            messages = split_content(messages)
+        if not style.several:
+            messages = split_calls(messages)
         history = list(self._dicts(messages, style))
         extra = dict(kwargs)
         marks = self._lookalikes.marker(_strings([history, tools, extra]))
@@ -239,34 +277,38 @@ class ChatTemplate:
     # ---- measuring -----------------------------------------------------------------------------
 
     def _style_works(self, style: Style) -> bool:
-        user = Message("user", "Probe question.")
-        call = FunctionCall("call_0123456789", "probe_function", '{"probe_key": "probe_value"}')
-        result = Message("tool", "probe result", name=call.name, tool_call_id=call.id)
-        tools: list[JsonObject] = [
-            {
-                "type": "function",
-                "function": {
-                    "name": call.name,
-                    "description": "A probe.",
-                    "parameters": {
-                        "type": "object",
-                        "properties": {"probe_key": {"type": "string", "description": "A key."}},
-                        "required": ["probe_key"],
-                    },
-                },
-            }
-        ]
-        history = [user, Message("assistant", None, tool_calls=[call]), result]
-        try:
-            before = self._run(list(self._dicts([user], style)), tools, False, {})
-            after = self._run(list(self._dicts(history, style)), tools, False, {})
-        except RENDER_ERRORS:
-            return False
+        """Whether a call and its result come out whole and once."""
+        before = self._probe_calls(style, None, 0)
+        after = self._probe_calls(style, None, 1)
+        words = ("probe_function", "probe_key", "probe_value", "probe result")
         broken = ("None", "null", "{'", '\\"')
-        return all(
-            after.count(word) > before.count(word)
-            for word in ("probe_function", "probe_key", "probe_value", "probe result")
-        ) and all(after.count(word) == before.count(word) for word in broken)
+        return all(after.count(word) > before.count(word) for word in words) and all(
+            after.count(word) == before.count(word) for word in broken
+        )
+
+    def _shows(self, style: Style, content: str | None, n_calls: int) -> bool:
+        """Whether all of `n_calls` calls come out in one message with `content`."""
+        one = self._probe_calls(style, None, 1).count("probe_value")
+        before = self._probe_calls(style, None, 0).count("probe_value")
+        shown = self._probe_calls(style, content, n_calls).count("probe_value")
+        return shown - before == n_calls * (one - before)
+
+    def _probe_calls(self, style: Style, content: str | None, n_calls: int) -> str:
+        """A question, an answer with calls, and their results; empty if that is refused."""
+        calls = [
+            FunctionCall(f"call_012345678{i}", "probe_function", '{"probe_key": "probe_value"}')
+            for i in range(n_calls)
+        ]
+        history = [Message("user", "Probe question.")]
+        if calls:
+            history.append(Message("assistant", content, tool_calls=calls))
+        history += [
+            Message("tool", "probe result", name=call.name, tool_call_id=call.id) for call in calls
+        ]
+        try:
+            return self._run(list(self._dicts(history, style)), [_PROBE_TOOL], False, {})
+        except RENDER_ERRORS:
+            return ""
 
 
 def _attempts(messages: list[Message]) -> Iterator[list[Message]]:

@@ -1,0 +1,120 @@
+"""What was measured of a template: how the model opens, writes and closes calls and reasoning.
+
+Plain facts, no behaviour but the reading of their own fields. `measure` fills them in, `stream`
+and `constraint` use them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal as OneOf
+from typing import TypeAlias
+
+from llm_server.chat.syntax.literal import Literal, Slot, build, pieces
+
+Kind: TypeAlias = OneOf["string", "number", "boolean", "null", "array", "object"]
+KINDS: tuple[Kind, ...] = ("string", "number", "boolean", "null", "array", "object")
+
+
+@dataclass(frozen=True, slots=True)
+class JsonArgs:
+    """The arguments are one JSON object. `spaced`: blanks behind its commas and colons."""
+
+    spaced: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapper:
+    """What stands around the value of one kind: behind the parameter's name, behind the value."""
+
+    mid: Literal
+    post: Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ParamArgs:
+    """The arguments are parameters one by one, each with its name.
+
+    `pre` opens a parameter, `separator` stands between two of them (blank or a comma).
+    `escape` is how text is written: as it is, with XML entities, in a CDATA section where
+    needed, or as JSON. `quote` opens and closes texts inside arrays and objects of a dialect
+    without JSON's quotes; `item` and `member` wrap values there when they are elements.
+    `words` are the spellings of true, false and null.
+    """
+
+    pre: Literal
+    separator: Literal
+    wrappers: dict[Kind, Wrapper]
+    escape: OneOf["raw", "xml", "cdata", "json"] = "raw"
+    quote: tuple[str, str] | None = None
+    item: Wrapper | None = None
+    member: Wrapper | None = None
+    words: tuple[str, str, str] = ("true", "false", "null")
+
+    @property
+    def bare(self) -> bool:
+        """Whether values other than texts end at the next sign instead of a closing tag."""
+        return not self.wrappers["number"].post
+
+
+@dataclass(frozen=True, slots=True)
+class CallFormat:
+    """How calls are written, from the first marker to the last.
+
+    `begin` leads from the answer's text through the name to the first call's arguments, `again`
+    from one call's arguments to the next one's (None: one call only), `end` follows the last.
+    `start` replaces `begin` where the answer starts with the call, if that differs.
+    `first_index` is the running number of the first call. `trigger` is the text in an answer that
+    announces calls; it is empty when a call starts with the name itself.
+    """
+
+    begin: Literal
+    end: Literal
+    args: JsonArgs | ParamArgs
+    again: Literal | None = None
+    start: Literal | None = None
+    first_index: int = 0
+
+    trigger: str = ""
+
+    @property
+    def anchored(self) -> bool:
+        """Whether calls come only where the answer starts, having no marker of their own."""
+        first = pieces(self.trigger)[:1]
+        return not first or first[0] in ("{", "[", "(")
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningFormat:
+    """How thinking is fenced. An empty `open` means that the prompt has opened it."""
+
+    open: str
+    close: str
+
+
+@dataclass(frozen=True, slots=True)
+class Syntax:
+    """All that is known of a model's answers.
+
+    `content_open` and `content_close` fence plain text where the model does so. `native` is
+    whether the template itself shows tools and calls; otherwise the calls of `HERMES` are used,
+    explained in a system message. `turn` is what every answer starts with when one answer can
+    hold several messages (it is in the prompt already).
+    """
+
+    calls: CallFormat
+    native: bool = True
+    reasoning: ReasoningFormat | None = None
+    content_open: str = ""
+    content_close: str = ""
+    preserved: frozenset[str] = field(default_factory=frozenset)
+
+
+HERMES = CallFormat(
+    begin=build('<tool_call>\n{"name": "', Slot.NAME, '", "arguments": '),
+    end=build("}\n</tool_call>"),
+    again=build('}\n</tool_call>\n<tool_call>\n{"name": "', Slot.NAME, '", "arguments": '),
+    args=JsonArgs(),
+    trigger="<tool_call>",
+)
+"""The syntax for models whose template has none: many models have seen it."""

@@ -1,0 +1,73 @@
+"""Probe conversations: known words through a template, to see what it puts around them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llm_server.chat.template import ChatTemplate
+from llm_server.errors import TemplateError
+from llm_server.worker.messages import FunctionCall, JsonObject, Message
+
+NAMES = ("fnqa", "fnqb")
+KEYS = ("kxa", "kxb")
+VALUES = ("vxa", "vxb")
+IDS = ("idqa12345", "idqb12345")
+"""Nine letters and digits: the strictest template takes no others."""
+
+QUESTION, CONTENT, THOUGHT = "uqtext", "cqtext", "rqtext"
+STRINGS: JsonObject = dict(zip(KEYS, VALUES, strict=True))
+
+
+def _probe_tool(name: str) -> JsonObject:
+    properties: JsonObject = {key: {"type": "string", "description": "Text."} for key in KEYS}
+    return {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": "A probe.",
+            "parameters": {"type": "object", "properties": properties, "required": list(KEYS)},
+        },
+    }
+
+
+TOOLS = [_probe_tool(name) for name in NAMES]
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Renders of one template. Each gives what follows the user's turn, or None if refused."""
+
+    template: ChatTemplate
+    kwargs: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+    def prompt(self) -> str:
+        """The text that leads into an answer."""
+        return self._tail([], generate=True) or ""
+
+    def text(self, reasoning: str | None = None) -> str:
+        """An answer without calls."""
+        message = Message("assistant", CONTENT, reasoning_content=reasoning)
+        return self._tail([message]) or ""
+
+    def calls(
+        self,
+        *arguments: JsonObject,
+        content: str | None = None,
+        reasoning: str | None = None,
+    ) -> str | None:
+        """An answer with calls."""
+        calls = [
+            FunctionCall(IDS[i], NAMES[i], json.dumps(value)) for i, value in enumerate(arguments)
+        ]
+        message = Message("assistant", content, tool_calls=calls, reasoning_content=reasoning)
+        return self._tail([message])
+
+    def _tail(self, answer: list[Message], generate: bool = False) -> str | None:
+        messages = [Message("user", QUESTION), *answer]
+        try:
+            text = self.template.probe(messages, TOOLS, generate, self.kwargs)
+        except TemplateError:
+            return None
+        return text[text.rfind(QUESTION) + len(QUESTION) :] if QUESTION in text else None
