@@ -18,7 +18,7 @@ from jinja2 import Undefined, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError, TemplateRuntimeError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.filters import do_indent, do_replace, make_attrgetter
+from jinja2.filters import do_replace, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -294,7 +294,11 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         env: ChatEnvironment = context.environment  # type: ignore[assignment]
         size = width if isinstance(width, int) else len(width)
         env._charge(len(s) + (s.count("\n") + 1) * size)
-        return do_indent(s, width, first, blank)
+        margin = " " * width if isinstance(width, int) else width
+        # Only "\n" ends a line here: Jinja's own also cuts JSON texts at U+2028 and its like.
+        lines = s.split("\n")
+        indented = [margin + line if line or blank else line for line in lines]
+        return "\n".join(indented if first else [lines[0], *indented[1:]])
 
     @staticmethod
     def _sum(iterable: Iterable[Any], attribute: Any = None, start: Any = 0) -> Any:

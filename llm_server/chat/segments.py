@@ -28,12 +28,13 @@ class Lookalikes:
     """The spellings of a vocabulary's control tokens, found in text from outside.
 
     `specials` may hold tens of thousands of spellings; matching one position costs the length of
-    the longest. The look-alikes found are spelled out as plain text, so a caller may add any other
-    spelling that only the template should be able to produce.
+    the longest. `stubborn` are spellings that a tokenizer recognises in plain text too, such as
+    user-defined tokens: they are cut in two behind their first character.
     """
 
-    def __init__(self, specials: Iterable[str]) -> None:
-        self._specials = frozenset(s for s in specials if s)
+    def __init__(self, specials: Iterable[str], stubborn: Iterable[str] = ()) -> None:
+        self._stubborn = frozenset(s for s in stubborn if len(s) > 1)
+        self._specials = self._stubborn.union(s for s in specials if s)
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -56,6 +57,17 @@ class Lookalikes:
         if not self._specials:
             return text
         return self._starts.sub(lambda m: m.group(1) + mark, text)
+
+    def plain(self, span: str) -> list[Segment]:
+        """Segments that make plain text of a span of look-alikes."""
+        cuts = {0, len(span)}
+        for spelling in self._stubborn:
+            at = span.find(spelling)
+            while at >= 0:
+                cuts.add(at + 1)
+                at = span.find(spelling, at + 1)
+        edges = sorted(cuts)
+        return [Segment(span[a:b], False) for a, b in zip(edges, edges[1:], strict=False)]
 
     def spans(self, text: str, starts: Iterable[int]) -> Iterator[tuple[int, int]]:
         """The look-alikes at `starts`, ascending, joined where they overlap."""
@@ -103,7 +115,8 @@ class Marks:
                 starts.append(position - 1)
         segments, done = [], 0
         for begin, end in self._lookalikes.spans(text, starts):
-            segments += [Segment(text[done:begin], True), Segment(text[begin:end], False)]
+            segments.append(Segment(text[done:begin], True))
+            segments += self._lookalikes.plain(text[begin:end])
             done = end
         segments.append(Segment(text[done:], True))
         return [s for s in segments if s.text]

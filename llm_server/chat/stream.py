@@ -13,7 +13,15 @@ from typing import TypeAlias
 
 from llm_server.chat.syntax import json_args
 from llm_server.chat.syntax.format import JsonArgs, Syntax
-from llm_server.chat.syntax.literal import Literal, Matcher, Slot, build, fill
+from llm_server.chat.syntax.literal import (
+    Literal,
+    Matcher,
+    Slot,
+    build,
+    fill,
+    is_marker,
+    pieces,
+)
 from llm_server.chat.syntax.params import ParamParser
 from llm_server.chat.syntax.reader import EndOfText, Parse, Reader, overlap
 from llm_server.worker.messages import Content, Delta, JsonObject, Reasoning, ToolCall
@@ -61,7 +69,7 @@ class AnswerParser:
         self._reader = Reader()
         self._deltas: list[Delta] = []
         self.n_calls = 0
-        self._skipping = False
+        self._skipping = syntax.reasoning is not None
         self._running = self._answer()
         next(self._running)
 
@@ -94,13 +102,21 @@ class AnswerParser:
                     yield from self._content()
         except EndOfText:
             rest = self._reader.take(len(self._reader.text))
-            (self._think if self._where == "reasoning" else self._say)(rest)
+            if self._where == "reasoning":
+                self._think(rest)
+            elif not self._closes(rest.strip()):
+                self._say(rest)
+
+    def _closes(self, rest: str) -> bool:
+        """Whether `rest` is the beginning of what closes plain text: its end is not text."""
+        whole = self._syntax.content_close.startswith(rest)
+        return whole and any(is_marker(piece) for piece in pieces(rest))
 
     def _start(self) -> Parse[None]:
         """What kind of message comes: its opening is read, if it has one."""
         syntax, calls = self._syntax, self._syntax.calls
-        thought = syntax.reasoning.open if syntax.reasoning else ""
-        openings = [build(text) for text in (thought, syntax.content_open) if text]
+        thought = [syntax.reasoning.open, syntax.reasoning.close] if syntax.reasoning else []
+        openings = [build(text) for text in (*thought, syntax.content_open) if text]
         options: list[Literal] = list(openings)
         if self._schemas:
             options += [option for option in (calls.start, calls.begin) if option is not None]
@@ -109,37 +125,56 @@ class AnswerParser:
             return
         self._reader.mark()
         found = yield from self._reader.match(options)
-        if found is not None and found[0] >= len(openings):
+        if found is None:
+            self._reader.unmark()
+        elif found[0] >= len(openings):
             yield from self._calls(found[1])
-        elif found is not None and thought and found[0] == 0:
-            self._where = "reasoning"
-        self._reader.unmark()
+        else:
+            self._reader.unmark()
+            opened = openings[found[0]]
+            if thought and opened == build(thought[0]):
+                self._where = "reasoning"
+            elif thought and opened == build(thought[1]):
+                self._where = "start"
+            self._skipping = True
 
     def _reasoning(self) -> Parse[None]:
         assert self._syntax.reasoning is not None
         self._skipping = True
-        yield from self._until([self._syntax.reasoning.close], self._think)
-        yield from self._reader.match([build(self._syntax.reasoning.close)])
+        yield from self._text(self._syntax.reasoning.close, self._think)
         self._skipping = True
-        self._where = "start"
+        if self._where == "reasoning":
+            self._where = "start"
 
     def _content(self) -> Parse[None]:
-        syntax, reader = self._syntax, self._reader
-        close = syntax.content_close
-        trigger = syntax.calls.trigger if self._schemas and not syntax.calls.anchored else ""
-        markers = [m for m in (trigger, close) if m]
+        while True:
+            yield from self._text(self._syntax.content_close, self._say)
+
+    def _text(self, close: str, show: Callable[[str], None]) -> Parse[None]:
+        """Show text up to `close`, and read that, or up to calls, and read these.
+
+        Calls are read inside a thought as well: models forget to close it.
+        """
+        reader, calls = self._reader, self._syntax.calls
+        trigger = calls.trigger if self._schemas and not calls.anchored else ""
         options: list[Literal] = [build(close)] if close else []
         if trigger:
-            options.append(syntax.calls.begin)
+            options.append(calls.begin)
         while True:
-            yield from self._until(markers, self._say)
+            yield from self._until([m for m in (close, trigger) if m], show)
             reader.mark()
             found = yield from reader.match(options)
-            if found is not None and not (close and found[0] == 0):
+            if found is not None and close and found[0] == 0:
+                reader.unmark()
+                return
+            n_calls = self.n_calls
+            if found is not None:
                 yield from self._calls(found[1])
-            elif found is None:
-                blanks = len(reader.text) - reader.pos - len(reader.text[reader.pos :].lstrip())
-                self._say(reader.take(blanks + 1))
+            if self.n_calls > n_calls:
+                self._where = "content"
+                return
+            blanks = len(reader.text) - reader.pos - len(reader.text[reader.pos :].lstrip())
+            show(reader.take(blanks + 1))
             reader.unmark()
 
     def _until(self, markers: Sequence[str], show: Callable[[str], None]) -> Parse[None]:
@@ -176,6 +211,8 @@ class AnswerParser:
                     return reader.go_back()
                 reader.mark()
                 found = yield from reader.match(tails)
+                if found is None and reader.closed and (yield from reader.peek(tails, 0)):
+                    reader.take(len(reader.text))  # the end of a call, cut
             else:
                 parser = ParamParser(reader, calls.args, tails, self._schemas[name], call.emit)
                 found = yield from parser.parse()

@@ -93,7 +93,8 @@ class ChatTemplate:
     """A compiled template; safe to use from several threads, one render at a time.
 
     `source` None is ChatML. `specials` are the spellings that only the template itself may
-    produce: at least those of the vocabulary's control tokens. Raises TemplateError when the
+    produce, those of the vocabulary's control tokens; `stubborn` are such that a tokenizer
+    recognises in plain text too. Raises TemplateError when the
     source is too long or is not a template.
     """
 
@@ -103,11 +104,12 @@ class ChatTemplate:
         bos_token: str,
         eos_token: str,
         specials: Iterable[str] = (),
+        stubborn: Iterable[str] = (),
     ) -> None:
         self.source = CHATML if source is None else source
         if len(self.source.encode("utf-8", "replace")) > MAX_SOURCE_BYTES:
             raise TemplateError("The model's chat template is longer than 256 KiB.")
-        self._lookalikes = Lookalikes(specials)
+        self._lookalikes = Lookalikes(specials, stubborn)
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._env = ChatEnvironment()
         self._lock = threading.Lock()

@@ -86,11 +86,20 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     dry_base: float = 1.75
     dry_allowed_length: int = 2
     dry_penalty_last_n: int = -1
-    dry_sequence_breakers: list[str] = msgspec.field(
-        default_factory=lambda: ["\n", ":", '"', "*"]
-    )
+    dry_sequence_breakers: list[str] = msgspec.field(default_factory=lambda: ["\n", ":", '"', "*"])
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
+
+
+class ResponseFormat(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the answer's text must be: anything, a JSON object, or JSON that fits `schema`.
+
+    `param` is where the schema stood in the request, for error messages.
+    """
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    schema: JsonObject | None = None
+    param: str = "response_format"
 
 
 class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -98,7 +107,9 @@ class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `tools` are OpenAI tool objects (`{"type": "function", "function": {...}}`), validated at the
     edge. `template_kwargs` are extra scalar variables of the chat template (`enable_thinking`).
-    `cache_salt` separates the prompt caches of different API keys.
+    `cache_salt` separates the prompt caches of different API keys. `tool_name` is the one tool
+    that must be called, `tool_choice` what holds for all of them. `reasoning_budget` is the most
+    tokens to think for: None is no limit, 0 ends a thought as it begins.
     """
 
     messages: list[Message]
@@ -106,16 +117,37 @@ class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     sampling: Sampling = Sampling()
     template_kwargs: dict[str, str | int | float | bool] = {}
     cache_salt: str = ""
+    persist: bool = False
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    tool_name: str | None = None
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat = ResponseFormat()
+    reasoning_budget: int | None = None
 
 
 # ---- commands: API process -> worker -----------------------------------------------------------
 
 
+class CacheConfig(msgspec.Struct, frozen=True):
+    """The prompt cache on disk: its folder, its budget for all models, and what is written.
+
+    `write`: everything ("all"), what is worth it ("auto"), or nothing ("off"; it is still read).
+    """
+
+    folder: str
+    size_bytes: int
+    write: Literal["all", "auto", "off"] = "auto"
+
+
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """The first command, sent once. Answered by `Loaded` or `LoadFailed`."""
+    """The first command, sent once. Answered by `Loaded` or `LoadFailed`.
+
+    `cache` None: prompts are cached in memory alone.
+    """
 
     model_path: str
     config: LoadConfig = LoadConfig()
+    cache: CacheConfig | None = None
     log_level: str = "info"
 
 
@@ -200,19 +232,24 @@ class ToolCall(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one request; `cached_tokens` of the prompt were reused, not computed."""
+    """Tokens of one request; `cached_tokens` of the prompt were reused, not computed.
+
+    `disk_tokens` of those came from the disk, the others from live cells.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    disk_tokens: int = 0
 
 
 class Timings(msgspec.Struct, frozen=True):
-    """Where a request's time went, in milliseconds."""
+    """Where a request's time went, in milliseconds. `cache_ms` is attaching what was on disk."""
 
     queue_ms: float
     prompt_ms: float
     predicted_ms: float
+    cache_ms: float = 0.0
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):

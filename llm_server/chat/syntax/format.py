@@ -6,7 +6,7 @@ and `constraint` use them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal as OneOf
 from typing import TypeAlias
 
@@ -83,6 +83,14 @@ class CallFormat:
         first = pieces(self.trigger)[:1]
         return not first or first[0] in ("{", "[", "(")
 
+    def texts(self) -> list[str]:
+        """All fixed texts in which markers may stand."""
+        literals = [self.begin, self.end, self.again or (), self.start or ()]
+        if isinstance(self.args, ParamArgs):
+            literals += [self.args.pre, build(*(self.args.quote or ()))]
+            literals += [part for w in self.args.wrappers.values() for part in (w.mid, w.post)]
+        return [part for literal in literals for part in literal if isinstance(part, str)]
+
 
 @dataclass(frozen=True, slots=True)
 class ReasoningFormat:
@@ -98,8 +106,7 @@ class Syntax:
 
     `content_open` and `content_close` fence plain text where the model does so. `native` is
     whether the template itself shows tools and calls; otherwise the calls of `HERMES` are used,
-    explained in a system message. `turn` is what every answer starts with when one answer can
-    hold several messages (it is in the prompt already).
+    explained in a system message.
     """
 
     calls: CallFormat
@@ -107,7 +114,6 @@ class Syntax:
     reasoning: ReasoningFormat | None = None
     content_open: str = ""
     content_close: str = ""
-    preserved: frozenset[str] = field(default_factory=frozenset)
 
 
 HERMES = CallFormat(

@@ -1,0 +1,153 @@
+"""What is shown when, and what hostile text costs."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_server.chat.stream import AnswerParser, PlainText, Where
+from llm_server.chat.syntax.format import HERMES, ReasoningFormat, Syntax
+from llm_server.worker.messages import Content, Reasoning, ToolCall
+from tests.chat.test_syntax import TOOLS, fold
+
+PLAIN = Syntax(calls=HERMES)
+THINKING = Syntax(calls=HERMES, reasoning=ReasoningFormat("<think>", "</think>"))
+CALL = '<tool_call>\n{"name": "do-it", "arguments": {"s": "a b", "n": 1}}\n</tool_call>'
+
+
+def parse(syntax: Syntax, where: Where = "start", tools: bool = True) -> AnswerParser:
+    return AnswerParser(7, syntax, TOOLS if tools else [], where)
+
+
+def test_plain_text_passes_through() -> None:
+    parser = PlainText(3)
+    assert parser.feed("a") == [Content(3, "a")]
+    assert parser.close() == []
+
+
+def test_only_what_could_become_a_marker_is_held_back() -> None:
+    parser = parse(PLAIN)
+    assert parser.feed("Hello") == [Content(7, "Hello")]
+    assert parser.feed(" a < b") == [Content(7, " a < b")]
+    assert parser.feed(" <tool") == []
+    assert parser.feed("box>") == [Content(7, " <toolbox>")]
+    assert parser.feed("\n") == []
+    assert parser.close() == [Content(7, "\n")]
+
+
+def test_a_call_streams_as_openai_has_it() -> None:
+    parser = parse(PLAIN)
+    begin = CALL.index('{"s')
+    assert parser.feed("Sure.\n" + CALL[:begin]) == [Content(7, "Sure.")]
+    first, *rest = parser.feed(CALL[begin : begin + 2])
+    assert isinstance(first, ToolCall)
+    assert (first.index, first.name, first.arguments) == (0, "do-it", "")
+    assert first.call_id is not None
+    assert first.call_id.startswith("call_")
+    assert rest == [ToolCall(7, 0, arguments='{"')]
+    assert parser.feed(CALL[begin + 2 :]) == [ToolCall(7, 0, arguments='s": "a b", "n": 1}')]
+    assert parser.close() == []
+    assert parser.n_calls == 1
+
+
+def test_thoughts_are_kept_apart() -> None:
+    parser = parse(THINKING)
+    assert parser.feed("<think>\nHm") == [Reasoning(7, "Hm")]
+    assert parser.feed(".\n</th") == [Reasoning(7, ".")]
+    assert parser.feed("ink>\n\n") == []
+    assert parser.feed("Yes.") == [Content(7, "Yes.")]
+
+
+def test_an_opened_thought_goes_on() -> None:
+    parser = parse(THINKING, where="reasoning")
+    deltas = parser.feed("Hm.</think>Yes.") + parser.close()
+    assert deltas == [Reasoning(7, "Hm."), Content(7, "Yes.")]
+
+
+def test_a_call_inside_a_thought_is_a_call() -> None:
+    parser = parse(THINKING, where="reasoning")
+    _, reasoning, calls = fold(parser.feed(f"Let me.\n{CALL}") + parser.close())
+    assert (reasoning, calls) == ("Let me.", [("do-it", '{"s": "a b", "n": 1}')])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<tool_call>",
+        "<tool_call>\n",
+        "a <tool_call>no</tool_call> b",
+        '<tool_call>\n{"name": "unknown", "arguments": {}}\n</tool_call>',
+        '<tool_call>\n{"name": "do-it", "arguments": {broken}}',
+        '<tool_call>\n{"name": "do-it", "arguments": [1]}\n</tool_call>',
+        '<tool_call>\n{"name": "do-it"',
+        '{"name": "do-it", "arguments": {}}',
+        "</tool_call></think>",
+        "<tool_call>" * 3,
+    ],
+)
+def test_what_is_no_call_is_content(text: str) -> None:
+    for step in (1, 1000):
+        parser = parse(PLAIN)
+        deltas = [d for i in range(0, len(text), step) for d in parser.feed(text[i : i + step])]
+        assert fold(deltas + parser.close()) == (text, "", [])
+
+
+def test_without_tools_a_call_is_content() -> None:
+    parser = parse(THINKING, tools=False)
+    assert fold(parser.feed(CALL) + parser.close()) == (CALL, "", [])
+
+
+def test_a_cut_call_keeps_what_came() -> None:
+    for cut in range(CALL.index("a b") + 1, len(CALL) + 1):
+        parser = parse(PLAIN)
+        content, _, calls = fold(parser.feed(CALL[:cut]) + parser.close())
+        assert (content, calls[0][0]) == ("", "do-it")
+        assert CALL[:cut].find(calls[0][1]) > 0
+
+
+HOSTILE = [
+    "{",
+    "<tool_call>",
+    '<tool_call>\n{"name": "do-it", "arguments": {"',
+    '<tool_call>\n{"name": "do-it", "arguments": {"a": [',
+    '"',
+    "\\",
+    "\n",
+    "<",
+    "<think>",
+    '<tool_call>{"name": "',
+]
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+@pytest.mark.parametrize("step", [4, 10**7])
+def test_hostile_text_costs_linear_time(piece: str, step: int) -> None:
+    text = piece * (300_000 // len(piece))
+    parser = parse(THINKING)
+    begin = time.perf_counter()
+    for at in range(0, len(text), step):
+        parser.feed(text[at : at + step])
+    parser.close()
+    assert time.perf_counter() - begin < 3
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            ["<tool_call>", "</tool_call>", '{"name": "do-it"', ', "arguments": ', "{", "}", '"s"']
+            + [": ", '"', "\\", "\n", "[", "]", "<think>", "</think>", "<", "é", " ", "x"]
+        ),
+        max_size=25,
+    ),
+    st.integers(1, 9),
+)
+def test_pieces_do_not_change_the_answer(parts: list[str], step: int) -> None:
+    text = "".join(parts)
+    whole, cut = parse(THINKING), parse(THINKING)
+    expected = fold(whole.feed(text) + whole.close())
+    deltas = [d for i in range(0, len(text), step) for d in cut.feed(text[i : i + step])]
+    assert fold(deltas + cut.close()) == expected
