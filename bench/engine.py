@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -33,8 +34,12 @@ LONG_PROMPT = 2000
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One measurement of everything: tokens a second, and milliseconds."""
+    """One measurement of everything: tokens a second, and milliseconds.
 
+    `other_load` is the share of the machine, in percent, that was busy while both sides idled.
+    """
+
+    other_load: float
     bare_1: float
     server_1: float
     bare_8: float
@@ -107,6 +112,7 @@ async def measure(bare: BareLoop, server: Server, n_tokens: int, seed: int) -> R
     """One round: the yardstick and the server in turn, then the long prompt."""
     prompts = [prompt(20, f"{seed} {i}") for i in range(N_STREAMS)]
     texts = [chatml(content) for content in prompts]
+    other_load = psutil.cpu_percent(interval=1.0)
     async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
         bare_1 = bare.decode(texts[:1], n_tokens)
         (alone,) = await decode(client, prompts[:1], n_tokens)
@@ -114,6 +120,7 @@ async def measure(bare: BareLoop, server: Server, n_tokens: int, seed: int) -> R
         together = await decode(client, prompts, n_tokens)
         longest, long = await gap(client, str(seed))
     return Round(
+        other_load=other_load,
         bare_1=bare_1,
         server_1=throughput([alone]),
         bare_8=bare_8,
@@ -138,7 +145,9 @@ def report(rounds: list[Round], starts: list[tuple[float, float]]) -> list[Row]:
 
     worst = max(r.gap_ms for r in rounds)
     answered = statistics.median(answered for answered, _ in starts)
+    load = max(r.other_load for r in rounds)
     return [
+        Row("other load on the machine", f"{load:.0f} %", "<= 10 %", load <= 10),
         speed("decode, 1 stream", lambda r: r.bare_1, lambda r: r.server_1),
         speed("decode, 8 streams", lambda r: r.bare_8, lambda r: r.server_8),
         Row(
