@@ -4,7 +4,8 @@ Run as a program by the tests. What it does is told by the model's file name and
 the last user message, so that tests need no other channel:
 
 model name     `broken*` refuses to load, `crash*` aborts while loading, `gate*` loads when the
-               file of that name with `.open` behind it exists, `stubborn*` ignores Stop
+               file of that name with `.open` behind it exists, `stubborn*` ignores Stop; n_ctx 7
+               fails to load, whatever the model
 `crash`        the process aborts                  `hang`   one word, then nothing ever
 `fail:CODE`    Failed with that code at once       `gate:P` one word, then the rest once P exists
 `late-fail`    one word, then Failed               `garbage`, `foreign`, `huge` break the protocol
@@ -24,6 +25,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -48,10 +50,12 @@ from llm_server.worker.messages import (
     Usage,
 )
 
-_output = os.fdopen(os.dup(1), "wb")
+_output: BinaryIO
 _writing = threading.Lock()
 _folder = Path()  # where the model lies; loads and cancels are written down there
 _stubborn = False
+
+UNLUCKY_N_CTX = 7
 
 
 def send(*events: Event) -> None:
@@ -73,7 +77,7 @@ def load(command: Load) -> None:
     global _folder, _stubborn
     path = Path(command.model_path)
     _folder = path.parent
-    if path.name.startswith("broken"):
+    if path.name.startswith("broken") or command.config.n_ctx == UNLUCKY_N_CTX:
         send(
             LoadFailed(
                 ErrorInfo("It is broken.", 400, "invalid_request_error", "model_load_failed")
@@ -97,7 +101,7 @@ def finished(submit: Submit, n: int, reason: str = "stop") -> Finished:
     return Finished(submit.id, reason, usage, Timings(0.0, 1.0, 2.0))  # type: ignore[arg-type]
 
 
-def special(submit: Submit, text: str) -> bool:
+def special(submit: Submit, text: str) -> bool:  # noqa: C901 - one case a behaviour
     """The misbehaviours and the canned answers; False when the text is none of them."""
     id = submit.id
     match text.partition(":")[::2]:
@@ -157,6 +161,8 @@ def answer(submit: Submit) -> None:
 
 
 def main() -> None:
+    global _output
+    _output = os.fdopen(os.dup(1), "wb")
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     reading = os.fdopen(os.dup(0), "rb")
     while (body := frames.read_frame(reading)) is not None:

@@ -21,7 +21,8 @@ Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json
 MAX_DEPTH = 64
 MAX_VALUES = 100_000
 
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# The end is optional: searching on behind each quote of a string without end would be quadratic.
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _MAX_INT_DIGITS = 64
 
 
@@ -93,34 +94,41 @@ def _bounded_int(digits: str) -> int | float:
     return int(digits) if len(digits) <= _MAX_INT_DIGITS else math.inf
 
 
-def _check(value: Json, path: str, depth: int) -> None:
+def _check(value: list[Json] | dict[str, Json], path: str, depth: int) -> None:
     """Refuse what JSON text can say and the rest of the server cannot hold."""
-    if not isinstance(value, dict | list):
-        _check_scalar(value, path)
-        return
     if depth >= MAX_DEPTH:
         raise _too_deep()
     if isinstance(value, list):
         for i, item in enumerate(value):
-            _check(item, f"{path}[{i}]", depth + 1)
+            if not _harmless(item):
+                _check_item(item, f"{path}[{i}]", depth + 1)
         return
     for key, item in value.items():
-        _check_text(key, path)
-        _check(item, f"{path}.{key}" if path else key, depth + 1)
+        if not key.isascii():
+            _check_text(key, path)
+        if not _harmless(item):
+            _check_item(item, f"{path}.{key}" if path else key, depth + 1)
 
 
-def _check_scalar(value: None | bool | int | float | str, path: str) -> None:
-    if isinstance(value, str):
-        _check_text(value, path)
-    elif isinstance(value, float) and not math.isfinite(value):
+def _harmless(item: Json) -> bool:
+    """Whether a value needs no closer look. Most do not, and there may be many."""
+    if type(item) is str:
+        return item.isascii()
+    return item is None or type(item) is bool or (type(item) is int and abs(item) < 1 << 53)
+
+
+def _check_item(item: Json, path: str, depth: int) -> None:
+    if isinstance(item, dict | list):
+        _check(item, path, depth)
+    elif isinstance(item, str):
+        _check_text(item, path)
+    elif isinstance(item, float) and not math.isfinite(item):
         raise InvalidRequest("A number is not finite.", param=printable(path))
-    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+    elif isinstance(item, int) and not -(1 << 63) <= item < 1 << 64:
         raise InvalidRequest("A number is out of range.", param=printable(path))
 
 
 def _check_text(text: str, path: str) -> None:
-    if text.isascii():
-        return
     try:
         text.encode()
     except UnicodeEncodeError:

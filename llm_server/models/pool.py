@@ -207,7 +207,6 @@ class Pool:
 
     def _switched(self, task: asyncio.Task[None]) -> None:
         self._switching = None
-        self._loading = None
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("loading failed in an unexpected way", exc_info=error)
             self._refuse_waiting(ServerError("The model could not be loaded."))
@@ -262,6 +261,7 @@ class Pool:
     async def _switch(self, ticket: Ticket) -> None:
         """Load what `ticket` asks for; on failure refuse those who wait for the same."""
         target, old = self._target_of(ticket), self._current
+        self._loading, self._fraction = target.model, 0.0
         if old is not None and not old.worker.alive:
             await old.worker.wait()
             old = self._current = None
@@ -308,6 +308,8 @@ class Pool:
         except OSError as error:
             logger.error("cannot start a worker: %s", error)
             raise ServerError("A worker process could not be started.") from error
+        finally:
+            self._loading = None
         del self._crashes[target.model.name]
         self._last_error = None
         logger.info(

@@ -73,7 +73,7 @@ class Registry:
         """
         model = self._names.get(name)
         if model is None:
-            near = get_close_matches(name[:128], self._models, n=3, cutoff=0.5)
+            near = get_close_matches(name[:128], self._models, n=3, cutoff=0.7)
             raise ModelNotFound(name, f" Did you mean {' or '.join(near)}?" if near else "")
         return model
 

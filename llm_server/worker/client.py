@@ -8,6 +8,7 @@ when a worker should live: the pool does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -167,13 +168,8 @@ class Worker:
 
     def kill(self) -> None:
         """End the process now; its requests fail. Does not wait for it to be gone."""
-        self._usable = False
-        if not self._exited.done():
-            self._killed = True
-            try:
-                self._transport.kill()
-            except ProcessLookupError:
-                pass  # It is gone already; the loop will tell us.
+        self._killed = True
+        self._end_process()
 
     async def wait(self) -> int:
         """The exit status, negative for a signal, once the process has been reaped."""
@@ -208,7 +204,7 @@ class Worker:
     def output_ended(self) -> None:
         """No more events can come, so the process is of no use, whatever it still does."""
         if not self._stopping:
-            self.kill()
+            self._end_process()
         self._fail_all(WorkerCrashed(_CRASHED).info)
 
     def exited(self, status: int) -> None:
@@ -258,6 +254,13 @@ class Worker:
         else:
             self._stopping = True  # It exits after this, and that is no crash.
             self._loading.set_exception(RemoteError(event.error))
+
+    def _end_process(self) -> None:
+        self._usable = False
+        if not self._exited.done():
+            # Not by the transport: asyncio's polls first, and steals the exit status from the loop.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def _cancel(self, stream: EventStream) -> None:
         if self._streams.pop(stream.id, None) is not None and self._usable:

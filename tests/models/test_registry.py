@@ -1,0 +1,118 @@
+"""The models folder: what is listed, what is not, and which names mean what."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from llm_server.errors import ModelNotFound
+from llm_server.models.registry import Registry
+from tests.fake_live import add_models
+
+
+def scanned(folder: Path) -> Registry:
+    registry = Registry(folder)
+    registry.scan()
+    return registry
+
+
+def names(folder: Path) -> list[str]:
+    return [model.name for model in scanned(folder).models()]
+
+
+def test_files_and_subfolders_by_name(tmp_path: Path) -> None:
+    add_models(tmp_path, "b.gguf", "a.gguf", "sub/deep/c.gguf", "a.txt", ".hidden/d.gguf")
+    assert names(tmp_path) == ["a.gguf", "b.gguf", "sub/deep/c.gguf"]
+    (model, *_) = scanned(tmp_path).models()
+    assert (model.path, model.size) == (tmp_path / "a.gguf", 4)
+    assert model.modified == int((tmp_path / "a.gguf").stat().st_mtime)
+
+
+def test_a_missing_folder_is_empty(tmp_path: Path) -> None:
+    assert names(tmp_path / "nothing") == []
+
+
+def test_what_cannot_be_served_is_not_listed_and_blocks_nothing(tmp_path: Path) -> None:
+    add_models(tmp_path / "in", "a.gguf", "mmproj-a.gguf", "bad\nname.gguf")
+    folder = tmp_path / "in"
+    outside = tmp_path / "outside.gguf"
+    outside.write_bytes(b"GGUF")
+    os.mkfifo(folder / "fifo.gguf")
+    (folder / "folder.gguf").mkdir()
+    (folder / "empty.gguf").touch()
+    (folder / "out.gguf").symlink_to(outside)
+    (folder / "zero.gguf").symlink_to("/dev/zero")
+    (folder / "loop.gguf").symlink_to("loop.gguf")
+    (folder / "dangling.gguf").symlink_to("nothing.gguf")
+    (folder / "outside").symlink_to(tmp_path)
+    (folder / "inside.gguf").symlink_to("a.gguf")
+    assert names(folder) == ["a.gguf", "inside.gguf"]
+
+
+def test_a_split_model_is_one_and_only_when_whole(tmp_path: Path) -> None:
+    add_models(tmp_path, *(f"big-0000{i}-of-00003.gguf" for i in (1, 2, 3)))
+    add_models(tmp_path, "torn-00001-of-00002.gguf")
+    registry = scanned(tmp_path)
+    (model,) = registry.models()
+    assert (model.name, model.size) == ("big.gguf", 12)
+    assert model.path == tmp_path / "big-00001-of-00003.gguf"
+    for name in ("big", "big.gguf", "big-00001-of-00003.gguf"):
+        assert registry.find(name) is model
+
+
+def test_names_with_and_without_suffix_and_folder(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "sub/b.gguf")
+    registry = scanned(tmp_path)
+    for name in ("sub/b.gguf", "sub/b", "b.gguf", "b"):
+        assert registry.find(name).name == "sub/b.gguf"
+        assert registry.means(name, registry.find("b"))
+    assert not registry.means("a", registry.find("b"))
+
+
+def test_a_short_name_that_means_two_models_means_none(tmp_path: Path) -> None:
+    add_models(tmp_path, "x/b.gguf", "y/b.gguf", "a.gguf", "x/a.gguf")
+    registry = scanned(tmp_path)
+    with pytest.raises(ModelNotFound):
+        registry.find("b")
+    assert registry.find("a.gguf").name == "a.gguf"  # An exact name wins.
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../a.gguf",
+        "./a.gguf",
+        "/etc/passwd",
+        "a\0",
+        "C:\\a",
+        "∕a",
+        "x" * 5000,
+        "",
+        "A.GGUF",
+        "sub/",
+    ],
+)
+def test_nothing_but_a_listed_name_finds_a_model(tmp_path: Path, name: str) -> None:
+    add_models(tmp_path, "a.gguf", "sub/b.gguf")
+    with pytest.raises(ModelNotFound) as caught:
+        scanned(tmp_path).find(name)
+    assert len(caught.value.info.message) < 300
+
+
+def test_near_names_are_offered(tmp_path: Path) -> None:
+    add_models(tmp_path, "qwen-small.gguf", "other.gguf")
+    with pytest.raises(ModelNotFound, match=r"Did you mean qwen-small\.gguf\?"):
+        scanned(tmp_path).find("qwen-smal.gguf")
+
+
+def test_a_scan_notices_changes(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    registry = scanned(tmp_path)
+    (tmp_path / "a.gguf").unlink()
+    add_models(tmp_path, "b.gguf")
+    registry.scan()
+    assert [model.name for model in registry.models()] == ["b.gguf"]
+    with pytest.raises(ModelNotFound):
+        registry.find("a.gguf")
