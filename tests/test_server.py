@@ -1,0 +1,289 @@
+"""The server as a process: bad starts, banner, signals, and no worker left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import httpx
+import psutil
+import pytest
+
+from tests.fake_live import add_models, chat_body, until
+
+FAKE_SERVER = [sys.executable, str(Path(__file__).with_name("serve_fake.py"))]
+REAL_SERVERS = [
+    [sys.executable, "-m", "llm_server.server"],
+    [str(Path(sys.executable).with_name("llm-server")), "serve"],
+]
+
+
+class Running:
+    """A server process that has said where it listens."""
+
+    def __init__(self, process: subprocess.Popen[str], stderr: IO[str]) -> None:
+        self.process = process
+        self.banner = [stderr.readline()]
+        self.url = next(w for w in self.banner[0].split() if w.startswith("http://"))
+        self._rest: list[str] = []
+        self._reader = threading.Thread(target=lambda: self._rest.extend(stderr))
+        self._reader.start()
+
+    def worker(self) -> psutil.Process:
+        (child,) = psutil.Process(self.process.pid).children()
+        return child
+
+    def healthy(self) -> bool:
+        return httpx.get(self.url + "/health").status_code == 200
+
+    def wait(self) -> int:
+        status = self.process.wait(timeout=20)
+        self._reader.join()
+        return status
+
+    @property
+    def log(self) -> str:
+        return "".join(self._rest)
+
+
+@contextlib.contextmanager
+def running(models: Path, *options: str) -> Iterator[Running]:
+    command = [*FAKE_SERVER, "--models-dir", str(models), "--port", "0", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        server = Running(process, process.stderr)
+        try:
+            yield server
+        finally:
+            process.kill()
+            server.wait()
+
+
+def failing(
+    command: list[str], *options: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*command, *options],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env=os.environ | environment,
+    )
+
+
+# ---- starts that fail ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", REAL_SERVERS)
+def test_a_port_in_use_is_one_line_before_any_model_is_loaded(
+    command: list[str], tmp_path: Path
+) -> None:
+    add_models(tmp_path, "a.gguf")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = failing(command, "--models-dir", str(tmp_path), "--port", port)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert f"port {port}" in line and "in use" in line
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", REAL_SERVERS)
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (["--model-name", "nope"], 1, "`nope` does not exist"),
+        (["--model_name=nope"], 1, "`nope` does not exist"),
+        (["--host", "no.such.host.invalid"], 1, "--host"),
+        (["--port", "70000"], 2, "--port"),
+        (["--n_ctx", "-1"], 2, "--n-ctx"),
+        (["--parallel", "many"], 2, "--parallel"),
+        (["--log-level", "loud"], 2, "--log-level"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_line(
+    command: list[str], options: list[str], status: int, words: str, tmp_path: Path
+) -> None:
+    add_models(tmp_path, "a.gguf")
+    result = failing(command, "--models-dir", str(tmp_path), *options)
+    assert result.returncode == status
+    (line,) = result.stderr.splitlines()
+    assert words in line
+
+
+def test_other_bad_starts(tmp_path: Path) -> None:
+    result = failing(REAL_SERVERS[0], "--models-dir", str(tmp_path / "nothing"))
+    assert result.returncode == 1 and "there is no folder" in result.stderr
+    result = failing(REAL_SERVERS[0], "--nonsense")
+    assert result.returncode == 2 and "--nonsense" in result.stderr
+    result = failing(REAL_SERVERS[0], LLM_SERVER_N_CTX="x")
+    assert result.returncode == 2 and "LLM_SERVER_N_CTX" in result.stderr
+
+
+@pytest.mark.parametrize("command", REAL_SERVERS)
+def test_help_lists_the_options(command: list[str]) -> None:
+    result = failing(command, "--help")
+    assert result.returncode == 0
+    for (
+        option
+    ) in "host port model-name models-dir n-ctx parallel threads n-gpu-layers log-level".split():
+        assert f"--{option}" in result.stdout
+
+
+# ---- starts that succeed -------------------------------------------------------------------------
+
+
+def test_the_banner_and_the_options(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+    with running(tmp_path, "--model_name", "b", "--n_ctx", "512", "--parallel", "2") as server:
+        until(server.healthy)
+        status = httpx.get(server.url).json()
+        assert (status["model"], status["n_ctx"], status["parallel"]) == ("b.gguf", 512, 2)
+        server.process.terminate()
+        assert server.wait() == 0
+    assert "OpenAI API under /v1" in server.banner[0]
+    assert "a.gguf, b.gguf" in server.log
+
+
+def test_an_empty_folder_says_what_to_do_and_a_model_is_served_once_it_is_there(
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path) as server:
+        assert httpx.get(server.url + "/health").status_code == 503
+        add_models(tmp_path, "a.gguf")
+        response = httpx.post(server.url + "/v1/chat/completions", json=chat_body("hi"))
+        assert response.status_code == 200
+    assert f"put the .gguf file into {tmp_path}" in server.log
+
+
+def test_uvicorn_finds_the_app(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "llm_server.server:app", "--port", str(port)]
+    environment = os.environ | {"LLM_SERVER_MODELS_DIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+
+        def answers() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"http://127.0.0.1:{port}/").json()["name"] == "llm-server"
+            return False
+
+        try:
+            until(answers)
+        finally:
+            process.terminate()
+
+
+def test_uvicorn_with_a_missing_model_ends_with_one_line(tmp_path: Path) -> None:
+    result = failing(
+        [sys.executable, "-m", "uvicorn", "llm_server.server:app", "--port", "0"],
+        LLM_SERVER_MODELS_DIR=str(tmp_path),
+        LLM_SERVER_MODEL_NAME="nope",
+    )
+    assert result.returncode == 1
+    assert "`nope` does not exist" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_the_api_process_never_imports_llama_cpp() -> None:
+    code = (
+        "import sys, llm_server.cli, llm_server.server, llm_server.running;"
+        "sys.exit(any(m.split('.')[0] in ('llama_cpp', 'jinja2', 'numpy') for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---- the end -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_running_answers_finish(tmp_path: Path, sent: signal.Signals) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+    gate = tmp_path / "gate"
+    with running(tmp_path) as server:
+        until(server.healthy)
+        worker = server.worker()
+        refused: list[httpx.Response] = []
+        with httpx.stream(
+            "POST",
+            server.url + "/chat/completions",
+            json=chat_body(f"gate:{gate}", stream=True),
+        ) as response:
+            lines = response.iter_lines()
+            assert any("one " in line for line in lines)
+            # Waits for the other model, and so for the stream: it is refused.
+            queued = threading.Thread(
+                target=lambda: refused.append(
+                    httpx.post(server.url + "/setModel", json={"model_name": "b"}, timeout=20)
+                )
+            )
+            queued.start()
+            until(lambda: httpx.get(server.url).json()["waiting"] == 1)
+            server.process.send_signal(sent)
+            queued.join()
+            assert refused[0].status_code == 503
+            assert refused[0].json()["error"]["code"] == "shutting_down"
+            with pytest.raises(httpx.TransportError):
+                httpx.get(server.url)  # The listener is closed.
+            gate.touch()
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert server.wait() == 0
+        assert not worker.is_running()
+
+
+def test_an_answer_that_takes_too_long_ends_in_an_error(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    with running(tmp_path, "--grace-seconds", "0.1") as server:
+        until(server.healthy)
+        body = chat_body("hang", stream=True)
+        with httpx.stream("POST", server.url + "/chat/completions", json=body) as response:
+            lines = response.iter_lines()
+            assert any("one " in line for line in lines)
+            server.process.terminate()
+            (last,) = [line for line in lines if line]
+        assert "shutting_down" in last
+        assert server.wait() == 0
+
+
+def test_a_second_signal_stops_now(tmp_path: Path) -> None:
+    add_models(tmp_path, "stubborn.gguf")
+    with running(tmp_path) as server:
+        until(server.healthy)
+        worker = server.worker()
+        body = chat_body("hang", stream=True)
+        with httpx.stream("POST", server.url + "/chat/completions", json=body) as response:
+            lines = response.iter_lines()
+            assert any("one " in line for line in lines)
+            server.process.send_signal(signal.SIGINT)
+            until(lambda: not accepts(server.url))
+            started = time.monotonic()
+            server.process.send_signal(signal.SIGINT)
+            assert server.wait() == 1
+            assert time.monotonic() - started < 5  # The grace time is 20 s, the worker's 10.
+        until(lambda: not worker.is_running())
+
+
+def accepts(url: str) -> bool:
+    try:
+        httpx.get(url)
+    except httpx.TransportError:
+        return False
+    return True
+
+
+def test_no_worker_outlives_a_killed_server(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    with running(tmp_path) as server:
+        until(server.healthy)
+        worker = server.worker()
+        server.process.kill()
+        server.wait()
+        until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
