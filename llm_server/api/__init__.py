@@ -1,0 +1,1 @@
+"""HTTP: bodies in, one `ChatRequest` out, and events of workers turned into wire formats."""
