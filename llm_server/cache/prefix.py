@@ -1,26 +1,40 @@
 """The one thing the engine sees of the prompt cache: sequences that start with what is known.
 
 It owns the sequence ids and the cells: every running sequence has a `Lease`, and finished ones
-stay behind as idle prefixes until their room is wanted. It does not schedule and does not decode.
+stay behind as idle prefixes until their room is wanted. Behind the cells is the disk tier. It
+does not schedule and does not decode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from llm_server.cache.disk import DiskTier, Fetch, Piece
 from llm_server.cache.tree import CellTree
+
+logger = logging.getLogger(__name__)
+
+WORTH_WRITING = 2
+"""Uses of a prefix by later requests that make it worth a write: an SD card is not a log file."""
 
 
 class Memory(Protocol):
     """What the cache needs of a KV memory (`llama.context.Context`; a fake in tests)."""
 
     n_ctx: int
-    n_seq: int
-    parallel: int
+    running: range
+    idle: range
     whole_state: bool
 
-    def share(self, source: int, target: int, n: int) -> None: ...
+    def share(self, source: int, target: int, start: int, stop: int) -> None: ...
+
+    def save(self, source: int, start: int, stop: int) -> memoryview: ...
+
+    def load(self, payload: memoryview, target: int, start: int, stop: int) -> None: ...
 
     def drop(self, sequence: int) -> None: ...
 
@@ -28,28 +42,34 @@ class Memory(Protocol):
 
 
 class Lease:
-    """A running sequence's id in the memory. Valid from `acquire` to `release`, used by one."""
+    """A running sequence's id in the memory. Valid from `acquire` to `release`, used by one.
 
-    __slots__ = ("n_reused", "namespace", "sequence")
+    `n_reused` tokens were there already; `pieces` from the disk are still to be restored.
+    """
 
-    def __init__(self, sequence: int, n_reused: int, namespace: str) -> None:
+    __slots__ = ("n_reused", "namespace", "pieces", "sequence", "tokens")
+
+    def __init__(self, sequence: int, tokens: Sequence[int], n_reused: int, namespace: str) -> None:
         self.sequence = sequence
+        self.tokens = tokens
         self.n_reused = n_reused
         self.namespace = namespace
+        self.pieces: deque[Piece] = deque()
 
 
 class PrefixCache:
     """Shares KV cells between sequences with a common beginning, and counts them.
 
-    Ids below `memory.parallel` run, the others hold idle prefixes, oldest first out. Each
+    Ids of `memory.running` run, those of `memory.idle` hold idle prefixes, oldest first out. Each
     `namespace` (API key) has a tree of its own: nobody can see another's prompts in the timing.
     """
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, disk: DiskTier | None = None) -> None:
         self._memory = memory
+        self._disk = disk
         self._trees: dict[str, CellTree] = {}
-        self._free_running = list(range(memory.parallel))[::-1]
-        self._free_idle = list(range(memory.parallel, memory.n_seq))[::-1]
+        self._free_running = list(memory.running)[::-1]
+        self._free_idle = list(memory.idle)[::-1]
         self._idle: dict[int, str] = {}  # sequence -> namespace, least recently used first
         self._n_running = 0
 
@@ -61,40 +81,88 @@ class PrefixCache:
     @property
     def n_leased(self) -> int:
         """Cells of running sequences; all others are free or can be made so."""
-        running = self._memory.parallel
-        return sum(t.count(lambda sequence: sequence < running) for t in self._trees.values())
+        running = self._memory.running
+        return sum(t.count(lambda sequence: sequence in running) for t in self._trees.values())
 
     @property
     def n_idle(self) -> int:
         """Idle prefixes held."""
         return len(self._idle)
 
+    # ---- finding what is known -----------------------------------------------------------------
+
     def match(self, tokens: Sequence[int], namespace: str = "") -> int:
-        """How many tokens at the beginning of `tokens` need not be computed."""
+        """How many tokens at the beginning of `tokens` have cells."""
         return self._match(tokens, namespace)[0]
 
-    def acquire(self, tokens: Sequence[int], namespace: str = "") -> Lease | None:
+    def fetch(self, tokens: Sequence[int], namespace: str, wake: Callable[[], None]) -> Fetch:
+        """Begin to read what only the disk knows of `tokens`; `wake` is called when it is done."""
+        known = self.match(tokens, namespace)
+        if self._disk is None:
+            return Fetch(tokens, namespace, known, done=True)
+        return self._disk.fetch(tokens, namespace, known, wake)
+
+    def acquire(
+        self, tokens: Sequence[int], namespace: str = "", fetch: Fetch | None = None
+    ) -> Lease | None:
         """A lease that holds the longest known prefix of `tokens`, always short of its last one.
 
-        None when as many sequences run as the memory can tell apart.
+        What `fetch` found beyond the cells becomes the lease's `pieces`. None when as many
+        sequences run as the memory can tell apart.
         """
         if not self._free_running:
             return None
         n, source = self._match(tokens, namespace)
+        pieces = [piece for piece in fetch.pieces if piece.stop > n] if fetch else []
+        if pieces and self._memory.whole_state:
+            n = 0  # a state from the disk replaces all of what is there
+        if pieces and pieces[0].start > n:
+            pieces = []  # the cells before it were evicted since it was looked up
         tree = self._trees.setdefault(namespace, CellTree())
         sequence = self._free_running.pop()
         self._n_running += 1
         tree.open(sequence)
         if n:
-            self._memory.share(source, sequence, n)
+            self._memory.share(source, sequence, 0, n)
             tree.attach(sequence, source, n)
             self._touch(source)
-        return Lease(sequence, n, namespace)
+            self._keep_if_wanted(tree, sequence, namespace)
+        lease = Lease(sequence, tokens, n, namespace)
+        lease.pieces.extend(pieces)
+        return lease
+
+    def restore(self, lease: Lease) -> int:
+        """Attach the lease's next piece; returns how many tokens it brought.
+
+        0 when there is no room for it: then the rest is given up, to be computed.
+
+        Raises:
+            StateError: the memory did not take it and must be reset; the disk is not read again.
+        """
+        piece = lease.pieces.popleft()
+        tree = self._trees[lease.namespace]
+        start = lease.n_reused
+        if not self.reserve(piece.n_cells):
+            lease.pieces.clear()
+            return 0
+        try:
+            self._memory.load(piece.payload, lease.sequence, start, piece.stop)
+        except Exception:
+            assert self._disk is not None
+            self._disk.distrust()
+            raise
+        tree.extend(lease.sequence, lease.tokens[start : piece.stop])
+        lease.n_reused = piece.stop
+        if self._memory.whole_state:
+            self.keep(lease)  # the state moves on, and others may have come for this one
+        return piece.stop - start
+
+    # ---- using cells ---------------------------------------------------------------------------
 
     def reserve(self, n: int) -> bool:
         """Make room for `n` more cells, dropping idle prefixes; False when even that is not enough.
 
-        Idle prefixes go oldest first, and stay when dropping all of them would not help.
+        They go oldest first.
         """
         while self.n_free < n and self._idle:
             self._drop_idle(next(iter(self._idle)))
@@ -107,12 +175,28 @@ class PrefixCache:
     def release(self, lease: Lease, *, keep: bool) -> None:
         """End a lease. With `keep`, its cells stay as an idle prefix while there is room."""
         tree = self._trees[lease.namespace]
-        if keep and not self._redundant(tree, lease.sequence):
-            self._retain(tree, lease)
+        if keep:
+            self.keep(lease)
+            if self._disk and self._disk.policy == "all":
+                self._disk.want(tree.tokens(lease.sequence), lease.namespace, head=False, tail=True)
         self._remove(tree, lease.sequence)
         self._free_running.append(lease.sequence)
         self._n_running -= 1
         self._forget_empty(lease.namespace)
+
+    def keep(self, lease: Lease) -> None:
+        """Leave what the lease holds now behind as an idle prefix, unless others hold it too."""
+        tree = self._trees[lease.namespace]
+        tokens = tree.tokens(lease.sequence)
+        if not tokens or self._redundant(tree, lease.sequence):
+            return
+        if not self._free_idle:
+            self._drop_idle(next(iter(self._idle)))
+        idle = self._free_idle.pop()
+        self._memory.share(lease.sequence, idle, 0, len(tokens))
+        tree.open(idle)
+        tree.attach(idle, lease.sequence, len(tokens), hit=False)
+        self._idle[idle] = lease.namespace
 
     def reset(self) -> None:
         """Forget every idle prefix; after a failed decode nothing in the memory is believed.
@@ -124,14 +208,64 @@ class PrefixCache:
             self._drop_idle(sequence)
         self._memory.clear()
 
+    # ---- keeping on disk -----------------------------------------------------------------------
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether `save_some` has something to do."""
+        return self._disk is not None and self._disk.pending
+
+    def persist(self, tokens: Sequence[int], namespace: str) -> None:
+        """Store these tokens as a head: first to be written, last to be evicted."""
+        if self._disk:
+            self._disk.want(tokens, namespace, head=True, tail=True)
+
+    def save_some(self) -> bool:
+        """Copy one chunk out of the memory, unless the disk is behind; whether it did.
+
+        A chunk whose cells are gone meanwhile is given up.
+        """
+        if self._disk is None or not self._disk.pending or self._disk.store.busy:
+            return False
+        copy = self._disk.next_copy()
+        tree = self._trees.get(copy.namespace)
+        found = tree.match(copy.tokens, whole=self._memory.whole_state) if tree else (0, -1)
+        if found[0] == copy.stop:
+            self._disk.put(copy, self._memory.save(found[1], copy.start, copy.stop))
+        return True
+
+    def close(self, deadline_s: float) -> None:
+        """Store what is worth it of the idle prefixes, newest first, within `deadline_s` seconds.
+
+        The memory is not used afterwards.
+        """
+        if self._disk is None:
+            return
+        end = time.monotonic() + deadline_s
+        for sequence, namespace in reversed(self._idle.items()):
+            tokens = self._trees[namespace].tokens(sequence)
+            self._disk.want(tokens, namespace, head=False, tail=True)
+        while self._disk.pending and (left := end - time.monotonic()) > 0:
+            if not self.save_some():
+                self._disk.store.flush(left)
+        self._disk.close(max(0.0, end - time.monotonic()))
+
+    def _keep_if_wanted(self, tree: CellTree, sequence: int, namespace: str) -> None:
+        n = tree.n_wanted(sequence, WORTH_WRITING)
+        if self._disk and n:
+            tokens = tree.tokens(sequence)[:n]
+            self._disk.want(tokens, namespace, head=False, tail=False)
+
+    # ---- bookkeeping ---------------------------------------------------------------------------
+
     def check(self) -> None:
         """Verify that ids and cells add up; for tests and at idle."""
         for tree in self._trees.values():
             tree.check()
         held = [s for tree in self._trees.values() for s in tree.sequences()]
         assert len(held) == len(set(held)) == self._n_running + len(self._idle)
-        assert len(self._free_running) + self._n_running == self._memory.parallel
-        assert len(self._free_idle) + len(self._idle) == self._memory.n_seq - self._memory.parallel
+        assert len(self._free_running) + self._n_running == len(self._memory.running)
+        assert len(self._free_idle) + len(self._idle) == len(self._memory.idle)
         assert 0 <= self.n_free <= self._memory.n_ctx
 
     def _match(self, tokens: Sequence[int], namespace: str) -> tuple[int, int]:
@@ -142,27 +276,17 @@ class PrefixCache:
         return tree.match(tokens[:-1], whole=self._memory.whole_state)
 
     def _redundant(self, tree: CellTree, sequence: int) -> bool:
-        """Whether nothing is lost without this sequence. A whole state is never redundant."""
-        return tree.covered(sequence) and not self._memory.whole_state
-
-    def _retain(self, tree: CellTree, lease: Lease) -> None:
-        tokens = tree.tokens(lease.sequence)
-        if not tokens:
-            return
-        if not self._free_idle:
-            self._drop_idle(next(iter(self._idle)))
-        idle = self._free_idle.pop()
-        self._memory.share(lease.sequence, idle, len(tokens))
-        tree.open(idle)
-        tree.attach(idle, lease.sequence, len(tokens))
-        self._idle[idle] = lease.namespace
+        """Whether other sequences hold all that this one does; a state, at the same position."""
+        if self._memory.whole_state:
+            return tree.ends_with_another(sequence)
+        return tree.covered(sequence)
 
     def _touch(self, source: int) -> None:
         """An idle prefix was used: it is the youngest now, or superfluous."""
         namespace = self._idle.get(source)
         if namespace is None:
             return
-        if self._redundant(self._trees[namespace], source):
+        if not self._memory.whole_state and self._redundant(self._trees[namespace], source):
             self._drop_idle(source)
         else:
             self._idle[source] = self._idle.pop(source)

@@ -292,6 +292,11 @@ class ChunkStore:
         self._count(dropped=1)
         return False
 
+    @property
+    def busy(self) -> bool:
+        """Whether the disk is behind: what is put now may be dropped."""
+        return self._writer.busy
+
     def flush(self, deadline_s: float) -> bool:
         """Wait for what was put, at most `deadline_s` seconds; whether all of it is done."""
         return self._writer.flush(deadline_s)

@@ -28,14 +28,18 @@ def common_prefix(a: Sequence[int], a_start: int, b: Sequence[int], b_start: int
 
 
 class Node:
-    """A run of cells. `owners` are the sequences whose path goes through it, never none."""
+    """A run of cells. `owners` are the sequences whose path goes through it, never none.
 
-    __slots__ = ("children", "owners", "parent", "tokens")
+    `hits` is how often somebody else has attached to it.
+    """
+
+    __slots__ = ("children", "hits", "owners", "parent", "tokens")
 
     def __init__(self, parent: Node | None, tokens: list[int], owners: set[int]) -> None:
         self.parent = parent
         self.tokens = tokens
         self.owners = owners
+        self.hits = 0
         self.children: list[Node] = []
 
 
@@ -80,14 +84,18 @@ class CellTree:
                 best = (n, ends[0]) if ends else best
             node = found
 
-    def attach(self, sequence: int, source: int, n: int) -> None:
-        """Let the empty `sequence` own the first `n` cells of `source` too."""
+    def attach(self, sequence: int, source: int, n: int, *, hit: bool = True) -> None:
+        """Let the empty `sequence` own the first `n` cells of `source` too.
+
+        `hit`: a later request uses them; not so when a prefix is only kept.
+        """
         assert self._tails[sequence] is self._root, "attach to a sequence that has cells"
         path = self._path(source)
         for node in path:
             if n < len(node.tokens):
                 node = self._split(node, n)
             node.owners.add(sequence)
+            node.hits += hit
             self._tails[sequence] = node
             n -= len(node.tokens)
             if n == 0:
@@ -121,6 +129,11 @@ class CellTree:
         tail = self._tails[sequence]
         return tail is self._root or len(tail.owners) > 1
 
+    def ends_with_another(self, sequence: int) -> bool:
+        """Whether another sequence has exactly the same cells."""
+        tail = self._tails[sequence]
+        return any(self._tails[other] is tail for other in tail.owners if other != sequence)
+
     def count(self, chosen: Callable[[int], bool]) -> int:
         """Distinct cells of all sequences that are `chosen`."""
         total, stack = 0, list(self._root.children)
@@ -134,6 +147,15 @@ class CellTree:
     def tokens(self, sequence: int) -> list[int]:
         """All tokens of a sequence that have cells."""
         return [t for node in self._path(sequence) for t in node.tokens]
+
+    def n_wanted(self, sequence: int, hits: int) -> int:
+        """How many first tokens of a sequence have been attached to at least `hits` times."""
+        n = 0
+        for node in self._path(sequence):
+            if node.hits < hits:
+                break
+            n += len(node.tokens)
+        return n
 
     def check(self) -> None:
         """Verify the tree's own invariants; for tests and at idle."""
@@ -160,6 +182,7 @@ class CellTree:
         """Cut `node` after its first `n` tokens; returns the upper part."""
         assert node.parent is not None
         upper = Node(node.parent, node.tokens[:n], set(node.owners))
+        upper.hits = node.hits
         node.parent.children[node.parent.children.index(node)] = upper
         node.parent, node.tokens = upper, node.tokens[n:]
         upper.children = [node]

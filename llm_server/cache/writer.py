@@ -50,6 +50,12 @@ class Writer:
         with self._changed:
             return key in self._pending
 
+    @property
+    def busy(self) -> bool:
+        """Whether more than half of the room is taken: offer no more than must be."""
+        with self._changed:
+            return self._n_bytes > self._limit // 2
+
     def offer(self, write: Write) -> bool:
         """Have it done some time soon; False if there is no room, or after `close`.
 

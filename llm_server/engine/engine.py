@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from llm_server.cache.prefix import Lease, Memory, PrefixCache
+from llm_server.cache.disk import DiskTier
+from llm_server.cache.prefix import Memory, PrefixCache
 from llm_server.cache.tree import common_prefix
 from llm_server.engine.pace import Pace
 from llm_server.engine.scheduler import Want, plan
@@ -20,6 +21,9 @@ from llm_server.errors import ErrorInfo, ServerError
 from llm_server.worker.messages import Failed, Progress, RequestEvent
 
 logger = logging.getLogger(__name__)
+
+RESTORE_S = 0.02
+"""Seconds of a step that restoring from disk may take while somebody decodes."""
 
 WORTH_WAITING = 32
 """Tokens that a running sequence must be about to compute for another to wait for them."""
@@ -63,25 +67,33 @@ class Engine:
         context: Decoder,
         vocabulary: Vocabulary,
         *,
+        disk: DiskTier | None = None,
+        wake: Callable[[], None] = lambda: None,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`wake` is called, from another thread, when a `blocked` engine can go on."""
         self._context = context
         self._vocabulary = vocabulary
-        self._cache = PrefixCache(context)
+        self._cache = PrefixCache(context, disk)
+        self._wake = wake
         self._batch = context.batch
         self._pace = pace or Pace(context.n_batch)
         self._clock = clock
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []  # oldest first
         self._cancelled: set[int] = set()
+        self._stalled = False
 
     def submit(self, prompt: Prompt) -> None:
         """Take a request whose prompt leaves room for at least one token of the context."""
         assert 0 < len(prompt.tokens) < self._context.n_ctx, (
             "an over-long prompt reached the engine"
         )
-        self._waiting.append(Sequence(prompt, self._vocabulary, self._context.n_ctx))
+        sequence = Sequence(prompt, self._vocabulary, self._context.n_ctx)
+        if self._context.whole_state:
+            sequence.boundaries = {prompt.head, *prompt.boundaries}
+        self._waiting.append(sequence)
 
     def cancel(self, id: int) -> None:
         """Drop a request at the next step; what it computed stays cached. Unknown ids are fine."""
@@ -89,23 +101,42 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether `step` would do nothing."""
-        return not (self._waiting or self._running or self._cancelled)
+        """Whether there is nothing to do until something is submitted."""
+        return not (self._waiting or self._running or self._cancelled or self._cache.unsaved)
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether something that is to be stored has not been handed to the store yet."""
+        return self._cache.unsaved
+
+    @property
+    def blocked(self) -> bool:
+        """Whether it only waits for the disk: `step` would do nothing now."""
+        return self._stalled and not self._running
 
     def step(self) -> list[RequestEvent]:
         """Admit, plan, decode, sample: one batch for everybody. Returns what came of it."""
+        self._stalled = False
         self._drop_cancelled()
         self._admit()
-        rows = self._plan()
-        started = self._clock()
+        rows: list[Row] = []
         try:
+            self._restore()
+            rows = self._plan()
+            saved = self._cache.save_some()
+            started = self._clock()
             if not rows or not self._decode(rows):
+                self._stalled = not saved
                 return []
         except Exception:
             logger.exception("a step of %d rows failed", len(rows))
             return self._fail_step(rows)
         self._commit(rows, self._clock() - started)
         return [event for row in rows for event in self._advance(row)]
+
+    def close(self, deadline_s: float) -> None:
+        """Write what is worth keeping of the cached prompts. The engine is not used afterwards."""
+        self._cache.close(deadline_s)
 
     def fail_all(self, error: ServerError) -> list[RequestEvent]:
         """End every request with `error`; used when the worker stops."""
@@ -133,15 +164,37 @@ class Engine:
         now = self._clock()
         self._waiting.sort(key=lambda s: self._want(s, now).urgency)
         for sequence in list(self._waiting):
-            if self._follows_another(sequence) or not self._fits(sequence):
+            if self._follows_another(sequence) or not self._looked_up(sequence):
                 continue
-            lease = self._cache.acquire(sequence.tokens, sequence.namespace)
+            if not self._fits(sequence):
+                continue
+            lease = self._cache.acquire(sequence.tokens, sequence.namespace, sequence.fetch)
             if lease is None:
                 return
             sequence.admit(lease)
+            logger.debug(
+                "request %d: %d of %d tokens are in cells, %d pieces on disk; there the prompt "
+                "leaves the nearest one cached",
+                sequence.id,
+                lease.n_reused,
+                len(sequence.tokens),
+                len(lease.pieces),
+            )
             self._waiting.remove(sequence)
             self._running.append(sequence)
             self._running.sort(key=lambda s: s.arrived)
+
+    def _restore(self) -> None:
+        """Attach what was read from disk, for a short while if somebody decodes meanwhile."""
+        restoring = [s for s in self._running if s.is_restoring]
+        someone_decodes = any(not s.is_prefilling for s in self._running)
+        end = self._clock() + RESTORE_S
+        for sequence in restoring:
+            while sequence.is_restoring and not (someone_decodes and self._clock() > end):
+                assert sequence.lease is not None
+                started = self._clock()
+                n = self._cache.restore(sequence.lease)
+                sequence.restored(n, self._clock() - started)
 
     def _plan(self) -> list[Row]:
         """Fill the batch: decoding sequences first, then prompts as far as time and cells go."""
@@ -149,13 +202,13 @@ class Engine:
         while True:
             self._batch.clear()
             rows: list[Row] = []
-            running = list(self._running)
+            running = [s for s in self._running if not s.is_restoring]
             wants = [self._want(s, now) for s in running]
             budget = self._pace.prompt_budget(sum(want.is_decode for want in wants))
             for i, n in plan(wants, budget, self._context.n_batch):
                 if self._make_room(sum(row.n for row in rows) + n, running[i], wants[i].is_decode):
                     rows.append(self._add_row(running[i], n))
-            if rows or not self._running:
+            if rows or not running:
                 return rows
             # Only prompts are running and none finds a cell: the youngest gives its own back.
             self._preempt(self._running[-1])
@@ -180,9 +233,15 @@ class Engine:
         for row in rows:
             sequence = row.sequence
             assert sequence.lease is not None
-            end = sequence.n_computed + row.n
-            self._cache.extend(sequence.lease, sequence.tokens[sequence.n_computed : end])
+            start, end = sequence.n_computed, sequence.n_computed + row.n
+            self._cache.extend(sequence.lease, sequence.tokens[start:end])
             sequence.n_computed = end
+            if end in sequence.boundaries:
+                self._cache.keep(sequence.lease)
+            if start < sequence.head <= end:
+                self._cache.persist(sequence.tokens[: sequence.head], sequence.namespace)
+            if sequence.persist and start < sequence.n_prompt <= end:
+                self._cache.persist(sequence.tokens[: sequence.n_prompt], sequence.namespace)
 
     def _advance(self, row: Row) -> list[RequestEvent]:
         """Sample where a sequence is fully computed, report progress where it is not."""
@@ -219,7 +278,9 @@ class Engine:
     def _follows_another(self, sequence: Sequence) -> bool:
         """Whether to wait for tokens that a running sequence is about to compute for both."""
         known = self._cache.match(sequence.tokens, sequence.namespace)
-        for leader in self._running:
+        # One that reads from the disk leads too, but never two each other.
+        reading = [] if sequence.fetch else [s for s in self._waiting if s.fetch]
+        for leader in self._running + reading:
             if leader.namespace != sequence.namespace:
                 continue
             if leader.id not in sequence.shared_with:
@@ -231,6 +292,12 @@ class Engine:
                     leader.boundaries.add(shared)
                 return True
         return False
+
+    def _looked_up(self, sequence: Sequence) -> bool:
+        """Whether all that the disk knows of a prompt has been read; begins to if need be."""
+        if sequence.fetch is None:
+            sequence.fetch = self._cache.fetch(sequence.tokens, sequence.namespace, self._wake)
+        return sequence.fetch.done
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether its prompt, and those under way, find cells without preempting anybody."""
@@ -259,8 +326,7 @@ class Engine:
     def _retire(self, sequence: Sequence, *, keep: bool = True) -> None:
         """A sequence has ended: its cells become an idle prefix."""
         if sequence.lease is not None:
-            lease: Lease = sequence.preempt()
-            self._cache.release(lease, keep=keep)
+            self._cache.release(sequence.preempt(), keep=keep)
             self._running.remove(sequence)
         else:
             self._waiting.remove(sequence)

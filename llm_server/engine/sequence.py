@@ -10,6 +10,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
+from llm_server.cache.disk import Fetch
 from llm_server.cache.prefix import Lease
 from llm_server.engine.detokenize import StopStrings, Utf8Stream
 from llm_server.worker.messages import (
@@ -50,7 +51,9 @@ class Vocabulary(Protocol):
 class Prompt:
     """A prepared request: everything the engine needs to run it, and no more.
 
-    `visible` are control tokens that the parser needs to see as text.
+    `visible` are control tokens that the parser needs to see as text. The first `head` tokens
+    are system prompt and tools, `boundaries` are positions where a later prompt may leave this
+    one; `persist` asks for all of the prompt to be stored.
     """
 
     def __init__(
@@ -64,6 +67,9 @@ class Prompt:
         stop: SequenceOf[str] = (),
         namespace: str = "",
         visible: frozenset[int] = frozenset(),
+        head: int = 0,
+        boundaries: SequenceOf[int] = (),
+        persist: bool = False,
         arrived: float | None = None,
     ) -> None:
         self.id = id
@@ -74,6 +80,9 @@ class Prompt:
         self.stop = stop
         self.namespace = namespace
         self.visible = visible
+        self.head = head
+        self.boundaries = boundaries
+        self.persist = persist
         self.arrived = time.monotonic() if arrived is None else arrived
 
 
@@ -92,9 +101,13 @@ class Sequence:
         self.n_prompt = len(prompt.tokens)
         self.namespace = prompt.namespace
         self.arrived = prompt.arrived
+        self.head = prompt.head
+        self.persist = prompt.persist
+        self.fetch: Fetch | None = None
         self.lease: Lease | None = None
         self.n_computed = 0
         self.n_cached: int | None = None
+        self.n_restored = 0
         self.reason: FinishReason | None = None
         self.boundaries: set[int] = set()
         self.shared_with: dict[int, int] = {}
@@ -109,6 +122,7 @@ class Sequence:
         self._stops = StopStrings(prompt.stop)
         self._admitted: float | None = None
         self._first_token: float | None = None
+        self._cache_s = 0.0
 
     @property
     def n_wanted(self) -> int:
@@ -133,10 +147,23 @@ class Sequence:
     def admit(self, lease: Lease) -> None:
         """It has a place in the memory now, with the first tokens computed by others."""
         self.lease = lease
+        self.fetch = None
         self.n_computed = lease.n_reused
         if self.n_cached is None:
             self.n_cached = lease.n_reused
             self._admitted = time.monotonic()
+
+    @property
+    def is_restoring(self) -> bool:
+        """Whether tokens from the disk are still to be attached before it computes any."""
+        return self.lease is not None and bool(self.lease.pieces)
+
+    def restored(self, n: int, seconds: float) -> None:
+        """`n` more tokens came from the disk, which took so long."""
+        self.n_computed += n
+        if self.is_prefilling:
+            self.n_restored += n
+            self._cache_s += seconds
 
     def preempt(self) -> Lease:
         """Give up the place in the memory; returns the lease to release."""
@@ -184,7 +211,8 @@ class Sequence:
 
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self.n_prompt, self.n_generated, self.n_cached or 0)
+        cached = (self.n_cached or 0) + self.n_restored
+        return Usage(self.n_prompt, self.n_generated, cached, self.n_restored)
 
     def _timings(self) -> Timings:
         now = time.monotonic()
@@ -192,6 +220,7 @@ class Sequence:
         first = self._first_token or now
         return Timings(
             queue_ms=1000 * (admitted - self.arrived),
-            prompt_ms=1000 * (first - admitted),
+            cache_ms=1000 * self._cache_s,
+            prompt_ms=1000 * (first - admitted - self._cache_s),
             predicted_ms=1000 * (now - first),
         )

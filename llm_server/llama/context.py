@@ -7,6 +7,7 @@ Sliding-window models are given full-size caches (`swa_full`) and so belong to t
 
 from __future__ import annotations
 
+import ctypes
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,10 @@ class ContextError(Exception):
     """llama.cpp could not create the context; usually memory. The reason is in its log."""
 
 
+class StateError(Exception):
+    """llama.cpp did not take a saved state; the memory cannot be trusted any more."""
+
+
 class DecodeError(Exception):
     """`llama_decode` failed; the memory of the sequences in the batch cannot be trusted."""
 
@@ -32,8 +37,8 @@ class DecodeError(Exception):
 class Context:
     """Computes batches over sequences; one per loaded model.
 
-    Sequences in a batch have ids below `parallel`; ids from there to `n_seq` may hold cached
-    prefixes. `whole_state` says of which kind the memory is (see the module).
+    Sequences in a batch have ids of `running`; those of `idle` may hold cached prefixes.
+    `whole_state` says of which kind the memory is (see the module).
     `batch` is what `decode` computes.
     """
 
@@ -44,14 +49,22 @@ class Context:
             ContextError: the memory could not be had.
         """
         self.whole_state = model.keeps_whole_state
-        self.parallel = parallel
-        # A recurrent state is allocated for every id; a cell only remembers whose it is.
-        self.n_seq = 2 * parallel if self.whole_state else MAX_SEQUENCES
+        self.running = range(parallel)
+        if self.whole_state:
+            # A state is allocated for every id.
+            self.idle = range(parallel, 2 * parallel)
+            n_seq_max = 2 * parallel
+        else:
+            # A cell only remembers whose it is, so all ids may be used, but only those below
+            # n_seq_max can be computed or saved. `_transit` is the stop-over of ranges.
+            self._transit = parallel
+            self.idle = range(parallel + 1, MAX_SEQUENCES)
+            n_seq_max = parallel + 1
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = min(config.n_batch, n_ctx)
         params.n_ubatch = min(config.n_ubatch, params.n_batch)
-        params.n_seq_max = self.n_seq if self.whole_state else parallel
+        params.n_seq_max = n_seq_max
         params.n_outputs_max = max(params.n_seq_max, min(64, params.n_batch))
         params.n_threads = params.n_threads_batch = config.n_threads
         params.kv_unified = True
@@ -92,15 +105,49 @@ class Context:
         pointer = lib.llama_get_logits_ith(self._context, row)
         return np.ctypeslib.as_array(pointer, (self.model.vocab.n_tokens,))
 
-    def share(self, source: int, target: int, n: int) -> None:
-        """Let `target` have the first `n` positions of `source` too, at no cost.
+    def share(self, source: int, target: int, start: int, stop: int) -> None:
+        """Let `target` have the positions [start, stop) of `source` too, at no cost.
 
-        `target` must be empty or hold a prefix of the same positions. A whole state is shared
-        as it is: `n` must then be all that `source` holds.
+        `target` must hold exactly what comes before `start`. A whole state is shared as it is:
+        the range must then be all that `source` holds.
         """
-        end = -1 if self.whole_state else n
-        start = -1 if self.whole_state else 0
-        lib.llama_memory_seq_cp(self._memory, source, target, start, end)
+        if self.whole_state:
+            start = stop = -1
+        lib.llama_memory_seq_cp(self._memory, source, target, start, stop)
+
+    def save(self, source: int, start: int, stop: int) -> memoryview:
+        """A copy of the positions [start, stop) of `source`, or of its whole state.
+
+        With a sliding window the range must not be longer than it: llama.cpp leaves out what the
+        window of the range's end does not reach.
+        """
+        if not self.whole_state:
+            self.share(source, self._transit, start, stop)
+            source = self._transit
+        size = lib.llama_state_seq_get_size(self._context, source)
+        buffer = np.empty(size, np.uint8)
+        written = lib.llama_state_seq_get_data(self._context, _bytes_of(buffer), size, source)
+        if not self.whole_state:
+            self.drop(self._transit)
+        return buffer.data[:written]
+
+    def load(self, payload: memoryview, target: int, start: int, stop: int) -> None:
+        """Give `target` the positions [start, stop) of what `save` returned, or its whole state.
+
+        The caller vouches for `payload`: llama.cpp believes what it reads. `target` must hold
+        exactly what comes before `start`.
+
+        Raises:
+            StateError: the payload was not taken whole.
+        """
+        into = target if self.whole_state else self._transit
+        data = np.frombuffer(payload, np.uint8)
+        taken = lib.llama_state_seq_set_data(self._context, _bytes_of(data), len(data), into)
+        if taken != len(data):
+            raise StateError(f"llama.cpp took {taken} of {len(data)} bytes")
+        if not self.whole_state:
+            self.share(self._transit, target, start, stop)
+            self.drop(self._transit)
 
     def drop(self, sequence: int) -> None:
         """Forget all of a sequence; cells that no other sequence has become free."""
@@ -123,3 +170,7 @@ class Context:
         if self._context:
             lib.llama_free(self._context)
             self._context = None
+
+
+def _bytes_of(array: npt.NDArray[np.uint8]) -> ctypes._Pointer[ctypes.c_uint8]:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(ctypes.c_uint8))

@@ -7,10 +7,16 @@ diskcache (unpickles files, CVE-2025-69872). The ctypes module alone is all we u
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
 from types import ModuleType
 from typing import Any
+
+
+def version() -> str:
+    """Version of llama-cpp-python, and with it of llama.cpp and of its state format."""
+    return importlib.metadata.version("llama-cpp-python")
 
 
 def _load() -> Any:

@@ -10,10 +10,13 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from llm_server.cache.disk import DiskTier, chunk_tokens
+from llm_server.cache.fingerprint import fingerprint, model_fingerprint
+from llm_server.cache.store import ChunkStore
 from llm_server.errors import InsufficientMemory, ModelLoadFailed
 from llm_server.llama import log
 from llm_server.llama.context import Context, ContextError
-from llm_server.llama.lib import lib
+from llm_server.llama.lib import lib, version
 from llm_server.llama.model import LoadError, Model
 from llm_server.worker.messages import Load, Loaded
 
@@ -73,6 +76,34 @@ def load(command: Load, on_progress: Callable[[float], None]) -> tuple[Context, 
     )
     logger.info("loaded %s with %d cells", model.description, context.n_ctx)
     return context, loaded
+
+
+def open_cache(command: Load, context: Context) -> DiskTier | None:
+    """The prompt cache on disk for this model, if there is to be one."""
+    if command.cache is None:
+        return None
+    model = context.model
+    arch = model.metadata("general.architecture")
+    original = int(model.metadata(f"{arch}.rope.scaling.original_context_length") or 0)
+    print_ = fingerprint(
+        model_fingerprint(Path(command.model_path)),
+        {
+            "llama.cpp": version(),
+            "kv": "f16",
+            "gpu": bool(lib.llama_supports_gpu_offload()) and command.config.n_gpu_layers != 0,
+            "swa_full": True,
+            # LongRoPE picks its factors by the length of the context.
+            "long": bool(original) and context.n_ctx > original,
+        },
+    )
+    store = ChunkStore(Path(command.cache.folder), print_, command.cache.size_bytes)
+    return DiskTier(
+        store,
+        print_,
+        whole_state=context.whole_state,
+        policy=command.cache.write,
+        size=chunk_tokens(model.kv_bytes_per_token(), model.n_swa),
+    )
 
 
 def fitted_n_ctx(n_ctx_train: int, bytes_per_cell: int, budget_bytes: int) -> int:

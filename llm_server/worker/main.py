@@ -1,7 +1,7 @@
 """The worker process: `python -m llm_server.worker.main`, spawned by `worker/client`.
 
-Three threads: one reads commands, one prepares prompts, and the main one steps the engine and
-writes frames. All state of a request lives in the main thread's engine. Knows no HTTP.
+The main thread steps the engine and writes frames; others read commands, prepare prompts and wait
+for the disk. All state of a request lives in the main thread's engine. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -12,23 +12,27 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, TypeAlias
 
+from llm_server.cache.disk import DiskTier
 from llm_server.engine.engine import Engine
 from llm_server.engine.sequence import Prompt
 from llm_server.errors import ServerError, ShuttingDown
+from llm_server.llama.context import Context
 from llm_server.worker import sandbox
 from llm_server.worker.frames import decode_command, encode_events, read_frame, write_frame
-from llm_server.worker.load import load
+from llm_server.worker.load import load, open_cache
 from llm_server.worker.messages import (
     Cancel,
     Command,
     Event,
     Failed,
+    Finished,
     Load,
     LoadFailed,
     LoadProgress,
+    RequestEvent,
     Stop,
     Submit,
 )
@@ -37,19 +41,32 @@ from llm_server.worker.prepare import STACK_BYTES, Preparer
 logger = logging.getLogger(__name__)
 
 _PROGRESS_S = 0.2  # a load reports at most this often
+_DISK_WAIT_S = 0.02  # how long an engine with nothing but writes to do waits for the disk
+_FLUSH_S = 30.0
+
+Arrival: TypeAlias = Command | Prompt | Failed | Finished | None
 
 
 class Worker:
-    """The main thread's side: what arrives in `inbox` goes to the engine, its events go out."""
+    """The main thread's side: what arrives in `inbox` goes to the engine, its events go out.
 
-    def __init__(self, engine: Engine, preparer: Preparer, out: BinaryIO) -> None:
-        self._engine = engine
-        self._preparer = preparer
+    A request that asks to `persist` is finished only when its prompt is on disk.
+    """
+
+    def __init__(self, context: Context, disk: DiskTier | None, out: BinaryIO) -> None:
+        self._preparer = Preparer(context)
+        self._disk = disk
         self._out = out
         self._submitted: queue.SimpleQueue[Submit] = queue.SimpleQueue()
-        self._inbox: queue.SimpleQueue[Command | Prompt | Failed] = queue.SimpleQueue()
+        self._computed: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self._engine = Engine(
+            context, context.model.vocab, disk=disk, wake=lambda: self._inbox.put(None)
+        )
         self._preparing: set[int] = set()
-        self._stopping = False
+        self._to_persist: set[int] = set()
+        self._unsaved: list[Finished] = []
+        self._stop: Stop | None = None
 
     def receive(self, source: BinaryIO) -> None:
         """The reading thread: commands until end of file, which means that the server is gone."""
@@ -71,48 +88,83 @@ class Worker:
                 info = ServerError("The request could not be prepared; see the server's log.").info
                 self._inbox.put(Failed(submit.id, info))
 
+    def flush(self) -> None:
+        """The flushing thread: requests that are finished once the disk has what was put."""
+        while True:
+            finished = self._computed.get()
+            if self._disk:
+                self._disk.store.flush(_FLUSH_S)
+            self._inbox.put(finished)
+
     def run(self) -> None:
         """Step until told to stop."""
-        while not self._stopping:
+        while self._stop is None:
             events: list[Event] = []
             for arrived in self._arrivals():
                 events += self._handle(arrived)
-            events += self._engine.step()
+            events += self._hold_back(self._engine.step())
             self._write(events)
             if self._engine.idle:
                 self._engine.check()
         self._write(list(self._engine.fail_all(ShuttingDown("The server is shutting down."))))
+        self._engine.close(self._stop.deadline_s)
 
-    def _arrivals(self) -> Iterator[Command | Prompt | Failed]:
+    def _arrivals(self) -> Iterator[Arrival]:
         """Everything that has arrived; waits for something when there is nothing else to do."""
-        if self._engine.idle:
-            yield self._inbox.get()
-        while True:
-            try:
+        try:
+            if self._engine.idle:
+                yield self._inbox.get()
+            elif self._engine.blocked:
+                yield self._inbox.get(timeout=_DISK_WAIT_S)
+            while True:
                 yield self._inbox.get_nowait()
-            except queue.Empty:
-                return
+        except queue.Empty:
+            return
 
-    def _handle(self, arrived: Command | Prompt | Failed) -> list[Event]:
+    def _hold_back(self, events: Sequence[RequestEvent]) -> Iterator[RequestEvent]:
+        """All events but the ends of requests whose prompts are still to be stored."""
+        for event in events:
+            if isinstance(event, Finished) and event.id in self._to_persist:
+                self._unsaved.append(event)
+            else:
+                yield event
+            if isinstance(event, Finished | Failed):
+                self._to_persist.discard(event.id)
+        if not self._engine.unsaved:
+            for finished in self._unsaved:
+                self._computed.put(finished)
+            self._unsaved.clear()
+
+    def _handle(self, arrived: Arrival) -> list[Event]:
         match arrived:
+            case None:
+                return []  # the engine can go on
+            case Finished():
+                return [arrived]
+            case Prompt() | Failed():
+                return self._prepared(arrived)
             case Submit():
                 self._preparing.add(arrived.id)
+                if arrived.request.persist:
+                    self._to_persist.add(arrived.id)
                 self._submitted.put(arrived)
-            case Prompt():
-                if arrived.id in self._preparing:
-                    self._preparing.discard(arrived.id)
-                    self._engine.submit(arrived)
-            case Failed():
-                if arrived.id in self._preparing:
-                    self._preparing.discard(arrived.id)
-                    return [arrived]
             case Cancel():
                 self._preparing.discard(arrived.id)
                 self._engine.cancel(arrived.id)
             case Stop():
-                self._stopping = True
-            case Load():
+                self._stop = arrived
+            case _:
                 raise RuntimeError("a worker loads one model, once")
+        return []
+
+    def _prepared(self, result: Prompt | Failed) -> list[Event]:
+        """A prompt is ready, or cannot be; nobody may want it any more."""
+        if result.id not in self._preparing:
+            return []
+        self._preparing.discard(result.id)
+        if isinstance(result, Failed):
+            return [result]
+        self._engine.submit(result)
         return []
 
     def _write(self, events: list[Event]) -> None:
@@ -138,12 +190,12 @@ def main() -> None:
     )
     try:
         context, loaded = load(command, _Reporter(out))
-        preparer = Preparer(context)
+        worker = Worker(context, open_cache(command, context), out)
     except ServerError as error:
         write_frame(out, encode_events([LoadFailed(error.info)]))
         return
-    worker = Worker(Engine(context, context.model.vocab), preparer, out)
     threading.Thread(target=worker.receive, args=(source,), name="commands", daemon=True).start()
+    threading.Thread(target=worker.flush, name="flush", daemon=True).start()
     threading.stack_size(STACK_BYTES)
     threading.Thread(target=worker.prepare, name="prepare", daemon=True).start()
     write_frame(out, encode_events([loaded]))

@@ -54,6 +54,7 @@ class Preparer:
             max_tokens=sampling.max_tokens,
             stop=sampling.stop,
             namespace=request.cache_salt,
+            persist=request.persist,
         )
 
     def _check_bias(self, sampling: Sampling) -> None:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from llm_server.cache.disk import DiskTier
 from llm_server.engine.engine import Engine
 from llm_server.engine.sequence import Prompt
 from llm_server.worker.messages import (
@@ -60,7 +61,7 @@ class FakeBatch:
         self.rows = []
 
     def add(self, seq_id: int, start: int, tokens: list[int], *, logits: bool) -> int:
-        assert 0 <= seq_id < self._context.parallel and tokens
+        assert seq_id in self._context.running and tokens
         self.rows.append((seq_id, start, list(tokens), logits))
         return sum(len(row[2]) for row in self.rows) - 1
 
@@ -77,13 +78,17 @@ class FakeContext:
         n_batch: int = 128,
         whole_state: bool = False,
     ) -> None:
-        self.n_ctx, self.parallel, self.n_seq, self.n_batch = n_ctx, parallel, n_seq, n_batch
+        self.n_ctx, self.n_batch = n_ctx, n_batch
+        self.running, self.idle = range(parallel), range(parallel, n_seq)
         self.whole_state = whole_state
         self.batch = FakeBatch(self)
         self.sequences: dict[int, list[list[int]]] = {s: [] for s in range(n_seq)}
         self.steps: list[list[tuple[int, int, list[int], bool]]] = []
         self.failures: list[Exception | Literal["no_cells"]] = []
         self.on_decode: Callable[[int], None] = lambda n_rows: None
+        self.on_load: Callable[[], None] = lambda: None
+        self.refuse: Callable[[], None] = lambda: None
+        self.n_refused = self.n_loads = 0
         self._outputs: dict[int, int] = {}
 
     @property
@@ -122,17 +127,36 @@ class FakeContext:
     def output(self, row: int) -> int:
         return self._outputs[row]
 
-    def share(self, source: int, target: int, n: int) -> None:
+    def share(self, source: int, target: int, start: int, stop: int) -> None:
         cells = self.sequences[source]
-        assert not self.sequences[target] and 0 < n <= len(cells)
-        assert not self.whole_state or n == len(cells), "a whole state cannot be cut"
-        self.sequences[target] = cells[:n]
+        assert len(self.sequences[target]) == start < stop <= len(cells)
+        whole = (start, stop) == (0, len(cells))
+        assert not self.whole_state or whole, "a whole state cannot be cut"
+        self.sequences[target] = self.sequences[target] + cells[start:stop]
+
+    def save(self, source: int, start: int, stop: int) -> memoryview:
+        cells = self.sequences[source]
+        assert not self.whole_state or stop == len(cells), "a whole state cannot be cut"
+        kept = cells if self.whole_state else cells[start:stop]
+        first = 0 if self.whole_state else start
+        return memoryview(first.to_bytes(4, "big") + bytes(cell[0] for cell in kept))
+
+    def load(self, payload: memoryview, target: int, start: int, stop: int) -> None:
+        assert len(self.sequences[target]) == start
+        self.refuse()
+        self.on_load()
+        self.n_loads += 1
+        first = int.from_bytes(payload[:4], "big")
+        tokens = payload[4:][start - first : stop - first]
+        assert len(tokens) == stop - start
+        self.sequences[target] = self.sequences[target] + [[token] for token in tokens]
+        assert self.n_used <= self.n_ctx
 
     def drop(self, sequence: int) -> None:
         self.sequences[sequence] = []
 
     def clear(self) -> None:
-        self.sequences = {s: [] for s in range(self.n_seq)}
+        self.sequences = {s: [] for s in self.sequences}
 
 
 class FakeSampler:
@@ -176,10 +200,16 @@ class Clock:
 class Bench:
     """An engine on a fake context, with what its requests answered."""
 
-    def __init__(self, context: FakeContext | None = None) -> None:
+    def __init__(
+        self,
+        context: FakeContext | None = None,
+        *,
+        disk: DiskTier | None = None,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
         self.context = context or FakeContext()
         self.clock = Clock()
-        self.engine = Engine(self.context, FakeVocabulary(), clock=self.clock)
+        self.engine = Engine(self.context, FakeVocabulary(), disk=disk, wake=wake, clock=self.clock)
         self.samplers: list[FakeSampler] = []
         self.texts: dict[int, str] = {}
         self.ends: dict[int, Finished | Failed] = {}
@@ -192,6 +222,8 @@ class Bench:
         max_tokens: int | None = 8,
         stop: Sequence[str] = (),
         namespace: str = "",
+        head: int = 0,
+        persist: bool = False,
     ) -> None:
         self.texts[id] = ""
         self.engine.submit(
@@ -203,6 +235,8 @@ class Bench:
                 max_tokens=max_tokens,
                 stop=stop,
                 namespace=namespace,
+                head=head,
+                persist=persist,
                 arrived=self.clock.now,
             )
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from llm_server.cache.disk import DiskTier
 from llm_server.engine.engine import Engine
 from llm_server.engine.sequence import Prompt
 from llm_server.llama.context import Context
@@ -74,15 +75,23 @@ def assert_greedy(context: Context, prompt: str, picked: Sequence[int]) -> None:
 class Runner:
     """Feeds an engine and collects what it answers."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, disk: DiskTier | None = None) -> None:
         context.clear()  # a new engine knows of no cells
         self.context = context
-        self.engine = Engine(context, context.model.vocab)
+        self.engine = Engine(context, context.model.vocab, disk=disk)
         self.texts: dict[int, str] = {}
         self.ends: dict[int, Finished] = {}
         self.recorders: dict[int, Recorder] = {}
 
-    def submit(self, id: int, text: str, sampling: Sampling = GREEDY) -> None:
+    def submit(
+        self,
+        id: int,
+        text: str,
+        sampling: Sampling = GREEDY,
+        *,
+        head: int = 0,
+        persist: bool = False,
+    ) -> None:
         tokens = self.context.model.vocab.tokenize(text, parse_special=True)
         self.texts[id] = ""
 
@@ -98,6 +107,9 @@ class Runner:
                 parser=Text(id),
                 max_tokens=sampling.max_tokens,
                 stop=sampling.stop,
+                head=head,
+                boundaries=[len(tokens) - 4],
+                persist=persist,
             )
         )
 
@@ -116,10 +128,12 @@ class Runner:
         for id, prompt in enumerate(prompts):
             assert_greedy(self.context, prompt, self.recorders[id].tokens)
 
-    def answer(self, text: str, sampling: Sampling = GREEDY) -> str:
+    def answer(
+        self, text: str, sampling: Sampling = GREEDY, *, head: int = 0, persist: bool = False
+    ) -> str:
         """One request alone."""
         id = len(self.texts)
-        self.submit(id, text, sampling)
+        self.submit(id, text, sampling, head=head, persist=persist)
         self.run()
         return self.texts[id]
 

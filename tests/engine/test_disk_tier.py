@@ -1,0 +1,278 @@
+"""The engine with the disk tier behind it: a fake context, a real store in a temporary folder."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_server.cache.disk import DiskTier, Policy, chunk_tokens
+from llm_server.cache.store import ChunkStore
+from llm_server.worker.messages import Failed, Finished, Usage
+from tests.engine.fake_context import Bench, FakeContext, reference
+
+FINGERPRINT = bytes(32)
+SIZE = 16
+
+
+def prompt(seed: int, n: int = 20) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(1, 64) for _ in range(n)]
+
+
+HEAD = prompt(99, 100)
+
+
+class Server:
+    """An engine that can be restarted on the same folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        whole_state: bool = False,
+        policy: Policy = "auto",
+        n_ctx: int = 4096,
+        parallel: int = 8,
+    ) -> None:
+        self._folder = folder
+        self._whole_state = whole_state
+        self._policy = policy
+        self._n_ctx, self._parallel = n_ctx, parallel
+        self.start()
+
+    def start(self) -> None:
+        self.store = ChunkStore(self._folder, FINGERPRINT, 1 << 30)
+        self.disk = DiskTier(
+            self.store,
+            FINGERPRINT,
+            whole_state=self._whole_state,
+            policy=self._policy,
+            size=SIZE,
+        )
+        self.context = FakeContext(
+            self._n_ctx, self._parallel, n_seq=self._parallel * 3, whole_state=self._whole_state
+        )
+        self.woken = threading.Event()
+        self.bench = Bench(self.context, disk=self.disk, wake=self.woken.set)
+
+    def restart(self, *, killed: bool = False) -> None:
+        """Stop in order, or as if killed after the writes so far, and start anew."""
+        if killed:
+            self.store.flush(10)
+        else:
+            self.bench.engine.close(10)
+        self.start()
+
+    def ask(
+        self, id: int, tokens: Sequence[int], *, head: int = 0, max_tokens: int = 4, **more: object
+    ) -> Usage:
+        """One request to its end; the answer must be the reference."""
+        self.bench.submit(id, tokens, head=head, max_tokens=max_tokens, **more)  # type: ignore[arg-type]
+        self.run()
+        end = self.bench.ends[id]
+        assert isinstance(end, Finished)
+        assert self.bench.texts[id] == reference(tokens, end.usage.completion_tokens)
+        return end.usage
+
+    def run(self) -> None:
+        while not self.bench.engine.idle:
+            self.bench.step()
+            if self.bench.engine.blocked:
+                # A read wakes us; a write that is behind is waited for here.
+                if not self.woken.wait(0.01):
+                    self.store.flush(10)
+                self.woken.clear()
+
+
+@pytest.fixture(params=[False, True], ids=["ranges", "whole_state"])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Server:
+    return Server(tmp_path, whole_state=request.param)
+
+
+@pytest.fixture
+def ranges(tmp_path: Path) -> Server:
+    return Server(tmp_path)
+
+
+def test_another_question_behind_a_known_head_costs_only_itself_after_a_kill(
+    server: Server,
+) -> None:
+    server.ask(1, HEAD + prompt(1), head=len(HEAD))
+    server.restart(killed=True)
+    usage = server.ask(2, HEAD + prompt(2), head=len(HEAD))
+    assert (usage.cached_tokens, usage.disk_tokens) == (len(HEAD), len(HEAD))
+    assert server.context.n_decoded == 20 + usage.completion_tokens - 1
+
+
+def test_a_conversation_goes_on_after_a_restart_in_order(server: Server) -> None:
+    usage = server.ask(1, HEAD, max_tokens=6)
+    answer = [ord(c) - ord("0") for c in server.bench.texts[1]]
+    server.restart()
+    usage = server.ask(2, [*HEAD, *answer, *prompt(3)])
+    # The last sampled token was never computed.
+    assert usage.cached_tokens == len(HEAD) + len(answer) - 1
+
+
+def test_agents_that_arrive_together_read_their_head_once(server: Server) -> None:
+    server.ask(1, HEAD + prompt(1), head=len(HEAD))
+    server.restart(killed=True)
+    for i in range(8):
+        server.bench.submit(i, HEAD + prompt(i), max_tokens=1, head=len(HEAD))
+    server.run()
+    ends = [end for end in server.bench.ends.values() if isinstance(end, Finished)]
+    assert sorted(end.usage.disk_tokens for end in ends) == 7 * [0] + [len(HEAD)]
+    assert [end.usage.cached_tokens for end in ends] == 8 * [len(HEAD)]
+    assert server.context.n_used < len(HEAD) + 8 * 24
+
+
+def test_persist_stores_all_of_a_prompt(server: Server) -> None:
+    usage = server.ask(1, HEAD, max_tokens=0, persist=True)
+    assert usage.completion_tokens == 0
+    server.restart(killed=True)
+    assert server.ask(2, HEAD + prompt(5)).disk_tokens == len(HEAD)
+
+
+def test_what_is_used_once_is_not_written_and_what_is_hit_twice_is(ranges: Server) -> None:
+    stem = prompt(7, 64)
+    ranges.ask(1, stem + prompt(1))
+    ranges.ask(2, stem + prompt(2))
+    ranges.store.flush(10)
+    assert ranges.store.stats().chunks == 0
+    ranges.ask(3, stem + prompt(3))
+    ranges.store.flush(10)
+    assert ranges.store.stats().chunks == 64 // SIZE
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("off", 0), ("all", 23 // SIZE + 1)])
+def test_the_write_policy_is_honoured(tmp_path: Path, policy: Policy, expected: int) -> None:
+    server = Server(tmp_path, policy=policy)
+    server.ask(1, prompt(1))
+    server.restart()
+    assert server.store.stats().chunks == expected
+
+
+def test_a_prompt_that_leaves_inside_a_stored_chunk_uses_its_beginning(ranges: Server) -> None:
+    ranges.ask(1, HEAD, max_tokens=0, persist=True)
+    ranges.restart(killed=True)
+    usage = ranges.ask(2, HEAD[:57] + prompt(8))
+    assert usage.disk_tokens == 57
+
+
+def test_cells_come_first_and_the_disk_adds_what_they_lack(ranges: Server) -> None:
+    ranges.ask(1, HEAD, max_tokens=0, persist=True)
+    ranges.restart(killed=True)
+    ranges.ask(2, HEAD[:40], max_tokens=1)
+    usage = ranges.ask(3, HEAD + prompt(3))
+    assert usage.cached_tokens == len(HEAD)
+    assert usage.disk_tokens == len(HEAD) - 40
+
+
+def test_namespaces_do_not_find_each_others_prompts_on_disk(server: Server) -> None:
+    server.ask(1, HEAD, max_tokens=0, persist=True, namespace="a")
+    server.restart(killed=True)
+    assert server.ask(2, HEAD + prompt(1), namespace="b").disk_tokens == 0
+    assert server.ask(3, HEAD + prompt(1), namespace="a").disk_tokens == len(HEAD)
+
+
+def test_no_room_for_a_piece_means_computing_it(tmp_path: Path) -> None:
+    server = Server(tmp_path, n_ctx=120, parallel=2)
+    server.ask(1, HEAD, max_tokens=0, persist=True)
+    server.restart(killed=True)
+    server.bench.submit(2, prompt(50, 60), max_tokens=40)
+    server.bench.step()
+    server.bench.submit(3, HEAD + prompt(3, 10), max_tokens=2)
+    server.run()
+    for id, tokens in ((2, prompt(50, 60)), (3, HEAD + prompt(3, 10))):
+        end = server.bench.ends[id]
+        assert isinstance(end, Finished)
+        assert server.bench.texts[id] == reference(tokens, end.usage.completion_tokens)
+
+
+def test_a_payload_that_llama_cpp_refuses_is_never_tried_again(server: Server) -> None:
+    server.ask(1, HEAD, max_tokens=0, persist=True)
+    server.restart(killed=True)
+
+    def refuse(*_: object) -> None:
+        server.context.n_refused += 1
+        raise RuntimeError("refused")
+
+    server.context.refuse = refuse
+    usage = server.ask(2, HEAD + prompt(2))
+    assert usage.disk_tokens == 0
+    assert server.context.n_refused == 1
+
+
+def test_decoding_goes_on_while_a_long_prompt_is_restored(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    long = prompt(5, 1600)
+    server.ask(1, long, max_tokens=0, persist=True)
+    server.restart(killed=True)
+    server.context.on_load = lambda: server.bench.clock.pass_(0.004)
+    stream = next(p for s in range(100) if len(reference(p := prompt(s), 30)) == 30)
+    server.bench.submit(2, stream, max_tokens=30)
+    while not server.bench.texts[2]:
+        server.bench.step()
+    server.woken.clear()
+    server.bench.submit(3, long + prompt(3), max_tokens=1)
+    server.bench.step()
+    assert server.woken.wait(10)
+    loads = []
+    while 3 not in server.bench.ends:
+        before = server.context.n_loads
+        server.bench.step()
+        loads.append(server.context.n_loads - before)
+        if 2 not in server.bench.ends:
+            assert server.context.steps[-1], "the stream was stalled"
+    assert sum(loads) == 100
+    assert max(loads) <= 7, "20 ms at 4 ms a piece, and the one that passes it"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.booleans(), st.sampled_from(["auto", "all"]))
+def test_whatever_the_history_answers_are_exact(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, whole_state: bool, policy: Policy
+) -> None:
+    """Random trees of prompts, restarts and kills, with few cells."""
+    rng = random.Random(seed)
+    server = Server(
+        tmp_path_factory.mktemp("cache"),
+        whole_state=whole_state,
+        policy=policy,
+        n_ctx=rng.randrange(150, 400),
+        parallel=3,
+    )
+    stems = [prompt(s, rng.randrange(1, 90)) for s in range(3)]
+    id = 0
+    for _ in range(rng.randrange(1, 5)):
+        asked = {}
+        for _ in range(rng.randrange(1, 6)):
+            stem = rng.choice(stems)
+            head = rng.randrange(len(stem) + 1)
+            tokens = stem[: rng.randrange(head, len(stem) + 1)] + prompt(rng.randrange(3), 5)
+            asked[id] = tokens
+            server.bench.submit(
+                id, tokens, head=head, max_tokens=rng.randrange(8), persist=rng.random() < 0.2
+            )
+            id += 1
+        server.run()
+        for asked_id, tokens in asked.items():
+            end = server.bench.ends[asked_id]
+            assert not isinstance(end, Failed)
+            expected = reference(tokens, end.usage.completion_tokens)
+            assert server.bench.texts[asked_id] == expected
+        server.restart(killed=rng.random() < 0.5)
+        server.store.flush(10)
+
+
+def test_chunks_are_smaller_where_copying_them_takes_long() -> None:
+    assert chunk_tokens(12_288) == 256
+    assert chunk_tokens(131_072) == 32
+    assert chunk_tokens(0) == 256
+    assert chunk_tokens(10**9) == 16
+    assert chunk_tokens(12_288, window=100) == 64
