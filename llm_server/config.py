@@ -30,37 +30,50 @@ class Settings(BaseSettings):
         validate_default=False,
     )
 
-    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on, 0 for any free one")
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="port to listen on, 0 for any free one"
+    )
     model_name: str | None = Field(
-        None, min_length=1, description="model to load at the start, default the first by name"
+        default=None,
+        min_length=1,
+        description="model to load at the start, default the first by name",
     )
     models_dir: Path = Field(
         default_factory=lambda: default_models_dir(),
         description="folder with GGUF files, default ./models or the per-user data folder",
     )
     n_ctx: int = Field(
-        0, ge=0, le=1 << 24, description="context in tokens, 0 for what model and memory allow"
+        default=0,
+        ge=0,
+        le=1 << 24,
+        description="context in tokens, 0 for what model and memory allow",
     )
     parallel: int = Field(
-        0, ge=0, le=256, description="requests computed at once, 0 lets the server choose"
+        default=0, ge=0, le=256, description="requests computed at once, 0 lets the server choose"
     )
     threads: int = Field(
-        0, ge=0, le=1024, description="threads to compute with, 0 for one per physical core"
+        default=0, ge=0, le=1024, description="threads to compute with, 0 for one per physical core"
     )
     n_gpu_layers: int = Field(
-        -1, ge=-1, le=10_000, description="layers to put on the GPU, -1 for all"
+        default=-1, ge=-1, le=10_000, description="layers to put on the GPU, -1 for all"
     )
     queue_size: int = Field(
-        64, ge=0, le=100_000, description="requests that may wait beyond those computed at once"
+        default=64,
+        ge=0,
+        le=100_000,
+        description="requests that may wait beyond those computed at once",
     )
     max_body_bytes: int = Field(
-        8 * 1024 * 1024, ge=1024, description="longest request body in bytes"
+        default=8 * 1024 * 1024, ge=1024, description="longest request body in bytes"
     )
     grace_seconds: float = Field(
-        20.0, ge=0, le=3600, description="time running answers get when the server is stopped"
+        default=20.0,
+        ge=0,
+        le=3600,
+        description="time running answers get when the server is stopped",
     )
-    log_level: LogLevel = Field("info", description="debug, info, warning or error")
+    log_level: LogLevel = Field(default="info", description="debug, info, warning or error")
 
 
 def default_models_dir() -> Path:
