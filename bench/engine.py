@@ -34,7 +34,7 @@ LONG_PROMPT = 2000
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One measurement of everything: tokens a second, and milliseconds.
+    """Decode speeds of both sides, in tokens a second, measured in turn.
 
     `other_load` is the share of the machine, in percent, that was busy while both sides idled.
     """
@@ -45,9 +45,16 @@ class Round:
     bare_8: float
     server_8: float
     first_token_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Intrusion:
+    """A long prompt arriving while another stream decodes: that stream's longest gap between
+    pieces of text, and the time to the long prompt's own first token."""
+
     gap_ms: float
-    gap_prompt_tokens: int
-    long_first_token_ms: float
+    n_prompt: int
+    first_token_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +63,8 @@ class Row:
 
     name: str
     value: str
-    target: str
-    met: bool
+    target: str = ""
+    met: bool = True
 
 
 def prompt(n_words: int, seed: str) -> str:
@@ -89,8 +96,12 @@ async def decode(client: httpx.AsyncClient, prompts: list[str], n_tokens: int) -
     return list(await asyncio.gather(*(stream.run() for stream in streams)))
 
 
-async def gap(client: httpx.AsyncClient, seed: str) -> tuple[float, Answer]:
-    """(longest time between pieces of a stream in ms, the answer to a long prompt meanwhile)."""
+async def intrude(client: httpx.AsyncClient, seed: str) -> Intrusion:
+    """Start a stream, send a long prompt after its 20th piece, and watch until that answers.
+
+    Raises:
+        RuntimeError: the stream ended before the long prompt was sent.
+    """
     stream = Stream(client, prompt(20, seed), 4000)
     intruder: asyncio.Task[Answer] | None = None
     n = 0
@@ -105,20 +116,19 @@ async def gap(client: httpx.AsyncClient, seed: str) -> tuple[float, Answer]:
         raise RuntimeError("the stream ended before the long prompt was sent")
     answer = await intruder
     times = [at for at in stream.answer().times if answer.sent <= at <= answer.times[-1]]
-    return 1000 * max(b - a for a, b in zip(times, times[1:], strict=False)), answer
+    gaps = (b - a for a, b in zip(times, times[1:], strict=False))
+    return Intrusion(1000 * max(gaps), answer.usage["prompt_tokens"], 1000 * answer.first_s)
 
 
-async def measure(bare: BareLoop, server: Server, n_tokens: int, seed: int) -> Round:
-    """One round: the yardstick and the server in turn, then the long prompt."""
+async def compare(client: httpx.AsyncClient, bare: BareLoop, n_tokens: int, seed: int) -> Round:
+    """One round of decoding: the yardstick and the server in turn."""
+    other_load = psutil.cpu_percent(interval=1.0)
     prompts = [prompt(20, f"{seed} {i}") for i in range(N_STREAMS)]
     texts = [chatml(content) for content in prompts]
-    other_load = psutil.cpu_percent(interval=1.0)
-    async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
-        bare_1 = bare.decode(texts[:1], n_tokens)
-        (alone,) = await decode(client, prompts[:1], n_tokens)
-        bare_8 = bare.decode(texts, n_tokens)
-        together = await decode(client, prompts, n_tokens)
-        longest, long = await gap(client, str(seed))
+    bare_1 = bare.decode(texts[:1], n_tokens)
+    (alone,) = await decode(client, prompts[:1], n_tokens)
+    bare_8 = bare.decode(texts, n_tokens)
+    together = await decode(client, prompts, n_tokens)
     return Round(
         other_load=other_load,
         bare_1=bare_1,
@@ -126,14 +136,26 @@ async def measure(bare: BareLoop, server: Server, n_tokens: int, seed: int) -> R
         bare_8=bare_8,
         server_8=throughput(together),
         first_token_ms=1000 * alone.first_s,
-        gap_ms=longest,
-        gap_prompt_tokens=int(long.usage["prompt_tokens"]),
-        long_first_token_ms=1000 * long.first_s,
     )
 
 
-def report(rounds: list[Round], starts: list[tuple[float, float]]) -> list[Row]:
-    """The table's rows: medians, and ratios as medians of each round's ratio."""
+async def measure(
+    server: Server, bare: BareLoop, args: argparse.Namespace
+) -> tuple[list[Round], list[Intrusion]]:
+    """All rounds against one running server, after one that only warms it up."""
+    async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
+        await decode(client, ["hello"], 4)
+        rounds = [await compare(client, bare, args.tokens, seed) for seed in range(args.rounds)]
+        return rounds, [await intrude(client, str(seed)) for seed in range(args.intrusions)]
+
+
+def report(
+    rounds: list[Round], intrusions: list[Intrusion], starts: list[tuple[float, float]]
+) -> list[Row]:
+    """The table's rows: medians, and ratios as medians of each round's ratio.
+
+    The best rounds stand beside them: on a machine that is not idle they are what to compare.
+    """
 
     def median(value: Callable[[Round], float]) -> float:
         return statistics.median(map(value, rounds))
@@ -141,37 +163,24 @@ def report(rounds: list[Round], starts: list[tuple[float, float]]) -> list[Row]:
     def speed(name: str, bare: Callable[[Round], float], server: Callable[[Round], float]) -> Row:
         ratio = median(lambda r: server(r) / bare(r))
         text = f"{median(server):.1f} of {median(bare):.1f} tok/s = {ratio:.3f}"
+        best = max(map(server, rounds)), max(map(bare, rounds))
+        text += f" (best {best[0]:.1f} of {best[1]:.1f} = {best[0] / best[1]:.3f})"
         return Row(name, text, ">= 0.950", ratio >= 0.95)
 
-    worst = max(r.gap_ms for r in rounds)
-    answered = statistics.median(answered for answered, _ in starts)
     load = max(r.other_load for r in rounds)
+    gap = max(i.gap_ms for i in intrusions)
+    first_s = statistics.median(i.first_token_ms for i in intrusions) / 1000
+    answered, ready = (statistics.median(times) for times in zip(*starts, strict=True))
+    n_prompt = intrusions[0].n_prompt
     return [
         Row("other load on the machine", f"{load:.0f} %", "<= 10 %", load <= 10),
         speed("decode, 1 stream", lambda r: r.bare_1, lambda r: r.server_1),
         speed("decode, 8 streams", lambda r: r.bare_8, lambda r: r.server_8),
-        Row(
-            "first token, 20-word prompt", f"{median(lambda r: r.first_token_ms):.0f} ms", "", True
-        ),
-        Row(
-            "longest gap while a long prompt arrives",
-            f"{worst:.0f} ms (median {median(lambda r: r.gap_ms):.0f})",
-            "<= 300 ms",
-            worst <= 300,
-        ),
-        Row(
-            f"first token of that prompt ({rounds[0].gap_prompt_tokens} tokens)",
-            f"{median(lambda r: r.long_first_token_ms) / 1000:.1f} s",
-            "",
-            True,
-        ),
+        Row("first token, 20 words", f"{median(lambda r: r.first_token_ms):.0f} ms"),
+        Row(f"longest gap beside {n_prompt} tokens", f"{gap:.0f} ms", "<= 300 ms", gap <= 300),
+        Row(f"first token of those {n_prompt}", f"{first_s:.1f} s"),
         Row("process start to /health", f"{answered:.2f} s", "<= 1.50 s", answered <= 1.5),
-        Row(
-            "process start to a loaded model",
-            f"{statistics.median(ready for _, ready in starts):.2f} s",
-            "",
-            True,
-        ),
+        Row("process start to a loaded model", f"{ready:.2f} s"),
     ]
 
 
@@ -180,13 +189,14 @@ def show(rows: list[Row]) -> None:
     table = Table("measured", "value", "target", "")
     for row in rows:
         table.add_row(row.name, row.value, row.target, "" if row.met else "MISSED")
-    Console().print(table)
+    Console(width=110).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the server with a bare decode loop.")
     parser.add_argument("--size", choices=sorted(synthetic.SHAPES), default="0.5b")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--intrusions", type=int, default=3, help="long prompts beside a stream")
     parser.add_argument("--tokens", type=int, default=128, help="tokens each stream decodes")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--n-ctx", type=int, default=8192)
@@ -202,15 +212,14 @@ def main() -> None:
     bare = BareLoop(model, n_ctx=args.n_ctx, n_streams=N_STREAMS, n_threads=args.threads)
     with running(model, *options) as server:
         starts.append((server.answered_s, server.ready_s))
-        rounds = [
-            asyncio.run(measure(bare, server, args.tokens, seed)) for seed in range(args.rounds)
-        ]
+        rounds, intrusions = asyncio.run(measure(server, bare, args))
     bare.close()
-    rows = report(rounds, starts)
+    rows = report(rounds, intrusions, starts)
     show(rows)
     if args.json:
-        figures = {"rounds": [asdict(r) for r in rounds], "starts_s": starts}
-        args.json.write_text(json.dumps({**figures, "rows": [asdict(r) for r in rows]}, indent=1))
+        figures = {"rounds": rounds, "intrusions": intrusions, "rows": rows}
+        plain = {name: [asdict(item) for item in items] for name, items in figures.items()}
+        args.json.write_text(json.dumps({**plain, "starts_s": starts}, indent=1))
 
 
 if __name__ == "__main__":
