@@ -1,0 +1,105 @@
+"""Packed batches of token ids, made by worker processes without end.
+
+A row holds several conversations side by side; positions start again at each, which is how the
+model knows the borders. Knows which tokens are to be learnt. Does not know the model.
+"""
+
+import multiprocessing
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.queues import Queue
+
+import numpy as np
+import numpy.typing as npt
+
+from training.conversation import draw_conversation
+from training.render import render_sample
+from training.tokenizer import END_OF_TEXT, TURN_END, TURN_START, load
+
+# How much a predicted token counts: nothing across a border, little in what others say.
+PROMPT_WEIGHT = 0.1
+_PENDING = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of `tokens`, `positions` within their conversation, and loss `weights` of the token
+    that follows; all of shape [rows, length]."""
+
+    tokens: npt.NDArray[np.uint16]
+    positions: npt.NDArray[np.uint16]
+    weights: npt.NDArray[np.float16]
+
+
+def answer_mask(ids: list[int]) -> npt.NDArray[np.bool_]:
+    """True for every token that the assistant writes, the end of its turn included."""
+    tokenizer = load()
+    head = tokenizer.encode(f"{TURN_START}assistant\n").ids
+    end = tokenizer.token_to_id(TURN_END)
+    mask = np.zeros(len(ids), dtype=np.bool_)
+    at = 0
+    while at < len(ids):
+        if ids[at : at + len(head)] == head:
+            start = at + len(head)
+            at = ids.index(end, start) + 1
+            mask[start:at] = True
+        else:
+            at += 1
+    return mask
+
+
+def samples(seed: int, length: int) -> Iterator[tuple[list[int], npt.NDArray[np.float16]]]:
+    """Token ids of conversations no longer than `length`, with the weight of each token."""
+    rng = random.Random(seed)
+    tokenizer = load()
+    while True:
+        ids = tokenizer.encode(render_sample(rng, draw_conversation(rng))).ids
+        if len(ids) <= length:
+            weights = np.where(answer_mask(ids), 1.0, PROMPT_WEIGHT).astype(np.float16)
+            yield ids, weights
+
+
+def batches(seed: int, rows: int, length: int) -> Iterator[Batch]:
+    """Packs samples into rows, the longest that still fits first."""
+    source = samples(seed, length)
+    pending = [next(source) for _ in range(_PENDING)]
+    padding = load().token_to_id(END_OF_TEXT)
+    while True:
+        tokens = np.full((rows, length), padding, dtype=np.uint16)
+        positions = np.zeros((rows, length), dtype=np.uint16)
+        weights = np.zeros((rows, length), dtype=np.float16)
+        for row in range(rows):
+            used = 0
+            while fitting := [item for item in pending if len(item[0]) <= length - used]:
+                # The oldest one opens a row, so that none waits for ever.
+                item = pending[0] if used == 0 else max(fitting, key=lambda one: len(one[0]))
+                pending.remove(item)
+                pending.append(next(source))
+                ids, known = item
+                end = used + len(ids)
+                tokens[row, used:end] = ids
+                positions[row, used:end] = np.arange(len(ids))
+                weights[row, used : end - 1] = known[1:]
+                used = end
+        yield Batch(tokens, positions, weights)
+
+
+def _work(queue: "Queue[Batch]", seed: int, rows: int, length: int) -> None:
+    for batch in batches(seed, rows, length):
+        queue.put(batch)
+
+
+class BatchSource:
+    """Worker processes that keep a queue of batches full; daemons, so they end with the parent."""
+
+    def __init__(self, workers: int, seed: int, rows: int, length: int) -> None:
+        context = multiprocessing.get_context("fork")
+        self._queue: Queue[Batch] = context.Queue(maxsize=4 * workers)
+        for worker in range(workers):
+            arguments = (self._queue, seed * 1000 + worker, rows, length)
+            context.Process(target=_work, args=arguments, daemon=True).start()
+
+    def next(self) -> Batch:
+        """The next batch, from whichever worker has one."""
+        return self._queue.get()

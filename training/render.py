@@ -1,0 +1,62 @@
+"""From a conversation to text and token ids, and which tokens the model is to learn.
+
+Uses the very chat template that ships in the GGUF. Does not know how conversations are made.
+"""
+
+import json
+import random
+import re
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from training.conversation import Conversation
+from training.words import Json
+
+TEMPLATE = Path(__file__).parent / "chat_template.jinja"
+_CALL = re.compile(r'(\{"name": "[^"]*", "arguments": )(.*)(\}\n</tool_call>)')
+
+
+def _tojson(value: Json) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+@cache
+def _environment() -> Environment:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = _tojson
+    return environment
+
+
+def render(conversation: Conversation, *, add_generation_prompt: bool = False) -> str:
+    """The conversation as text, written by the shipped template."""
+    template = _template()
+    return template.render(
+        messages=conversation.messages,
+        tools=conversation.tools or None,
+        add_generation_prompt=add_generation_prompt,
+    )
+
+
+@cache
+def _template():  # type: ignore[no-untyped-def]
+    return _environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def compact_calls(text: str) -> str:
+    """The same text with tool calls written without blanks, as a server's constraint has them."""
+
+    def shorten(match: re.Match[str]) -> str:
+        arguments = json.loads(match.group(2))
+        head = match.group(1).replace(": ", ":").replace(", ", ",")
+        return head + json.dumps(arguments, ensure_ascii=False, separators=(",", ":")) + match.group(3)
+
+    return _CALL.sub(shorten, text)
+
+
+def render_sample(rng: random.Random, conversation: Conversation) -> str:
+    """The text of a training sample: a share of them with compact calls."""
+    text = render(conversation)
+    return compact_calls(text) if conversation.tools and rng.random() < 0.25 else text

@@ -1,0 +1,142 @@
+"""Trains the demo model for a given number of minutes: `python -m training.train --help`.
+
+The schedule follows the clock, so a run ends when it should on any machine. Does not know what
+the data is about, nor how the model is shipped.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from training import weights
+from training.batches import Batch, BatchSource
+from training.model import Config, DemoModel, Mask, dense_attention, dense_mask
+from training.optimizer import Optimizer
+
+_WARM_UP = 0.02
+_DECAY_FROM = 0.45
+
+
+def rate_at(progress: float, peak: float) -> float:
+    """The learning rate: a short rise, a plateau, and a straight fall to nearly nothing."""
+    if progress < _WARM_UP:
+        return peak * max(progress / _WARM_UP, 0.01)
+    if progress < _DECAY_FROM:
+        return peak
+    return peak * max((1 - progress) / (1 - _DECAY_FROM), 0.01)
+
+
+def weighted_loss(hidden: Tensor, output: Tensor, tokens: Tensor, scale: Tensor) -> Tensor:
+    """Cross-entropy of the next tokens, by weight; hidden [rows, length, width]."""
+    logits = F.linear(hidden[:, :-1], output).float()
+    loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    weight = scale[:, :-1].flatten()
+    return (loss * weight).sum() / weight.sum()
+
+
+class PackedMasks:
+    """Masks of block-sparse attention within conversations, for an accelerator."""
+
+    def __init__(self, rows: int, length: int, device: torch.device) -> None:
+        document = torch.zeros(rows, length, dtype=torch.int32, device=device)
+
+        # One function for all batches: a new one would be compiled anew.
+        def visible(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return (query >= key) & (document[row, query] == document[row, key])
+
+        self._document = document
+        self._visible = visible
+
+    def __call__(self, positions: Tensor) -> BlockMask:
+        """The mask of one batch; good until the next call."""
+        self._document.copy_((positions == 0).cumsum(-1))
+        rows, length = self._document.shape
+        device = str(self._document.device)
+        return create_block_mask(self._visible, rows, None, length, length, device)
+
+
+def sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """Attention that skips the blocks that a mask leaves empty."""
+    assert isinstance(mask, BlockMask)
+    attended = flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
+    assert isinstance(attended, Tensor)
+    return attended
+
+
+def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, positions and weights as tensors."""
+    tokens = torch.from_numpy(batch.tokens.astype("int64")).to(device, non_blocking=True)
+    positions = torch.from_numpy(batch.positions.astype("int64")).to(device, non_blocking=True)
+    scale = torch.from_numpy(batch.weights.astype("float32")).to(device, non_blocking=True)
+    return tokens, positions, scale
+
+
+def train(args: argparse.Namespace, model: DemoModel, source: BatchSource) -> None:
+    """Trains in place until the time is over, and saves now and then."""
+    device = torch.device(args.device)
+    fast = device.type == "cuda"
+    masks = PackedMasks(args.rows, args.length, device) if fast else dense_mask
+    attend = sparse_attention if fast else dense_attention
+    loss_of = weighted_loss
+    if fast:
+        for block in model.blk:
+            block.compile()
+        loss_of = torch.compile(weighted_loss)
+    optimizer = Optimizer(model)
+    begin = last = time.monotonic()
+    seen = step = 0
+    waited = 0.0
+    while (progress := (time.monotonic() - begin) / (60 * args.minutes)) < 1:
+        asked = time.monotonic()
+        batch = source.next()
+        waited += time.monotonic() - asked
+        tokens, positions, scale = to_device(batch, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+            hidden = model.hidden(tokens, positions, attend, masks(positions))
+            loss = loss_of(hidden, model.token_embd.weight, tokens, scale)
+        loss.backward()
+        optimizer.step(rate_at(progress, args.rate))
+        step, seen = step + 1, seen + tokens.numel()
+        if step % args.report == 0:
+            now = time.monotonic()
+            speed = args.report * tokens.numel() / (now - last)
+            print(f"{now - begin:6.0f} s  step {step}  {seen / 1e6:.1f} M tokens  "
+                  f"{speed / 1e3:.0f} k/s  loss {loss.item():.4f}  "
+                  f"waited {waited:.0f} s for data", flush=True)
+            last = now
+        if step % args.save_every == 0:
+            weights.save(model, args.out)
+    weights.save(model, args.out)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the demo model.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
+    parser.add_argument("--resume", type=Path, help="folder with weights to start from")
+    parser.add_argument("--minutes", type=float, default=110)
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--rows", type=int, default=2, help="rows of a batch")
+    parser.add_argument("--length", type=int, default=2048, help="tokens of a row")
+    parser.add_argument("--layers", type=int, default=Config().layers)
+    parser.add_argument("--workers", type=int, default=1, help="processes that make data")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--report", type=int, default=50)
+    parser.add_argument("--save-every", type=int, default=2000)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    # Before the first use of the device: the workers are forks.
+    source = BatchSource(args.workers, args.seed, args.rows, args.length)
+    torch.manual_seed(args.seed)
+    config = Config(layers=args.layers)
+    model = weights.load(args.resume, config) if args.resume else DemoModel(config)
+    train(args, model.to(args.device), source)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Checkpoints: half-precision weights in numpy files of bounded size.
+
+Optimizer state is not kept: a resumed run warms up again. Does not know GGUF.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from training.model import Config, DemoModel
+
+_PART_BYTES = 12 * 2**20
+
+
+def save(model: DemoModel, folder: Path) -> None:
+    """Writes `weights-N.npz`, each about 12 MB at most."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, tensor in model.state_dict().items():
+        array = tensor.detach().float().cpu().numpy().astype(np.float16)
+        if size + array.nbytes > _PART_BYTES:
+            parts.append({})
+            size = 0
+        parts[-1][name] = array
+        size += array.nbytes
+    for index, part in enumerate(parts):
+        np.savez(folder / f"weights-{index}.npz", **part)  # type: ignore[arg-type]
+
+
+def load(folder: Path, config: Config) -> DemoModel:
+    """The model of a checkpoint; raises FileNotFoundError when the folder has none."""
+    paths = sorted(folder.glob("weights-*.npz"))
+    if not paths:
+        raise FileNotFoundError(f"no weights in {folder}")
+    state: dict[str, torch.Tensor] = {}
+    for path in paths:
+        with np.load(path) as part:
+            state.update({name: torch.from_numpy(part[name]).float() for name in part.files})
+    model = DemoModel(config)
+    model.load_state_dict(state)
+    return model
