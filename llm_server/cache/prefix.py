@@ -32,6 +32,8 @@ class Memory(Protocol):
 
     def share(self, source: int, target: int, start: int, stop: int) -> None: ...
 
+    def size(self, sequence: int) -> int: ...
+
     def save(self, source: int, start: int, stop: int) -> memoryview: ...
 
     def load(self, payload: memoryview, target: int, start: int, stop: int) -> None: ...
@@ -207,6 +209,10 @@ class PrefixCache:
         for sequence in list(self._idle):
             self._drop_idle(sequence)
         self._memory.clear()
+
+    def size(self, lease: Lease) -> int:
+        """Bytes that what the lease holds takes on disk."""
+        return self._memory.size(lease.sequence)
 
     # ---- keeping on disk -----------------------------------------------------------------------
 

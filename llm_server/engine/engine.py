@@ -250,6 +250,8 @@ class Engine:
             n_done = min(sequence.n_computed, sequence.n_prompt)
             cached = sequence.n_cached or 0
             return [Progress(sequence.id, sequence.n_prompt, n_done, cached)]
+        if sequence.persist and sequence.is_prefilling and sequence.lease is not None:
+            sequence.state_bytes = self._cache.size(sequence.lease)
         try:
             events = sequence.advance(row.index)
         except Exception:

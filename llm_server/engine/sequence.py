@@ -108,6 +108,7 @@ class Sequence:
         self.n_computed = 0
         self.n_cached: int | None = None
         self.n_restored = 0
+        self.state_bytes = 0
         self.reason: FinishReason | None = None
         self.boundaries: set[int] = set()
         self.shared_with: dict[int, int] = {}
@@ -212,7 +213,7 @@ class Sequence:
     def usage(self) -> Usage:
         """Tokens so far."""
         cached = (self.n_cached or 0) + self.n_restored
-        return Usage(self.n_prompt, self.n_generated, cached, self.n_restored)
+        return Usage(self.n_prompt, self.n_generated, cached, self.n_restored, self.state_bytes)
 
     def _timings(self) -> Timings:
         now = time.monotonic()

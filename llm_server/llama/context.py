@@ -115,6 +115,11 @@ class Context:
             start = stop = -1
         lib.llama_memory_seq_cp(self._memory, source, target, start, stop)
 
+    def size(self, sequence: int) -> int:
+        """Bytes that all of a sequence takes when it is saved."""
+        n_bytes: int = lib.llama_state_seq_get_size(self._context, sequence)
+        return n_bytes
+
     def save(self, source: int, start: int, stop: int) -> memoryview:
         """A copy of the positions [start, stop) of `source`, or of its whole state.
 

@@ -234,13 +234,15 @@ class ToolCall(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 class Usage(msgspec.Struct, frozen=True):
     """Tokens of one request; `cached_tokens` of the prompt were reused, not computed.
 
-    `disk_tokens` of those came from the disk, the others from live cells.
+    `disk_tokens` of those came from the disk, the others from live cells. `state_bytes` is what
+    the prompt takes on disk, for requests that asked to `persist` it.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
     disk_tokens: int = 0
+    state_bytes: int = 0
 
 
 class Timings(msgspec.Struct, frozen=True):

@@ -6,8 +6,15 @@ a long run of one character does not overflow llama.cpp's recursive tokenizer.
 
 from __future__ import annotations
 
-from llm_server.chat.stream import PlainText
-from llm_server.chat.template import ChatTemplate
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from llm_server.cache.disk import WORTH_READING
+from llm_server.cache.tree import common_prefix
+from llm_server.chat.dialogue import Dialogue
+from llm_server.chat.segments import Segment
 from llm_server.engine.sequence import Prompt
 from llm_server.errors import ContextLengthExceeded, InvalidRequest
 from llm_server.llama.context import Context
@@ -28,12 +35,7 @@ class Preparer:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._vocab = context.model.vocab
-        self._template = ChatTemplate(
-            context.model.chat_template,
-            bos_token=self._vocab.text(self._vocab.bos),
-            eos_token=self._vocab.text(self._vocab.eos),
-            specials=[self._vocab.text(token) for token in self._vocab.control],
-        )
+        self._dialogue = Dialogue(context.model.chat_template, self._vocab)
 
     def prepare(self, id: int, request: ChatRequest) -> Prompt:
         """The prompt of a request.
@@ -41,19 +43,24 @@ class Preparer:
         Raises:
             TemplateError: the template refused the messages.
             ContextLengthExceeded: there is no room for a first token behind the prompt.
-            InvalidRequest: `logit_bias` names a token that does not exist.
+            InvalidRequest: a field does not fit this model.
         """
-        sampling = request.sampling
-        self._check_bias(sampling)
-        tokens = self._tokenize(request)
+        self._check_bias(request.sampling)
+        prepared = self._dialogue.prepare(id, request)
+        tokens = self._tokenize(prepared.segments)
+        sampling = _with_bans(request.sampling, prepared.banned)
+        boundaries = self._boundaries(request, prepared.segments, tokens)
         return Prompt(
             id,
             tokens,
             make_sampler=lambda: Sampler(self._context, sampling, tokens),
-            parser=PlainText(id),
+            parser=prepared.parser,
             max_tokens=sampling.max_tokens,
             stop=sampling.stop,
             namespace=request.cache_salt,
+            visible=prepared.visible,
+            head=boundaries[0] if boundaries else 0,
+            boundaries=boundaries,
             persist=request.persist,
         )
 
@@ -67,21 +74,52 @@ class Preparer:
                     param="logit_bias",
                 )
 
-    def _tokenize(self, request: ChatRequest) -> list[int]:
+    def _tokenize(self, segments: Sequence[Segment]) -> list[int]:
         n_ctx = self._context.n_ctx
-        segments = self._template.render(
-            request.messages, request.tools, kwargs=request.template_kwargs
-        )
+        # A cheap bound first: some tokenizers are quadratic in the length of the text.
         n_bytes = sum(len(segment.text.encode()) for segment in segments)
         at_least = n_bytes // self._vocab.max_token_bytes
         if at_least >= n_ctx:
             raise ContextLengthExceeded(at_least, n_ctx)
+        tokens = self._tokens_of(segments)
+        if len(tokens) >= n_ctx:
+            raise ContextLengthExceeded(len(tokens), n_ctx)
+        return tokens
+
+    def _tokens_of(self, segments: Sequence[Segment]) -> list[int]:
         tokens: list[int] = []
         for segment in segments:
             tokens += self._vocab.tokenize(segment.text, parse_special=segment.special)
         # Most templates write the BOS token themselves; a second one would harm the answer.
         if self._vocab.add_bos and tokens[:1] != [self._vocab.bos]:
             tokens.insert(0, self._vocab.bos)
-        if len(tokens) >= n_ctx:
-            raise ContextLengthExceeded(len(tokens), n_ctx)
         return tokens
+
+    def _boundaries(
+        self, request: ChatRequest, segments: Sequence[Segment], tokens: list[int]
+    ) -> list[int]:
+        """The prompt's stable ends as token positions; the first one ends the head."""
+        found = set()
+        for n_chars in self._dialogue.boundaries(request):
+            before = self._tokens_of(_cut(segments, n_chars))
+            # A token may reach over the boundary: only those that are the same count.
+            found.add(common_prefix(before, 0, tokens, 0))
+        return sorted(n for n in found if WORTH_READING <= n < len(tokens))
+
+
+def _cut(segments: Sequence[Segment], n_chars: int) -> list[Segment]:
+    """The first `n_chars` characters of a rendered prompt."""
+    kept: list[Segment] = []
+    for segment in segments:
+        kept.append(Segment(segment.text[:n_chars], segment.special))
+        n_chars -= len(segment.text)
+        if n_chars <= 0:
+            break
+    return kept
+
+
+def _with_bans(sampling: Sampling, banned: frozenset[int]) -> Sampling:
+    if not banned:
+        return sampling
+    bias = {**sampling.logit_bias, **dict.fromkeys(banned, -math.inf)}
+    return msgspec.structs.replace(sampling, logit_bias=bias)

@@ -134,6 +134,9 @@ class FakeContext:
         assert not self.whole_state or whole, "a whole state cannot be cut"
         self.sequences[target] = self.sequences[target] + cells[start:stop]
 
+    def size(self, sequence: int) -> int:
+        return len(self.sequences[sequence])
+
     def save(self, source: int, start: int, stop: int) -> memoryview:
         cells = self.sequences[source]
         assert not self.whole_state or stop == len(cells), "a whole state cannot be cut"

@@ -133,7 +133,7 @@ def test_agents_that_arrive_together_read_their_head_once(server: Server) -> Non
 
 def test_persist_stores_all_of_a_prompt(server: Server) -> None:
     usage = server.ask(1, HEAD, max_tokens=0, persist=True)
-    assert usage.completion_tokens == 0
+    assert (usage.completion_tokens, usage.state_bytes) == (0, len(HEAD))
     server.restart(killed=True)
     assert server.ask(2, HEAD + prompt(5)).disk_tokens == len(HEAD)
 
