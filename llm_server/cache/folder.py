@@ -267,14 +267,14 @@ class ChunkFolder:
             victims = choose_victims(found.stored, excess, self._files.now())
             for victim in victims:
                 self.remove(victim.path)
-            self._remove_empty(found.folders)
+            self.remove_empty(found.folders)
             return self.scan(), len(victims)
         finally:
             if lock is not None:
                 self._files.close(lock)
 
-    def _remove_empty(self, folders: list[str]) -> None:
-        """Folders of models that are used no more; one that is in use just refuses."""
+    def remove_empty(self, folders: list[str]) -> None:
+        """Delete folders that no chunk is in any more; one that is in use just refuses."""
         for path in [*folders, *sorted({os.path.dirname(folder) for folder in folders})]:
             with contextlib.suppress(OSError):
                 self._files.remove_folder(path)

@@ -1,0 +1,63 @@
+"""A cache folder seen from outside, all models together: for the command line.
+
+It lists, verifies and clears chunk files, and touches nothing else in the folder. A server may be
+using it meanwhile: to it, a cleared chunk is a miss.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llm_server.cache.chunkfile import BadChunk, decode
+from llm_server.cache.files import Files
+from llm_server.cache.folder import ChunkFolder
+from llm_server.cache.index import Stored
+
+_NO_MODEL = bytes(32)
+
+
+def stored_chunks(folder: Path) -> list[Stored]:
+    """Every chunk file of every model; none if there is no such folder.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    return ChunkFolder(folder, _NO_MODEL, Files()).scan().stored
+
+
+def model_of(file: Stored) -> str:
+    """The name of the model's folder: the beginning of its fingerprint."""
+    return Path(file.path).parent.parent.name
+
+
+def damage(file: Stored) -> str | None:
+    """What is wrong with a chunk file; None if every byte of it is right, or it has gone.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        header, _ = decode(Path(file.path).read_bytes())
+    except FileNotFoundError:
+        return None
+    except BadChunk as error:
+        return str(error)
+    if header.chunk.as_head() != file.chunk.as_head():
+        return "its name belongs to other contents"
+    if not model_of(file).startswith(header.fingerprint.hex()[:16]):
+        return "it belongs to another model"
+    return None
+
+
+def clear(folder: Path) -> tuple[int, int]:
+    """Delete every chunk: (how many, their bytes).
+
+    Raises:
+        OSError: one cannot be deleted.
+    """
+    chunks = ChunkFolder(folder, _NO_MODEL, Files())
+    found = chunks.scan()
+    for path in [*(file.path for file in found.stored), *(path for path, _ in found.temporary)]:
+        chunks.remove(path)
+    chunks.remove_empty(found.folders)
+    return len(found.stored), found.n_bytes
