@@ -13,7 +13,9 @@ from typing import Protocol
 
 import msgspec
 
+from llm_server.chat.constraint import Constraint
 from llm_server.chat.fallback import without_tools
+from llm_server.chat.plan import Demand, Planner
 from llm_server.chat.segments import Segment
 from llm_server.chat.stream import AnswerParser, PlainText, Where
 from llm_server.chat.syntax.format import HERMES, Syntax
@@ -52,11 +54,12 @@ class Prepared:
     """A request made ready.
 
     `segments` are to be tokenized one by one. `visible` are control tokens that the parser must
-    see as text. `banned` are tokens that must not come.
+    see as text. `banned` are tokens that must not come. `constraint` None: any text will do.
     """
 
     segments: list[Segment]
     parser: AnswerParser | PlainText
+    constraint: Constraint | None = None
     visible: frozenset[int] = frozenset()
     banned: frozenset[int] = frozenset()
 
@@ -83,21 +86,30 @@ class Dialogue:
         """How this model writes calls and thoughts."""
         return measure_syntax(self.template)
 
+    @cached_property
+    def _planner(self) -> Planner:
+        return Planner(self._vocabulary, self.syntax)
+
+    def warm(self) -> None:
+        """Build what the first request with tools would wait for, up to a second of work."""
+        _ = self._planner.grammars.tokenizer
+
     def prepare(self, id: int, request: ChatRequest) -> Prepared:
         """Everything the engine needs to answer a request.
 
         Raises:
             TemplateError: the template refused the messages.
-            InvalidRequest: the tool choice does not fit the tools.
+            InvalidRequest: the tool choice does not fit the tools, or a schema cannot be forced.
         """
         check_choice(request)
         segments = self.render(request)
         tools = [] if request.tool_choice == "none" else request.tools
-        where = self._where(segments)
+        where, may_think = self._where(segments)
         parser = self._parser(id, tools, where)
         return Prepared(
             segments,
             parser,
+            self._planner.constraint(Demand(request, where, may_think)),
             visible=self._visible(bool(tools)) if isinstance(parser, AnswerParser) else frozenset(),
             banned=self._call_markers() if request.tool_choice == "none" else frozenset(),
         )
@@ -141,13 +153,15 @@ class Dialogue:
             return PlainText(id)
         return AnswerParser(id, syntax, tools, where)
 
-    def _where(self, segments: list[Segment]) -> Where:
-        """Whether the prompt ends inside a thought."""
+    def _where(self, segments: list[Segment]) -> tuple[Where, bool]:
+        """Whether the prompt ends inside a thought, and whether one may come if not."""
         reasoning = self.syntax.reasoning
         end = _joined(segments).rstrip()[-256:]
         if reasoning is None or end.endswith(reasoning.close):
-            return "start"
-        return "reasoning" if end.endswith(reasoning.open) else "start"
+            return "start", False
+        if end.endswith(reasoning.open):
+            return "reasoning", False
+        return "start", True
 
     def _visible(self, with_calls: bool) -> frozenset[int]:
         syntax = self.syntax

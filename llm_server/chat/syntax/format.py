@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal as OneOf
 from typing import TypeAlias
 
-from llm_server.chat.syntax.literal import Literal, Slot, build, pieces
+from llm_server.chat.syntax.literal import Literal, Slot, build
 
 Kind: TypeAlias = OneOf["string", "number", "boolean", "null", "array", "object"]
 KINDS: tuple[Kind, ...] = ("string", "number", "boolean", "null", "array", "object")
@@ -65,7 +65,8 @@ class CallFormat:
     from one call's arguments to the next one's (None: one call only), `end` follows the last.
     `start` replaces `begin` where the answer starts with the call, if that differs.
     `first_index` is the running number of the first call. `trigger` is the text in an answer that
-    announces calls; it is empty when a call starts with the name itself.
+    announces calls; it is empty when a call starts with the name itself. `anchored`: calls come
+    only where the answer starts, having no marker of their own.
     """
 
     begin: Literal
@@ -77,11 +78,7 @@ class CallFormat:
 
     trigger: str = ""
 
-    @property
-    def anchored(self) -> bool:
-        """Whether calls come only where the answer starts, having no marker of their own."""
-        first = pieces(self.trigger)[:1]
-        return not first or first[0] in ("{", "[", "(")
+    anchored: bool = False
 
     def texts(self) -> list[str]:
         """All fixed texts in which markers may stand."""

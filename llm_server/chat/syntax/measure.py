@@ -36,12 +36,14 @@ def measure_calls(probes: Probes) -> CallFormat | None:
     args, region, before, after = found
     start = _lstrip(_with_slots(before, 0))
     end = _rstrip(_with_slots(_without_turn_end(after, text), 1))
-    begin = _after_text(probes, region) or start
+    after_text = _after_text(probes, region)
+    begin = after_text or start
     again = _between(probes, region)
     first = 0
     if again is not None:
         start, _, first = _number(start, again)
         begin, again, first = _number(begin, again)
+    trigger = _trigger(begin, text)
     return CallFormat(
         begin=begin,
         end=end,
@@ -49,7 +51,8 @@ def measure_calls(probes: Probes) -> CallFormat | None:
         again=again,
         start=None if _equal(start, begin) else start,
         first_index=first,
-        trigger=_trigger(begin, text),
+        trigger=trigger,
+        anchored=not trigger or (after_text is None and not is_marker(pieces(trigger)[0])),
     )
 
 

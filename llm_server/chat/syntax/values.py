@@ -210,7 +210,7 @@ def kinds_of(schema: JsonValue, root: JsonValue = None, depth: int = 0) -> froze
     if not isinstance(schema, dict) or depth > 8:
         return everything
     if isinstance(schema.get("$ref"), str) and root is not None:
-        return kinds_of(_resolve(schema["$ref"], root), root, depth + 1)
+        return kinds_of(resolve(schema["$ref"], root), root, depth + 1)
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list) and schema[key]:
             parts = [kinds_of(part, root, depth + 1) for part in schema[key]]
@@ -224,7 +224,8 @@ def kinds_of(schema: JsonValue, root: JsonValue = None, depth: int = 0) -> froze
     return everything & known or everything
 
 
-def _resolve(reference: str, root: JsonValue) -> JsonValue:
+def resolve(reference: str, root: JsonValue) -> JsonValue:
+    """What a local reference of a schema stands for; None if nothing."""
     target = root
     for part in reference.removeprefix("#").split("/")[1:]:
         target = target.get(part) if isinstance(target, dict) else None

@@ -1,0 +1,67 @@
+"""The shortest way out of a grammar, so that an answer that runs out of tokens still ends well.
+
+It tries a few characters on copies of the matcher and follows what narrows the choice. It knows
+no syntax but the texts that close values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+
+MAX_STEPS = 512
+_SIGNS = ["}", "]", ")", '"', "0", "1", "t", "f", "n", "{", "[", "a", "-", ",", " "]
+
+
+class WayOut:
+    """Finds endings for matchers of one tokenizer. `closers` are tried before single signs."""
+
+    def __init__(self, tokenizer: LLTokenizer, closers: Sequence[str]) -> None:
+        self._n_words = (tokenizer.vocab_size + 31) // 32
+        self._mask = np.zeros(self._n_words, dtype=np.uint32)
+        self._narrow = max(tokenizer.vocab_size // 4, 16)
+        spelled = [*closers, *_SIGNS]
+        tokens = [tokenizer.tokenize_str(text) for text in spelled]
+        self._options: list[list[int]] = [t for t in tokens if t]
+        self._eos = set(tokenizer.eos_tokens)
+
+    def find(self, matcher: LLMatcher) -> list[int] | None:
+        """Tokens that lead to where the grammar may end; None if none is found in time."""
+        matcher = matcher.deep_copy()
+        path: list[int] = []
+        while not (matcher.is_accepting() or matcher.is_stopped()):
+            if len(path) > MAX_STEPS or matcher.is_error():
+                return None
+            tokens = matcher.compute_ff_tokens() or self._step(matcher)
+            if not tokens or not matcher.consume_tokens(tokens):
+                return None
+            path += tokens
+        return None if matcher.is_error() else path
+
+    def _step(self, matcher: LLMatcher) -> list[int]:
+        """What to try next: the first option after which little is allowed."""
+        possible: list[list[int]] = []
+        for option in self._options:
+            if matcher.validate_tokens(option) < len(option):
+                continue
+            after = matcher.deep_copy()
+            after.consume_tokens(option)
+            if after.is_accepting() or after.is_stopped():
+                return option
+            if self._n_allowed(after) <= self._narrow:
+                return option
+            possible.append(option)
+        return possible[0] if possible else self._any(matcher)
+
+    def _n_allowed(self, matcher: LLMatcher) -> int:
+        matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        return int(np.unpackbits(self._mask.view(np.uint8)).sum())
+
+    def _any(self, matcher: LLMatcher) -> list[int]:
+        """Any token that is allowed, but not the end."""
+        matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
+        allowed = [int(t) for t in np.flatnonzero(bits)[:8] if int(t) not in self._eos]
+        return allowed[:1]

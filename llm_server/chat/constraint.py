@@ -1,0 +1,250 @@
+"""What may come next in an answer: free text, a thought, a call, JSON by a schema.
+
+A constraint is a row of phases. Free phases cost nothing: they only watch for the text that ends
+them. In a grammar phase llguidance says which tokens are allowed and which are certain. It knows
+tokens, not requests; `plan` builds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from llguidance import LLMatcher
+from numpy.typing import NDArray
+
+from llm_server.chat.closing import WayOut
+from llm_server.errors import ServerError
+
+RESERVE = 512
+"""With fewer tokens left than this, the way to a good end is looked for and kept in view."""
+
+MARGIN = 8
+"""Tokens left over at the end of an answer that had to be closed."""
+
+TAIL = 256
+"""Bytes of free text in which a trigger is looked for."""
+
+EVERY = 16
+"""Tokens between two looks for the way out."""
+
+
+class GrammarTooComplex(ServerError):
+    """The grammar ran out of its budget in the middle of an answer. Repeating cannot help."""
+
+    code = "grammar_too_complex"
+    retry = False
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """A text that ends a free phase and begins a grammar.
+
+    `token` is the one token that always spells it, -1 if there is none. `matcher` makes a fresh
+    matcher that begins with any text and then `text`. `anchored`: only where the answer starts.
+    """
+
+    text: bytes
+    token: int
+    matcher: Callable[[], LLMatcher]
+    anchored: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that a constraint does.
+
+    `first` is the grammar of the answer's beginning, None if that is free. `triggers` begin calls
+    in free text. `thought` opens a thought and `close` ends it, as text; after a thought comes
+    `first`. `once`: the answer ends with its grammar.
+    """
+
+    first: Callable[[], LLMatcher] | None
+    triggers: Sequence[Trigger] = ()
+    thought: bytes = b""
+    close: bytes = b""
+    close_tokens: Sequence[int] = ()
+    budget: int | None = None
+    once: bool = True
+
+
+class Constraint:
+    """The constraint of one answer; the engine owns it.
+
+    After each token, sampled or forced, `accept` it; then append all of `forced`, if any, or
+    sample with `mask`. `spellings` are the bytes of all tokens.
+    """
+
+    def __init__(
+        self, plan: Plan, spellings: Sequence[bytes], way_out: WayOut, *, thinking: bool
+    ) -> None:
+        self._plan = plan
+        self._spellings = spellings
+        self._way_out = way_out
+        self._mask: NDArray[np.int32] = np.zeros((len(spellings) + 31) // 32, dtype=np.int32)
+        self._matcher: LLMatcher | None = None
+        self._thinking = thinking
+        self._in_head = False
+        self._recent: list[int] = []
+        self._n_text = 0
+        self._by_text = [t for t in plan.triggers if t.token < 0]
+        self._tail = b""
+        self._n_thought = 0
+        self._n_seen = 0
+        self._exit: list[int] | None = None
+        self._looked_at = -EVERY
+        self.finished = False
+        if not thinking:
+            self._begin()
+
+    def mask(self) -> NDArray[np.int32] | None:
+        """Allowed tokens as bits, 32 to a word, the lowest first; None where all are allowed.
+
+        The array is reused by the next call. Raises GrammarTooComplex.
+        """
+        if self._matcher is None:
+            return None
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        self._check()
+        return self._mask
+
+    def forced(self, remaining: int) -> list[int]:
+        """The tokens that must come now, with `remaining` tokens left for the answer."""
+        if self._thinking:
+            return self._end_of_thought(remaining)
+        if self._matcher is None or self.finished:
+            return []
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        self._check()
+        if tokens or remaining > RESERVE:
+            return tokens
+        return self._way(remaining)
+
+    def accept(self, token: int) -> None:
+        """`token` has become part of the answer. Raises GrammarTooComplex."""
+        self._n_seen += 1
+        if self._thinking:
+            self._think(token)
+        elif self._matcher is not None:
+            self._advance(token)
+        else:
+            self._watch(token)
+
+    # ---- phases --------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """The answer proper starts here."""
+        self._thinking = False
+        self._tail, self._recent, self._n_text = b"", [], 0
+        if self._plan.first is not None:
+            self._matcher = self._plan.first()
+            self._in_head = bool(self._plan.thought)
+
+    def _think(self, token: int) -> None:
+        self._n_thought += 1
+        self._tail = (self._tail + self._spellings[token])[-max(len(self._plan.close), 1) - 64 :]
+        if self._plan.close in self._tail:
+            self._begin()
+        elif any(self._is_marker(trigger, token) for trigger in self._plan.triggers):
+            self._thinking = False
+            self._watch(token)
+
+    def _end_of_thought(self, remaining: int) -> list[int]:
+        """Close a thought that used up its budget, or the answer's."""
+        over = self._plan.budget is not None and self._n_thought >= self._plan.budget
+        if self._plan.first is not None and remaining <= RESERVE // 2 and not over:
+            way = self._way_out.find(self._plan.first()) or []
+            over = remaining <= len(way) + len(self._plan.close_tokens) + 4 * MARGIN
+        return list(self._plan.close_tokens) if over else []
+
+    def _advance(self, token: int) -> None:
+        assert self._matcher is not None
+        if not self._matcher.consume_token(token):
+            self._check()
+        self._exit = self._exit[1:] if self._exit and self._exit[0] == token else None
+        if self._in_head:
+            self._tail += self._spellings[token]
+            text = self._tail.strip()
+            if text == self._plan.thought:
+                self._matcher, self._thinking, self._n_thought = None, True, 0
+                self._tail = b""
+                return
+            self._in_head = self._plan.thought.startswith(text)
+        if self._matcher.is_stopped():
+            self._check()
+            self._matcher = None
+            self._tail, self._recent = b"", []
+            self.finished = self._plan.once
+
+    def _watch(self, token: int) -> None:
+        """Free text: look for a trigger at its end."""
+        plan = self._plan
+        for trigger in plan.triggers:
+            if self._is_marker(trigger, token):
+                self._enter(trigger, [token])
+                return
+        if self._n_text == 0 and plan.budget is not None and plan.thought:
+            text = (self._tail + self._spellings[token]).strip()
+            if text == plan.thought:
+                self._thinking, self._tail, self._n_thought = True, b"", 0
+                return
+        if self._by_text:
+            self._remember(token)
+            for trigger in self._by_text:
+                if self._completed(trigger):
+                    return
+
+    @staticmethod
+    def _is_marker(trigger: Trigger, token: int) -> bool:
+        return trigger.token >= 0 and token == trigger.token
+
+    def _remember(self, token: int) -> None:
+        """Keep the end of the text, whole tokens of it."""
+        self._tail += self._spellings[token]
+        self._recent.append(token)
+        while len(self._tail) - len(self._spellings[self._recent[0]]) >= TAIL:
+            dropped = self._spellings[self._recent.pop(0)]
+            self._tail = self._tail[len(dropped) :]
+            self._n_text += 1
+
+    def _completed(self, trigger: Trigger) -> bool:
+        """Whether the last token completed the text of a trigger, and a grammar begins with it."""
+        last = len(self._spellings[self._recent[-1]])
+        at = self._tail.find(trigger.text, max(len(self._tail) - last - len(trigger.text) + 1, 0))
+        if at < 0 or (trigger.anchored and (self._n_text or self._tail[:at].strip())):
+            return False
+        start = 0
+        for n, token in enumerate(self._recent):
+            start += len(self._spellings[token])
+            if start > at:
+                return self._enter(trigger, self._recent[n:])
+        return False
+
+    def _enter(self, trigger: Trigger, tokens: list[int]) -> bool:
+        matcher = trigger.matcher()
+        if matcher.validate_tokens(tokens) < len(tokens):
+            return False  # it went on in another way: no call that we know
+        matcher.consume_tokens(tokens)
+        self._matcher, self._in_head = matcher, False
+        self._tail, self._recent = b"", []
+        return True
+
+    # ---- the end -------------------------------------------------------------------------------
+
+    def _way(self, remaining: int) -> list[int]:
+        """The way out, once no more than that is left."""
+        assert self._matcher is not None
+        if self._exit is None or self._n_seen - self._looked_at >= EVERY:
+            self._exit = self._way_out.find(self._matcher)
+            self._looked_at = self._n_seen
+        if self._exit is None or remaining > len(self._exit) + MARGIN + EVERY:
+            return []
+        if self._looked_at != self._n_seen:
+            self._exit = self._way_out.find(self._matcher)
+            self._looked_at = self._n_seen
+        return list(self._exit or [])
+
+    def _check(self) -> None:
+        if self._matcher is not None and self._matcher.is_error():
+            raise GrammarTooComplex("The grammar of this request is too complex to go on.")

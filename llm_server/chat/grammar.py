@@ -1,0 +1,249 @@
+"""Grammars in llguidance's dialect of Lark, compiled for one vocabulary and kept.
+
+It knows tokens' spellings and how to write text, markers and JSON schemas as grammar; what a call
+or an answer looks like is told by `syntax` and `constraint`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from typing import Protocol
+
+from llguidance import LLMatcher, LLTokenizer
+from llguidance._lib import LLParserLimits
+from llguidance._tokenizer import TokenizerWrapper
+
+from llm_server.errors import InvalidRequest
+from llm_server.worker.messages import JsonObject
+
+MAX_GRAMMAR_BYTES = 512 * 1024
+"""Longest grammar that is compiled; a request's tools and schemas together."""
+
+CACHE_BYTES = 4 * 1024 * 1024
+"""Budget of the compiled grammars that are kept, in bytes of their sources."""
+
+_LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000,  # llguidance's default: about 20 ms
+    step_lexer_fuel=400_000,  # about 30 ms for a mask
+    max_grammar_size=500_000,
+    verbose_errors=False,
+)
+
+
+class Spelling(Protocol):
+    """What grammars need of a vocabulary (`llama.vocab.Vocab`)."""
+
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def bos(self) -> int: ...
+    @property
+    def eos(self) -> int: ...
+    @property
+    def eog(self) -> Collection[int]: ...
+    @property
+    def control(self) -> Collection[int]: ...
+    def piece(self, token: int, *, special: bool) -> bytes: ...
+    def tokenize(self, text: str, *, parse_special: bool) -> list[int]: ...
+
+
+class Lark:
+    """A grammar being written. `markers` are tokens that stand for their whole spelling."""
+
+    def __init__(self, markers: Mapping[str, int]) -> None:
+        self._markers = markers
+        spelled = sorted(markers, key=len, reverse=True)
+        self._split = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
+        self._rules: list[str] = []
+
+    def rule(self, body: str, options: str = "") -> str:
+        """A new rule; its name."""
+        name = f"r{len(self._rules)}"
+        self._rules.append(f"{name}{options}: {body}")
+        return name
+
+    def define(self, name: str, body: str) -> None:
+        """Give the body of a rule that was named before."""
+        self._rules.append(f"{name}: {body}")
+
+    def name(self) -> str:
+        """A name for a rule that `define` will give a body."""
+        self._rules.append("")
+        return f"r{len(self._rules) - 1}"
+
+    def text(self, text: str) -> str:
+        """An expression for exactly this text; empty for no text."""
+        parts: list[str] = []
+        at = 0
+        for match in self._split.finditer(text):
+            parts += [_quoted(text[at : match.start()]), f"<[{self._markers[match.group()]}]>"]
+            at = match.end()
+        parts.append(_quoted(text[at:]))
+        return " ".join(part for part in parts if part)
+
+    def starts_with_marker(self, text: str) -> bool:
+        """Whether a text begins with a token that stands for its whole spelling."""
+        return self._split.match(text) is not None
+
+    def leading(self, text: str) -> tuple[str, str]:
+        """`text` up to its first marker, and the rest."""
+        match = self._split.search(text)
+        at = len(text) if match is None else match.start()
+        return text[:at], text[at:]
+
+    def any_text_until(self, text: str, body: str = "(?s:.*)") -> str:
+        """An expression for text without `text`, and then `text`."""
+        lead, rest = self.leading(text)
+        if not lead:
+            return f"{self.rule(f'/{body}/')} {self.text(rest)}".strip()
+        return f"{self.rule(f'/{body}/', f'[suffix={_quoted(lead)}]')} {self.text(rest)}".strip()
+
+    def json(self, schema: JsonObject | bool, *, spaced: bool, lenient: bool) -> str:
+        """An expression for JSON that fits `schema`, with fixed blanks."""
+        options: JsonObject = {
+            "whitespace_flexible": False,
+            "item_separator": ", " if spaced else ",",
+            "key_separator": ": " if spaced else ":",
+            "coerce_one_of": True,
+            "lenient": lenient,
+        }
+        whole = schema if isinstance(schema, dict) else ({} if schema else {"not": {}})
+        return self.rule(f"%json {json.dumps({**whole, 'x-guidance': options})}")
+
+    def source(self, start: str) -> str:
+        """The grammar's text."""
+        return "\n".join([f"start: {start or _quoted('')}", *filter(None, self._rules)])
+
+
+class Grammars:
+    """The compiled grammars of one vocabulary. Threads may share it.
+
+    Building the tokenizer takes up to a second for 150,000 tokens, on the first use.
+    """
+
+    def __init__(self, vocabulary: Spelling, markers: Collection[str]) -> None:
+        self._vocabulary = vocabulary
+        self._lock = threading.RLock()
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._size = 0
+        self.markers = {
+            spelled: token
+            for spelled in markers
+            if (token := single_token(vocabulary, spelled)) is not None
+        }
+
+    def compile(self, source: str, param: str) -> LLMatcher:
+        """A matcher at the start of the grammar.
+
+        Raises InvalidRequest with code `invalid_json_schema` for `param` if the grammar cannot be
+        compiled within the limits or admits nothing.
+        """
+        if len(source) > MAX_GRAMMAR_BYTES:
+            raise _refused("The schema is too large.", param)
+        with self._lock:
+            matcher = self._compiled.get(source)
+            if matcher is None:
+                matcher = LLMatcher(self.tokenizer, source, log_level=0, limits=_LIMITS)
+                _check(matcher, param)
+                self._keep(source, matcher)
+            self._compiled.move_to_end(source)
+            return matcher.deep_copy()
+
+    @cached_property
+    def spellings(self) -> list[bytes]:
+        """The bytes of each token, markers spelled out."""
+        vocabulary = self._vocabulary
+        return [vocabulary.piece(token, special=True) for token in range(vocabulary.n_tokens)]
+
+    @cached_property
+    def tokenizer(self) -> LLTokenizer:
+        """The vocabulary as llguidance has it."""
+        special = set(self.markers.values()) | set(self._vocabulary.control)
+        with self._lock:
+            return LLTokenizer(
+                TokenizerWrapper(_Spellings(self._vocabulary, self.spellings, special)),
+                n_vocab=self._vocabulary.n_tokens,
+                eos_token=sorted(self._vocabulary.eog) or [self._vocabulary.eos],
+            )
+
+    def _keep(self, source: str, matcher: LLMatcher) -> None:
+        self._compiled[source] = matcher
+        self._size += len(source)
+        while self._size > CACHE_BYTES:
+            oldest, _ = self._compiled.popitem(last=False)
+            self._size -= len(oldest)
+
+
+class _Spellings:
+    """A vocabulary in the form that llguidance reads."""
+
+    def __init__(self, vocabulary: Spelling, spellings: list[bytes], special: set[int]) -> None:
+        self._vocabulary = vocabulary
+        self._spellings = spellings
+        self.eos_token_id = vocabulary.eos
+        self.bos_token_id = vocabulary.bos if vocabulary.bos >= 0 else None
+        self.special_token_ids: list[int] = []
+        # llguidance takes a token whose bytes begin with 0xFF for a marker, not for text.
+        self.tokens = [
+            b"\xff" + spelled if token in special else spelled
+            for token, spelled in enumerate(spellings)
+        ]
+
+    def __call__(self, text: bytes) -> list[int]:
+        """Tokens of `text` in the middle of an answer."""
+        decoded = text.decode("utf-8", "replace")
+        for prefix in ("", "\x02"):  # SentencePiece puts a blank before a text's first word
+            tokens = self._vocabulary.tokenize(prefix + decoded, parse_special=False)
+            joined = b"".join(self._spellings[token] for token in tokens)
+            if prefix:
+                tokens, joined = self._without(prefix.encode(), tokens)
+            if joined == text:
+                return tokens
+        return [self._byte_tokens[byte] for byte in text if byte in self._byte_tokens]
+
+    def _without(self, prefix: bytes, tokens: Sequence[int]) -> tuple[list[int], bytes]:
+        for n in range(1, len(tokens)):
+            if b"".join(self._spellings[t] for t in tokens[:n]).lstrip(b" ") == prefix:
+                return list(tokens[n:]), b"".join(self._spellings[t] for t in tokens[n:])
+        return [], b""
+
+    @cached_property
+    def _byte_tokens(self) -> dict[int, int]:
+        return {spelled[0]: i for i, spelled in enumerate(self._spellings) if len(spelled) == 1}
+
+
+def single_token(vocabulary: Spelling, text: str) -> int | None:
+    """The one token that `text` becomes where markers are recognised, if it is one."""
+    tokens = vocabulary.tokenize(text, parse_special=True)
+    if tokens and vocabulary.piece(tokens[0], special=True).strip() == b"" and len(tokens) == 2:
+        tokens = tokens[1:]  # the blank that SentencePiece adds
+    return tokens[0] if len(tokens) == 1 and len(text) > 1 else None
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if text else ""
+
+
+def _check(matcher: LLMatcher, param: str) -> None:
+    """Refuse a grammar that failed to compile or lets nothing come first."""
+    if not matcher.is_error():
+        probe = matcher.deep_copy()
+        mask = probe.compute_bitmask()
+        if not probe.is_error() and any(mask):
+            return
+        raise _refused("No value can satisfy this schema.", param)
+    raise _refused(f"This schema is not supported: {_first_line(matcher.get_error())}", param)
+
+
+def _first_line(text: str) -> str:
+    line = next((part for part in text.splitlines() if part.strip()), "")
+    return "".join(c if c.isprintable() else " " for c in line[:200])
+
+
+def _refused(message: str, param: str) -> InvalidRequest:
+    return InvalidRequest(message, param=param, code="invalid_json_schema")

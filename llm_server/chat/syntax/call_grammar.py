@@ -1,0 +1,85 @@
+"""The grammar of calls: the format that the parser reads, with the tools' schemas filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llm_server.chat.grammar import Lark
+from llm_server.chat.syntax.format import CallFormat, JsonArgs
+from llm_server.chat.syntax.literal import Literal, Slot, fill
+from llm_server.chat.syntax.param_grammar import ParamGrammar
+from llm_server.worker.messages import JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which calls may come: of these tools, one or several."""
+
+    tools: Sequence[JsonObject]
+    several: bool = True
+
+
+class CallGrammar:
+    """Writes calls of one format into a grammar. `endings` are spellings that end an answer."""
+
+    def __init__(
+        self, lark: Lark, calls: CallFormat, choice: Choice, endings: Sequence[str] = ()
+    ) -> None:
+        self._lark = lark
+        self._calls = calls
+        self._tools = [tool["function"] for tool in choice.tools]
+        self._again = calls.again if choice.several else None
+        self._end = calls.end
+        while self._end and isinstance(self._end[-1], str):
+            ending = next((e for e in endings if self._end[-1].endswith(e)), None)
+            if ending is None:
+                break
+            self._end = fill((*self._end[:-1], self._end[-1].removesuffix(ending)), {})
+        self._arguments = [self._arguments_of(function) for function in self._tools]
+        self._rests: dict[str | None, str] = {}
+
+    def section(self, opening: Literal) -> str:
+        """An expression for one call or several, from `opening` on to the end."""
+        return self._lark.rule(self._alternatives(opening, None))
+
+    def _alternatives(self, opening: Literal, last: str | None) -> str:
+        parts = []
+        for function, arguments in zip(self._tools, self._arguments, strict=True):
+            name = function["name"]
+            head = self.literal(opening, name, last)
+            parts.append(" ".join(p for p in (head, arguments, self._rest(name)) if p))
+        return " | ".join(parts)
+
+    def _rest(self, name: str) -> str:
+        """What follows the arguments of a call of `name`: the end, or the next call."""
+        depends = any(Slot.LAST in lit for lit in (self._end, self._again) if lit is not None)
+        key = name if depends else None
+        if key not in self._rests:
+            self._rests[key] = rule = self._lark.name()
+            end = self.literal(self._end, name, name) or '""'
+            more = "" if self._again is None else f" | {self._alternatives(self._again, name)}"
+            self._lark.define(rule, end + more)
+        return self._rests[key]
+
+    def literal(self, literal: Literal, name: str, last: str | None) -> str:
+        """An expression for a literal with its names filled in."""
+        names = {Slot.NAME: name, Slot.LAST: last or name}
+        parts = []
+        for part in fill(literal, names):
+            if part is Slot.INDEX:
+                parts.append("/[0-9]{1,3}/")
+            elif part is Slot.ID:
+                parts.append("/[a-zA-Z0-9]{9}/")
+            elif isinstance(part, str):
+                parts.append(self._lark.text(part))
+        return " ".join(p for p in parts if p)
+
+    def _arguments_of(self, function: JsonObject) -> str:
+        schema = function.get("parameters") or {"type": "object", "properties": {}}
+        strict = bool(function.get("strict"))
+        args = self._calls.args
+        if isinstance(args, JsonArgs):
+            whole = schema if schema.get("type") else {"type": "object", **schema}
+            return self._lark.json(whole, spaced=args.spaced, lenient=not strict)
+        return ParamGrammar(self._lark, args, schema, strict).parameters()

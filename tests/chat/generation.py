@@ -1,0 +1,77 @@
+"""A model of random weights: it picks any allowed token, as the engine would let it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llm_server.chat.dialogue import Prepared
+from llm_server.worker.messages import Delta
+from tests.chat.vocabulary import ByteVocabulary
+
+
+@dataclass
+class Answer:
+    """What came of a request."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    deltas: list[Delta] = field(default_factory=list)
+    ended: bool = False
+    n_sampled: int = 0
+    n_masked: int = 0
+
+
+def generate(
+    prepared: Prepared,
+    vocabulary: ByteVocabulary,
+    *,
+    max_tokens: int = 300,
+    seed: int = 0,
+    script: str = "",
+) -> Answer:
+    """Random tokens under the constraint, at most `max_tokens`; `script` is said first, freely."""
+    rng, answer = random.Random(seed), Answer()
+    constraint = prepared.constraint
+    scripted = vocabulary.tokenize(script, parse_special=True)
+
+    def take(token: int) -> None:
+        answer.tokens.append(token)
+        if constraint is not None:
+            constraint.accept(token)
+
+    while not answer.ended and len(answer.tokens) < max_tokens:
+        remaining = max_tokens - len(answer.tokens)
+        for token in (constraint.forced(remaining) if constraint else [])[:remaining]:
+            take(token)
+        if constraint is not None and constraint.finished:
+            answer.ended = True
+        elif len(answer.tokens) < max_tokens:
+            mask = constraint.mask() if constraint else None
+            token = _pick(rng, mask, vocabulary, scripted)
+            answer.n_sampled += 1
+            answer.n_masked += mask is not None
+            answer.ended = token in vocabulary.eog
+            if not answer.ended:
+                take(token)
+                answer.ended = constraint is not None and constraint.finished
+    spelled = (vocabulary.piece(t, special=True) for t in answer.tokens)
+    answer.text = b"".join(spelled).decode("utf-8", "replace")
+    answer.deltas = [*prepared.parser.feed(answer.text), *prepared.parser.close()]
+    return answer
+
+
+def _pick(
+    rng: random.Random,
+    mask: np.ndarray[tuple[int, ...], np.dtype[np.int32]] | None,
+    vocabulary: ByteVocabulary,
+    scripted: list[int],
+) -> int:
+    if scripted:
+        return scripted.pop(0)
+    if mask is None:
+        return rng.choice(sorted(vocabulary.eog) + list(range(32, 127)))
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: vocabulary.n_tokens]
+    return int(rng.choice(np.flatnonzero(bits).tolist()))
