@@ -14,9 +14,10 @@ from typing import Literal, Protocol
 from llm_server.cache.disk import DiskTier
 from llm_server.cache.prefix import Memory, PrefixCache
 from llm_server.cache.tree import common_prefix
+from llm_server.engine.answer import Vocabulary
 from llm_server.engine.pace import Pace
 from llm_server.engine.scheduler import Want, plan
-from llm_server.engine.sequence import Prompt, Sequence, Vocabulary
+from llm_server.engine.sequence import Prompt, Sequence
 from llm_server.errors import ErrorInfo, ServerError
 from llm_server.worker.messages import Failed, Progress, RequestEvent
 
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 RESTORE_S = 0.02
 """Seconds of a step that restoring from disk may take while somebody decodes."""
+
+MAX_FORCED = 64
+"""Tokens of a decoding sequence that need not wait their turn with the prompts."""
 
 WORTH_WAITING = 32
 """Tokens that a running sequence must be about to compute for another to wait for them."""
@@ -228,7 +232,7 @@ class Engine:
 
     def _commit(self, rows: list[Row], seconds: float) -> None:
         """The cells are computed: account for them and learn what they cost."""
-        n_decoding = sum(1 for row in rows if row.n == 1)
+        n_decoding = sum(row.n == 1 for row in rows)
         self._pace.learn(n_decoding, sum(row.n for row in rows) - n_decoding, seconds)
         for row in rows:
             sequence = row.sequence
@@ -258,7 +262,7 @@ class Engine:
             logger.exception("request %d failed", sequence.id)
             self._retire(sequence)
             return [Failed(sequence.id, _internal_error())]
-        if sequence.reason is not None:
+        if sequence.is_over:
             self._retire(sequence)
         return events
 
@@ -267,7 +271,14 @@ class Engine:
     def _want(self, sequence: Sequence, now: float) -> Want:
         n = sequence.n_wanted
         waited = now - sequence.arrived
-        return Want(n, sequence.n_to_boundary, self._pace.prompt_seconds(n), waited)
+        return Want(
+            n,
+            sequence.n_to_boundary,
+            self._pace.prompt_seconds(n),
+            waited,
+            # Forced tokens go together; only after a preemption there are ever more to do.
+            is_decode=n == 1 or (not sequence.is_prefilling and n <= MAX_FORCED),
+        )
 
     def _add_row(self, sequence: Sequence, n: int) -> Row:
         assert sequence.lease is not None

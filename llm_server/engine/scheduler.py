@@ -1,7 +1,7 @@
 """Who computes how many tokens in the next step: a pure function of what everybody still wants.
 
 There are no phases. A sequence wants the tokens it has and has not computed; decoding is wanting
-one. It knows no cells and no llama.cpp.
+one, or a few that a grammar forces. It knows no cells and no llama.cpp.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ class Want:
 
     `n_first` is below `n` where a step must end at a boundary (a state worth keeping).
     `seconds` is the expected time for all `n`, `waited` how long it has been waiting for them.
+    `is_decode`: they continue an answer that somebody is reading.
     """
 
     n: int
     n_first: int
     seconds: float
     waited: float
-
-    @property
-    def is_decode(self) -> bool:
-        return self.n == 1
+    is_decode: bool = False
 
     @property
     def urgency(self) -> float:
@@ -38,14 +36,15 @@ class Want:
 def plan(wants: Sequence[Want], budget: int, n_batch: int) -> Iterator[tuple[int, int]]:
     """Yield (index of a want, tokens to compute) in the order in which cells should be given out.
 
-    Everybody who decodes gets a row; `budget` prompt tokens, or a few more to finish one, go to
-    the most urgent prompts. Never more than `n_batch` rows in all.
+    Everybody who decodes gets what they want; `budget` prompt tokens, or a few more to finish
+    one, go to the most urgent prompts. Never more than `n_batch` rows in all.
     """
     room = n_batch
     for i, want in enumerate(wants):
-        if want.is_decode:
-            yield i, 1
-            room -= 1
+        n = min(want.n_first, room)
+        if want.is_decode and n:
+            yield i, n
+            room -= n
     prompts = [i for i, want in enumerate(wants) if not want.is_decode and want.n > 0]
     for i in sorted(prompts, key=lambda i: wants[i].urgency):
         budget = min(budget, room)

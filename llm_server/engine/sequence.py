@@ -1,4 +1,4 @@
-"""One running request: its tokens, its place in the memory, and how its tokens become deltas.
+"""One running request: its tokens, its place in the memory, its answer and its times.
 
 It changes only in `engine.step`; it knows nothing of other sequences.
 """
@@ -8,44 +8,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from typing import Protocol
 
 from llm_server.cache.disk import Fetch
 from llm_server.cache.prefix import Lease
-from llm_server.engine.detokenize import StopStrings, Utf8Stream
-from llm_server.worker.messages import (
-    Delta,
-    Finished,
-    FinishReason,
-    RequestEvent,
-    Timings,
-    Usage,
+from llm_server.engine.answer import (
+    Answer,
+    TextParser,
+    TokenConstraint,
+    TokenSampler,
+    Vocabulary,
 )
-
-
-class TokenSampler(Protocol):
-    """Picks tokens for one sequence (`llama.sampler.Sampler`; a fake in tests)."""
-
-    def sample(self, row: int) -> int: ...
-
-    def close(self) -> None: ...
-
-
-class TextParser(Protocol):
-    """Turns an answer's text into deltas (`chat/stream`)."""
-
-    def feed(self, text: str) -> SequenceOf[Delta]: ...
-
-    def close(self) -> SequenceOf[Delta]: ...
-
-
-class Vocabulary(Protocol):
-    """What decoding needs of a vocabulary (`llama.vocab.Vocab`; a fake in tests)."""
-
-    @property
-    def eog(self) -> frozenset[int]: ...
-
-    def piece(self, token: int, *, special: bool) -> bytes: ...
+from llm_server.worker.messages import Finished, RequestEvent, Timings, Usage
 
 
 class Prompt:
@@ -63,6 +36,7 @@ class Prompt:
         *,
         make_sampler: Callable[[], TokenSampler],
         parser: TextParser,
+        constraint: TokenConstraint | None = None,
         max_tokens: int | None = None,
         stop: SequenceOf[str] = (),
         namespace: str = "",
@@ -76,6 +50,7 @@ class Prompt:
         self.tokens = tokens
         self.make_sampler = make_sampler
         self.parser = parser
+        self.constraint = constraint
         self.max_tokens = max_tokens
         self.stop = stop
         self.namespace = namespace
@@ -109,18 +84,18 @@ class Sequence:
         self.n_cached: int | None = None
         self.n_restored = 0
         self.state_bytes = 0
-        self.reason: FinishReason | None = None
         self.boundaries: set[int] = set()
         self.shared_with: dict[int, int] = {}
         room = n_ctx - self.n_prompt
-        self._limit = room if prompt.max_tokens is None else min(prompt.max_tokens, room)
-        self._make_sampler = prompt.make_sampler
-        self._sampler: TokenSampler | None = None
-        self._parser = prompt.parser
-        self._vocabulary = vocabulary
-        self._visible = prompt.visible
-        self._characters = Utf8Stream()
-        self._stops = StopStrings(prompt.stop)
+        self._answer = Answer(
+            vocabulary,
+            prompt.make_sampler,
+            prompt.parser,
+            prompt.constraint,
+            prompt.stop,
+            prompt.visible,
+            room if prompt.max_tokens is None else min(prompt.max_tokens, room),
+        )
         self._admitted: float | None = None
         self._first_token: float | None = None
         self._cache_s = 0.0
@@ -137,8 +112,9 @@ class Sequence:
         return min([*ahead, self.n_wanted])
 
     @property
-    def n_generated(self) -> int:
-        return len(self.tokens) - self.n_prompt
+    def is_over(self) -> bool:
+        """Whether the last token has been sampled."""
+        return self._answer.reason is not None
 
     @property
     def is_prefilling(self) -> bool:
@@ -173,47 +149,29 @@ class Sequence:
         return lease
 
     def advance(self, row: int) -> list[RequestEvent]:
-        """Everything is computed: take the next token from the logits of `row`.
+        """Everything is computed: go on from the logits of `row`.
 
         Returns the deltas it makes visible, and `Finished` when it was the last one.
         """
         if self._first_token is None:
             self._first_token = time.monotonic()
-        if self._limit <= 0:
-            return self._finish("length")
-        if self._sampler is None:
-            self._sampler = self._make_sampler()
-        token = self._sampler.sample(row)
-        if token in self._vocabulary.eog and token not in self._visible:
-            return self._finish("stop")
-        self.tokens.append(token)
-        piece = self._vocabulary.piece(token, special=token in self._visible)
-        text, stopped = self._stops.feed(self._characters.feed(piece))
-        events: list[RequestEvent] = list(self._parser.feed(text)) if text else []
-        if stopped:
-            return events + self._finish("stop")
-        if self.n_generated >= self._limit:
-            return events + self._finish("length")
-        return events
+        tokens, deltas = self._answer.next(row)
+        self.tokens += tokens
+        if self._answer.reason is None:
+            return list(deltas)
+        end = Finished(self.id, self._answer.reason, self.usage(), self._timings())
+        return [*deltas, end]
 
     def close(self) -> None:
         """Free what it holds outside the memory. Safe to call twice."""
-        if self._sampler is not None:
-            self._sampler.close()
-            self._sampler = None
-
-    def _finish(self, reason: FinishReason) -> list[RequestEvent]:
-        self.reason = reason
-        held = self._stops.flush()
-        events: list[RequestEvent] = list(self._parser.feed(held)) if held else []
-        events.extend(self._parser.close())
-        events.append(Finished(self.id, reason, self.usage(), self._timings()))
-        return events
+        self._answer.close()
 
     def usage(self) -> Usage:
         """Tokens so far."""
         cached = (self.n_cached or 0) + self.n_restored
-        return Usage(self.n_prompt, self.n_generated, cached, self.n_restored, self.state_bytes)
+        return Usage(
+            self.n_prompt, self._answer.n_tokens, cached, self.n_restored, self.state_bytes
+        )
 
     def _timings(self) -> Timings:
         now = time.monotonic()

@@ -6,6 +6,9 @@ import ctypes
 import secrets
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from llm_server.llama.context import Context
 from llm_server.llama.lib import lib
 from llm_server.worker.messages import Sampling
@@ -40,10 +43,21 @@ class Sampler:
         for token in history[-reach:] if reach else ():
             lib.llama_sampler_accept(self._chain, token)
 
-    def sample(self, row: int) -> int:
-        """The next token from the logits of `row` of the last batch; remembered by penalties."""
+    def sample(self, row: int, mask: npt.NDArray[np.int32] | None = None) -> int:
+        """The next token from the logits of `row` of the last batch; remembered by penalties.
+
+        `mask` holds a bit for each token that is allowed, 32 to a word, the lowest first.
+        """
+        if mask is not None:
+            logits = self._context.logits(row)
+            allowed = np.unpackbits(mask.view(np.uint8), count=len(logits), bitorder="little")
+            logits[allowed == 0] = -np.inf
         token: int = lib.llama_sampler_sample(self._chain, self._context.handle, row)
         return token
+
+    def accept(self, token: int) -> None:
+        """Remember a token that was not sampled."""
+        lib.llama_sampler_accept(self._chain, token)
 
     def close(self) -> None:
         """Free the chain. Safe to call twice."""

@@ -55,6 +55,7 @@ class Preparer:
             tokens,
             make_sampler=lambda: Sampler(self._context, sampling, tokens),
             parser=prepared.parser,
+            constraint=prepared.constraint,
             max_tokens=sampling.max_tokens,
             stop=sampling.stop,
             namespace=request.cache_salt,

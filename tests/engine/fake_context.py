@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from llm_server.cache.disk import DiskTier
+from llm_server.engine.answer import Mask, TokenConstraint
 from llm_server.engine.engine import Engine
 from llm_server.engine.sequence import Prompt
 from llm_server.worker.messages import (
@@ -166,9 +167,13 @@ class FakeSampler:
     def __init__(self, context: FakeContext) -> None:
         self._context = context
         self.closed = False
+        self.accepted: list[int] = []
 
-    def sample(self, row: int) -> int:
+    def sample(self, row: int, mask: Mask | None) -> int:
         return self._context.output(row)
+
+    def accept(self, token: int) -> None:
+        self.accepted.append(token)
 
     def close(self) -> None:
         self.closed = True
@@ -176,6 +181,8 @@ class FakeSampler:
 
 class Text:
     """A parser that calls everything content."""
+
+    n_calls = 0
 
     def __init__(self, id: int) -> None:
         self._id = id
@@ -227,6 +234,7 @@ class Bench:
         namespace: str = "",
         head: int = 0,
         persist: bool = False,
+        constraint: TokenConstraint | None = None,
     ) -> None:
         self.texts[id] = ""
         self.engine.submit(
@@ -235,6 +243,7 @@ class Bench:
                 list(tokens),
                 make_sampler=self._sampler,
                 parser=Text(id),
+                constraint=constraint,
                 max_tokens=max_tokens,
                 stop=stop,
                 namespace=namespace,

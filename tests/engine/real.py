@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llm_server.cache.disk import DiskTier
+from llm_server.engine.answer import Mask
 from llm_server.engine.engine import Engine
 from llm_server.engine.sequence import Prompt
 from llm_server.llama.context import Context
@@ -42,9 +43,12 @@ class Recorder:
         self._sampler = sampler
         self.tokens: list[int] = []
 
-    def sample(self, row: int) -> int:
-        self.tokens.append(self._sampler.sample(row))
+    def sample(self, row: int, mask: Mask | None) -> int:
+        self.tokens.append(self._sampler.sample(row, mask))
         return self.tokens[-1]
+
+    def accept(self, token: int) -> None:
+        self._sampler.accept(token)
 
     def close(self) -> None:
         self._sampler.close()

@@ -259,7 +259,7 @@ def test_a_broken_parser_costs_its_own_request_only() -> None:
         raise ValueError("parser")
 
     victim = next(s for s in bench.engine._waiting if s.id == 1)
-    victim._parser.feed = broken  # type: ignore[method-assign, assignment]
+    victim._answer._parser.feed = broken  # type: ignore[method-assign, assignment]
     bench.run()
     assert isinstance(bench.ends[1], Failed)
     assert bench.texts[2] == reference(prompt(2), 8)

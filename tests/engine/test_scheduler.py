@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from llm_server.engine.pace import TILE, Pace
 from llm_server.engine.scheduler import Want, plan
 
-decode = Want(n=1, n_first=1, seconds=0, waited=0)
+decode = Want(n=1, n_first=1, seconds=0, waited=0, is_decode=True)
 
 
 def prompt(n: int, waited: float = 0.0, n_first: int | None = None) -> Want:
@@ -17,6 +17,11 @@ def prompt(n: int, waited: float = 0.0, n_first: int | None = None) -> Want:
 
 def test_everybody_who_decodes_gets_a_row_before_any_prompt() -> None:
     assert list(plan([prompt(100), decode, decode], 16, 64)) == [(1, 1), (2, 1), (0, 16)]
+
+
+def test_forced_tokens_go_together_and_before_prompts() -> None:
+    forced = Want(n=7, n_first=7, seconds=0, waited=0, is_decode=True)
+    assert list(plan([prompt(100), forced, decode], 16, 64)) == [(1, 7), (2, 1), (0, 16)]
 
 
 def test_smallest_remaining_prompt_first() -> None:
@@ -38,7 +43,7 @@ def test_a_prompt_a_little_over_budget_is_finished() -> None:
 
 wants = st.lists(
     st.builds(
-        lambda n, first, waited: Want(n, min(n, first), n * 0.01, waited),
+        lambda n, first, waited: Want(n, min(n, first), n * 0.01, waited, is_decode=n == 1),
         st.integers(1, 500),
         st.integers(1, 500),
         st.floats(0, 100),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
+import msgspec
 import pytest
 
 from llm_server.worker.frames import (
@@ -31,9 +34,11 @@ from llm_server.worker.messages import (
     Loaded,
     LoadFailed,
     Message,
+    ResponseFormat,
     Sampling,
     Stop,
     Submit,
+    ToolCall,
 )
 
 CONFIG = LoadConfig(n_threads=1, n_ctx=512)
@@ -93,7 +98,7 @@ def loaded(worker: Process, attention_gguf: Path) -> Process:
 def chat(text: str, **sampling: object) -> ChatRequest:
     return ChatRequest(
         [Message("user", text)],
-        sampling=Sampling(temperature=0, **{"max_tokens": 8, **sampling}),  # type: ignore[arg-type]
+        sampling=Sampling(**{"temperature": 0, "max_tokens": 8, **sampling}),  # type: ignore[arg-type]
     )
 
 
@@ -225,3 +230,57 @@ def test_it_dies_with_a_parent_that_is_killed() -> None:
         os.close(handle)
         parent.stdin.close()
         parent.stdout.close()
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 8},
+                "unit": {"enum": ["celsius", "fahrenheit"]},
+            },
+            "required": ["city", "unit"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_a_required_call_is_valid_whatever_the_weights(loaded: Process) -> None:
+    request = ChatRequest(
+        [Message("user", "hello")],
+        tools=[WEATHER],
+        tool_choice="required",
+        sampling=Sampling(temperature=1.5, seed=3, max_tokens=200),
+    )
+    loaded.send(Submit(1, request))
+    name, arguments = None, ""
+    for event in loaded.events():
+        if isinstance(event, ToolCall):
+            name = event.name or name
+            arguments += event.arguments
+        if isinstance(event, Finished | Failed):
+            break
+    assert isinstance(event, Finished) and event.reason == "tool_calls"
+    assert name == "get_weather"
+    jsonschema.validate(json.loads(arguments), WEATHER["function"]["parameters"])
+
+
+def test_a_schema_is_kept_whatever_the_weights(loaded: Process) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}, "ok": {"type": "boolean"}},
+        "required": ["n", "ok"],
+        "additionalProperties": False,
+    }
+    request = msgspec.structs.replace(
+        chat("hello", temperature=1.0, seed=1, max_tokens=100),
+        response_format=ResponseFormat("json_schema", schema),
+    )
+    loaded.send(Submit(1, request))
+    text, end = loaded.end_of(1)
+    assert isinstance(end, Finished) and end.reason == "stop"
+    jsonschema.validate(json.loads(text), schema)

@@ -1,0 +1,160 @@
+"""What one request says: from logits to tokens, from tokens to deltas, and when it is over.
+
+Knows nothing of the memory and of other requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_server.engine.detokenize import StopStrings, Utf8Stream
+from llm_server.worker.messages import Delta, FinishReason
+
+Mask = npt.NDArray[np.int32]
+"""Allowed tokens as bits, 32 to a word, the lowest first."""
+
+
+class TokenSampler(Protocol):
+    """Picks tokens for one sequence (`llama.sampler.Sampler`; a fake in tests)."""
+
+    def sample(self, row: int, mask: Mask | None) -> int: ...
+
+    def accept(self, token: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TextParser(Protocol):
+    """Turns an answer's text into deltas (`chat/stream`). `n_calls` is how many calls it saw."""
+
+    n_calls: int
+
+    def feed(self, text: str) -> Sequence[Delta]: ...
+
+    def close(self) -> Sequence[Delta]: ...
+
+
+class TokenConstraint(Protocol):
+    """What may come next (`chat/constraint`)."""
+
+    finished: bool
+
+    def mask(self) -> Mask | None: ...
+
+    def forced(self, remaining: int) -> list[int]: ...
+
+    def instead_of_end(self) -> list[int]: ...
+
+    def accept(self, token: int) -> None: ...
+
+
+class Vocabulary(Protocol):
+    """What decoding needs of a vocabulary (`llama.vocab.Vocab`; a fake in tests)."""
+
+    @property
+    def eog(self) -> frozenset[int]: ...
+
+    def piece(self, token: int, *, special: bool) -> bytes: ...
+
+
+class Answer:
+    """The tokens and the text of one answer of at most `limit` tokens.
+
+    `visible` are control tokens that the parser needs to see as text. `reason` is set once it
+    is over.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        make_sampler: Callable[[], TokenSampler],
+        parser: TextParser,
+        constraint: TokenConstraint | None,
+        stop: Sequence[str],
+        visible: frozenset[int],
+        limit: int,
+    ) -> None:
+        self.reason: FinishReason | None = None
+        self.n_tokens = 0
+        self._vocabulary = vocabulary
+        self._make_sampler = make_sampler
+        self._sampler: TokenSampler | None = None
+        self._parser = parser
+        self._constraint = constraint
+        self._characters = Utf8Stream()
+        self._stops = StopStrings(stop)
+        self._visible = visible
+        self._limit = limit
+        self._tokens: list[int] = []
+        self._deltas: list[Delta] = []
+
+    def next(self, row: int) -> tuple[list[int], list[Delta]]:
+        """The tokens that come after the ones computed, whose logits are those of `row`.
+
+        Usually one; more where a grammar leaves no choice. None if the answer is over without.
+        With them the deltas that they make visible.
+        """
+        self._tokens, self._deltas = [], []
+        if self._limit <= 0:
+            self._end("length")
+            return [], self._deltas
+        if self._sampler is None:
+            self._sampler = self._make_sampler()
+        mask = self._constraint.mask() if self._constraint else None
+        token = self._sampler.sample(row, mask)
+        if token in self._vocabulary.eog and token not in self._visible:
+            self._take_forced(self._constraint.instead_of_end() if self._constraint else [])
+            if not self._tokens:
+                self._end("stop")
+        else:
+            self._take(token)
+        while self._constraint and self.reason is None:
+            forced = self._constraint.forced(self._limit - self.n_tokens)
+            if not forced:
+                break
+            self._take_forced(forced)
+        return self._tokens, self._deltas
+
+    def close(self) -> None:
+        """Free the sampler. Safe to call twice."""
+        if self._sampler is not None:
+            self._sampler.close()
+            self._sampler = None
+
+    def _take_forced(self, tokens: Sequence[int]) -> None:
+        assert self._sampler is not None
+        for token in tokens:
+            if self.reason is not None:
+                return
+            self._sampler.accept(token)
+            if token in self._vocabulary.eog and token not in self._visible:
+                self._end("stop")
+            else:
+                self._take(token)
+
+    def _take(self, token: int) -> None:
+        """One more token, sampled or forced."""
+        self._tokens.append(token)
+        self.n_tokens += 1
+        if self._constraint:
+            self._constraint.accept(token)
+        piece = self._vocabulary.piece(token, special=token in self._visible)
+        text, stopped = self._stops.feed(self._characters.feed(piece))
+        if text:
+            self._deltas.extend(self._parser.feed(text))
+        if stopped or (self._constraint and self._constraint.finished):
+            self._end("stop")
+        elif self.n_tokens >= self._limit:
+            self._end("length")
+
+    def _end(self, reason: FinishReason) -> None:
+        held = self._stops.flush()
+        if held:
+            self._deltas.extend(self._parser.feed(held))
+        self._deltas.extend(self._parser.close())
+        calls = reason == "stop" and self._parser.n_calls > 0
+        self.reason = "tool_calls" if calls else reason

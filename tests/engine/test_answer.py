@@ -1,0 +1,118 @@
+"""An answer under a constraint: forced tokens, masks, ends; on a fake context."""
+
+from __future__ import annotations
+
+from llm_server.engine.answer import Mask
+from llm_server.worker.messages import Finished
+from tests.engine.fake_context import EOG, Bench, Text, next_token, reference
+
+PROMPT = [5, 6, 7, 8]
+
+
+class Script:
+    """Forces given tokens at given lengths of the answer, and ends it at another."""
+
+    def __init__(
+        self,
+        forced: dict[int, list[int]],
+        *,
+        finish_at: int | None = None,
+        instead: list[int] | None = None,
+    ) -> None:
+        self.seen: list[int] = []
+        self.finished = False
+        self._forced = forced
+        self._finish_at = finish_at
+        self._instead = instead or []
+
+    def mask(self) -> Mask | None:
+        return None
+
+    def forced(self, remaining: int) -> list[int]:
+        return self._forced.pop(len(self.seen), [])[:remaining]
+
+    def instead_of_end(self) -> list[int]:
+        instead, self._instead = self._instead, []
+        return instead
+
+    def accept(self, token: int) -> None:
+        self.seen.append(token)
+        self.finished = len(self.seen) == self._finish_at
+
+
+def end_of(bench: Bench) -> Finished:
+    bench.run()
+    end = bench.ends[1]
+    assert isinstance(end, Finished)
+    return end
+
+
+def text(tokens: list[int]) -> str:
+    return "".join(chr(ord("0") + token) for token in tokens)
+
+
+def test_forced_tokens_are_computed_together_and_not_sampled() -> None:
+    bench = Bench()
+    first = next_token(PROMPT)
+    script = Script({1: [11, 12, 13]})
+    bench.submit(1, PROMPT, max_tokens=5, constraint=script)
+    end = end_of(bench)
+    after = next_token([*PROMPT, first, 11, 12, 13])
+    assert bench.texts[1] == text([first, 11, 12, 13, after])
+    assert end.usage.completion_tokens == 5
+    sizes = [len(row[2]) for step in bench.context.steps for row in step]
+    assert sizes == [4, 4], "the prompt, then one sampled token with the three forced ones"
+    assert bench.samplers[0].accepted == [11, 12, 13], "penalties must know of them"
+    assert script.seen == [first, 11, 12, 13, after]
+
+
+def test_an_answer_ends_when_its_grammar_does() -> None:
+    bench = Bench()
+    bench.submit(1, PROMPT, max_tokens=50, constraint=Script({}, finish_at=2))
+    assert end_of(bench).reason == "stop"
+    assert bench.texts[1] == reference(PROMPT, 2)
+
+
+def test_forced_tokens_never_exceed_max_tokens() -> None:
+    bench = Bench()
+    bench.submit(1, PROMPT, max_tokens=3, constraint=Script({1: [11, 12, 13, 14]}))
+    end = end_of(bench)
+    assert (end.reason, end.usage.completion_tokens) == ("length", 3)
+
+
+def test_a_forced_end_of_generation_ends_the_answer() -> None:
+    bench = Bench()
+    bench.submit(1, PROMPT, max_tokens=9, constraint=Script({1: [11, EOG]}))
+    assert end_of(bench).reason == "stop"
+    assert bench.texts[1][-1] == text([11])
+
+
+def test_an_end_that_comes_too_early_is_replaced() -> None:
+    prompt = next(p for n in range(500) if next_token(p := [n % 64, n // 64, 3]) == EOG)
+    bench = Bench()
+    bench.submit(1, prompt, max_tokens=2, constraint=Script({}, instead=[21]))
+    end_of(bench)
+    assert bench.texts[1] == text([21, next_token([*prompt, 21])])
+
+
+def test_an_answer_with_calls_says_so() -> None:
+    bench = Bench()
+    bench.submit(1, PROMPT, max_tokens=50, constraint=Script({}, finish_at=2))
+    waiting = bench.engine._waiting[0]
+    parser = Text(1)
+    parser.n_calls = 2
+    waiting._answer._parser = parser
+    assert end_of(bench).reason == "tool_calls"
+
+
+def test_a_stream_with_forced_tokens_does_not_wait_behind_a_prompt() -> None:
+    bench = Bench()
+    script = Script({n: [9, 9, 9, 9] for n in range(1, 200, 5)})
+    bench.context.on_decode = lambda n_rows: bench.clock.pass_(0.01 * n_rows)
+    bench.submit(1, PROMPT, max_tokens=40, constraint=script)
+    bench.step()
+    bench.submit(2, [n % 63 + 1 for n in range(150)], max_tokens=1)
+    while 1 not in bench.ends:
+        bench.step()
+        first = bench.context.steps[-1][0]
+        assert 0 < len(first[2]) <= 5, "the stream's row comes first"
