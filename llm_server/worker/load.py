@@ -1,10 +1,12 @@
-"""Loads the model of this worker and settles what was left open: context, threads, sequences."""
+"""Loads the model of this worker and what serves it; settles what the configuration left open."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -18,7 +20,8 @@ from llm_server.llama import log
 from llm_server.llama.context import Context, ContextError
 from llm_server.llama.lib import lib, version
 from llm_server.llama.model import LoadError, Model
-from llm_server.worker.messages import Load, Loaded
+from llm_server.worker.messages import Load, LoadConfig, Loaded
+from llm_server.worker.prepare import Preparer, open_dialogue
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +34,22 @@ _PARALLEL = 32
 _PARALLEL_WHOLE_STATE = 4  # every id of a recurrent model costs a whole state
 
 
-def load(command: Load, on_progress: Callable[[float], None]) -> tuple[Context, Loaded]:
-    """Load the model and create its context.
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A loaded model with all that serves it, and what the API process is told of it."""
+
+    context: Context
+    preparer: Preparer
+    disk: DiskTier | None
+    loaded: Loaded
+
+
+def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
+    """Load the model and everything around it.
 
     Raises:
         ModelLoadFailed: the file is not a model that this build can load.
+        TemplateError: its chat template cannot be compiled.
         InsufficientMemory: the context does not fit into the memory.
     """
     log.install()
@@ -51,6 +65,28 @@ def load(command: Load, on_progress: Callable[[float], None]) -> tuple[Context, 
             "The file could not be loaded as a model; the server's log has llama.cpp's reason.",
             param="model",
         ) from None
+    with ThreadPoolExecutor(1, "dialogue") as pool:
+        # Both take a while, one in native code and one mostly in Python.
+        dialogue = pool.submit(open_dialogue, model)
+        context = open_context(model, config, free_bytes)
+    loaded = Loaded(
+        n_ctx=context.n_ctx,
+        n_ctx_train=model.n_ctx_train,
+        parallel=len(context.running),
+        n_vocab=model.vocab.n_tokens,
+        description=model.description,
+    )
+    preparer = Preparer(context, dialogue.result())
+    logger.info("loaded %s with %d cells", model.description, context.n_ctx)
+    return Ready(context, preparer, open_cache(command, context), loaded)
+
+
+def open_context(model: Model, config: LoadConfig, free_bytes: int) -> Context:
+    """A context for `model`, with what `config` leaves open settled, ready for its first request.
+
+    Raises:
+        InsufficientMemory: it does not fit into the memory.
+    """
     n_ctx = config.n_ctx or fitted_n_ctx(
         model.n_ctx_train, model.kv_bytes_per_token(), free_bytes // _MEMORY_SHARE
     )
@@ -67,15 +103,7 @@ def load(command: Load, on_progress: Callable[[float], None]) -> tuple[Context, 
             param="load_model_configs.n_ctx",
         ) from None
     context.warm_up()
-    loaded = Loaded(
-        n_ctx=context.n_ctx,
-        n_ctx_train=model.n_ctx_train,
-        parallel=parallel,
-        n_vocab=model.vocab.n_tokens,
-        description=model.description,
-    )
-    logger.info("loaded %s with %d cells", model.description, context.n_ctx)
-    return context, loaded
+    return context
 
 
 def open_cache(command: Load, context: Context) -> DiskTier | None:

@@ -15,14 +15,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, TypeAlias
 
-from llm_server.cache.disk import DiskTier
 from llm_server.engine.engine import Engine
 from llm_server.engine.sequence import Prompt
 from llm_server.errors import ServerError, ShuttingDown
-from llm_server.llama.context import Context
 from llm_server.worker import sandbox
 from llm_server.worker.frames import decode_command, encode_events, read_frame, write_frame
-from llm_server.worker.load import load, open_cache
+from llm_server.worker.load import Ready, load
 from llm_server.worker.messages import (
     Cancel,
     Command,
@@ -36,7 +34,7 @@ from llm_server.worker.messages import (
     Stop,
     Submit,
 )
-from llm_server.worker.prepare import STACK_BYTES, Preparer
+from llm_server.worker.prepare import STACK_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +51,18 @@ class Worker:
     A request that asks to `persist` is finished only when its prompt is on disk.
     """
 
-    def __init__(self, context: Context, disk: DiskTier | None, out: BinaryIO) -> None:
-        self._preparer = Preparer(context)
-        self._disk = disk
+    def __init__(self, ready: Ready, out: BinaryIO) -> None:
+        self._preparer = ready.preparer
+        self._disk = ready.disk
         self._out = out
         self._submitted: queue.SimpleQueue[Submit] = queue.SimpleQueue()
         self._computed: queue.SimpleQueue[Finished] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._engine = Engine(
-            context, context.model.vocab, disk=disk, wake=lambda: self._inbox.put(None)
+            ready.context,
+            ready.context.model.vocab,
+            disk=ready.disk,
+            wake=lambda: self._inbox.put(None),
         )
         self._preparing: set[int] = set()
         self._to_persist: set[int] = set()
@@ -189,16 +190,16 @@ def main() -> None:
         format=f"%(asctime)s %(levelname)s worker[{os.getpid()}] %(name)s: %(message)s",
     )
     try:
-        context, loaded = load(command, _Reporter(out))
-        worker = Worker(context, open_cache(command, context), out)
+        ready = load(command, _Reporter(out))
     except ServerError as error:
         write_frame(out, encode_events([LoadFailed(error.info)]))
         return
+    worker = Worker(ready, out)
     threading.Thread(target=worker.receive, args=(source,), name="commands", daemon=True).start()
     threading.Thread(target=worker.flush, name="flush", daemon=True).start()
     threading.stack_size(STACK_BYTES)
     threading.Thread(target=worker.prepare, name="prepare", daemon=True).start()
-    write_frame(out, encode_events([loaded]))
+    write_frame(out, encode_events([ready.loaded]))
     worker.run()
 
 

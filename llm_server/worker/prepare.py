@@ -18,6 +18,7 @@ from llm_server.chat.segments import Segment
 from llm_server.engine.sequence import Prompt
 from llm_server.errors import ContextLengthExceeded, InvalidRequest
 from llm_server.llama.context import Context
+from llm_server.llama.model import Model
 from llm_server.llama.sampler import Sampler
 from llm_server.worker.messages import ChatRequest, Sampling
 
@@ -26,16 +27,28 @@ STACK_BYTES = 1 << 30
 the memory is only reserved until it is used."""
 
 
-class Preparer:
-    """Prepares requests for one loaded model.
+_CHEAP_BYTES = 1 << 16
+"""A text this short is tokenized without a first look at its length."""
 
-    Raises TemplateError when the model's chat template cannot be compiled.
+
+def open_dialogue(model: Model) -> Dialogue:
+    """The model's dialogue, with all that its first request would have to wait for.
+
+    Raises:
+        TemplateError: the model's chat template cannot be compiled.
     """
+    dialogue = Dialogue(model.chat_template, model.vocab)
+    dialogue.warm()
+    return dialogue
 
-    def __init__(self, context: Context) -> None:
+
+class Preparer:
+    """Prepares requests for one loaded model."""
+
+    def __init__(self, context: Context, dialogue: Dialogue) -> None:
         self._context = context
         self._vocab = context.model.vocab
-        self._dialogue = Dialogue(context.model.chat_template, self._vocab)
+        self._dialogue = dialogue
 
     def prepare(self, id: int, request: ChatRequest) -> Prompt:
         """The prompt of a request.
@@ -77,10 +90,9 @@ class Preparer:
 
     def _tokenize(self, segments: Sequence[Segment]) -> list[int]:
         n_ctx = self._context.n_ctx
-        # A cheap bound first: some tokenizers are quadratic in the length of the text.
+        # A bound first: some tokenizers are quadratic in the length of the text.
         n_bytes = sum(len(segment.text.encode()) for segment in segments)
-        at_least = n_bytes // self._vocab.max_token_bytes
-        if at_least >= n_ctx:
+        if n_bytes > _CHEAP_BYTES and (at_least := n_bytes // self._vocab.max_token_bytes) >= n_ctx:
             raise ContextLengthExceeded(at_least, n_ctx)
         tokens = self._tokens_of(segments)
         if len(tokens) >= n_ctx:
