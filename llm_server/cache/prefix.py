@@ -73,6 +73,7 @@ class PrefixCache:
         self._free_running = list(memory.running)[::-1]
         self._free_idle = list(memory.idle)[::-1]
         self._idle: dict[int, str] = {}  # sequence -> namespace, least recently used first
+        self._saved: set[int] = set()  # idle sequences that the disk was given
         self._n_running = 0
 
     @property
@@ -219,7 +220,7 @@ class PrefixCache:
     @property
     def unsaved(self) -> bool:
         """Whether `save_some` has something to do."""
-        return self._disk is not None and self._disk.pending
+        return self._disk is not None and (self._disk.pending or self._endangered() is not None)
 
     def persist(self, tokens: Sequence[int], namespace: str) -> None:
         """Store these tokens as a head: first to be written, last to be evicted."""
@@ -231,7 +232,15 @@ class PrefixCache:
 
         A chunk whose cells are gone meanwhile is given up.
         """
-        if self._disk is None or not self._disk.pending or self._disk.store.busy:
+        if self._disk is None or self._disk.store.busy:
+            return False
+        endangered = None if self._disk.pending else self._endangered()
+        if endangered is not None:
+            namespace = self._idle[endangered]
+            tokens = self._trees[namespace].tokens(endangered)
+            self._disk.want(tokens, namespace, head=False, tail=False)
+            self._saved.add(endangered)
+        if not self._disk.pending:
             return False
         copy = self._disk.next_copy()
         tree = self._trees.get(copy.namespace)
@@ -255,6 +264,17 @@ class PrefixCache:
             if not self.save_some():
                 self._disk.store.flush(left)
         self._disk.close(max(0.0, end - time.monotonic()))
+
+    def _endangered(self) -> int | None:
+        """The idle prefix to be dropped next that the disk does not have, if that may be soon.
+
+        What was computed once is not to be computed again only because the cells ran short. A
+        whole state is too large to be written for every answer; its heads are written anyway.
+        """
+        soon = self.n_free < self._memory.n_ctx // 2 and not self._memory.whole_state
+        if not soon or self._disk is None or self._disk.policy == "off":
+            return None
+        return next((s for s in self._idle if s not in self._saved), None)
 
     def _keep_if_wanted(self, tree: CellTree, sequence: int, namespace: str) -> None:
         n = tree.n_wanted(sequence, WORTH_WRITING)
@@ -299,6 +319,7 @@ class PrefixCache:
 
     def _drop_idle(self, sequence: int) -> None:
         namespace = self._idle.pop(sequence)
+        self._saved.discard(sequence)
         self._remove(self._trees[namespace], sequence)
         self._free_idle.append(sequence)
         self._forget_empty(namespace)

@@ -9,6 +9,7 @@ TILE = 16
 """Rows that llama.cpp's CPU kernels compute together: sizes just above a multiple are poor
 (measured: 16 prompt tokens a step keep 84 % of full prompt speed, 64 keep 95 %)."""
 
+_LEAST = 4  # rows that are nearly free beside a decoding one, however slow the machine
 _SMOOTHING = 0.3  # weight of the newest step in the running means
 _FASTEST_S = 1e-6  # a coarse clock may measure nothing at all
 
@@ -33,9 +34,9 @@ class Pace:
         if self._token_s is None:
             return min(room, TILE if n_decoding else 8 * TILE)
         seconds = self._busy_s - self._decode_s if n_decoding else self._alone_s
-        n = int(seconds / self._token_s)
-        rows = max(TILE, (n + n_decoding) // TILE * TILE)
-        return max(1, min(room, rows - n_decoding))
+        n = max(_LEAST, int(seconds / self._token_s))
+        whole_tiles = (n + n_decoding) // TILE * TILE - n_decoding
+        return max(1, min(room, whole_tiles if whole_tiles >= _LEAST else n))
 
     def learn(self, n_decoding: int, n_prompt: int, seconds: float) -> None:
         """A step of so many rows took `seconds`."""

@@ -149,6 +149,19 @@ def test_what_is_used_once_is_not_written_and_what_is_hit_twice_is(ranges: Serve
     assert ranges.store.stats().chunks == 64 // SIZE
 
 
+def test_what_the_cells_cannot_hold_is_on_disk_before_it_is_dropped(tmp_path: Path) -> None:
+    """Three conversations take turns in cells that hold one of them."""
+    server = Server(tmp_path, n_ctx=140, parallel=2)
+    prompts = [prompt(seed, 100) for seed in range(3)]
+    for id, tokens in enumerate(prompts):
+        server.ask(id, tokens)
+        server.store.flush(10)
+    for id, tokens in enumerate(prompts, start=3):
+        usage = server.ask(id, tokens)
+        assert usage.cached_tokens == 100 // SIZE * SIZE
+        server.store.flush(10)
+
+
 @pytest.mark.parametrize(("policy", "expected"), [("off", 0), ("all", 23 // SIZE + 1)])
 def test_the_write_policy_is_honoured(tmp_path: Path, policy: Policy, expected: int) -> None:
     server = Server(tmp_path, policy=policy)
