@@ -12,19 +12,30 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
 MAX_STEPS = 512
-_SIGNS = ["}", "]", ")", '"', "0", "1", "t", "f", "n", "{", "[", "a", "-", ",", " "]
+_SIGNS = ["}", "]", ")", '"', "0", "1", "t", "f", "n", "{", "[", "a", "-"]
+_LAST = ["\n", ",", " "]
 
 
 class WayOut:
-    """Finds endings for matchers of one tokenizer. `closers` are tried before single signs."""
+    """Finds endings for matchers of one tokenizer.
 
-    def __init__(self, tokenizer: LLTokenizer, closers: Sequence[str]) -> None:
+    `closers` are tokens that close a value, tried first; `endings` are such that close a call,
+    tried when no single sign helps.
+    """
+
+    def __init__(
+        self,
+        tokenizer: LLTokenizer,
+        closers: Sequence[list[int]],
+        endings: Sequence[list[int]] = (),
+    ) -> None:
         self._n_words = (tokenizer.vocab_size + 31) // 32
         self._mask = np.zeros(self._n_words, dtype=np.uint32)
         self._narrow = max(tokenizer.vocab_size // 4, 16)
-        spelled = [*closers, *_SIGNS]
-        tokens = [tokenizer.tokenize_str(text) for text in spelled]
-        self._options: list[list[int]] = [t for t in tokens if t]
+        signs, last = (
+            [list(tokenizer.tokenize_str(text)) for text in texts] for texts in (_SIGNS, _LAST)
+        )
+        self._options = [t for t in (*closers, *signs, *endings, *last) if t]
         self._eos = set(tokenizer.eos_tokens)
 
     def find(self, matcher: LLMatcher) -> list[int] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from llguidance import LLMatcher
@@ -21,7 +22,7 @@ RESERVE = 512
 """With fewer tokens left than this, the way to a good end is looked for and kept in view."""
 
 MARGIN = 8
-"""Tokens left over at the end of an answer that had to be closed."""
+"""Tokens left over at the end of an answer that had to be closed, at least."""
 
 TAIL = 256
 """Bytes of free text in which a trigger is looked for."""
@@ -55,25 +56,30 @@ class Trigger:
 class Plan:
     """All that a constraint does.
 
-    `first` is the grammar of the answer's beginning, None if that is free. `triggers` begin calls
-    in free text. `thought` opens a thought and `close` ends it, as text; after a thought comes
-    `first`. `once`: the answer ends with its grammar.
+    `first` is the grammar of the answer's beginning, None if that is free; `head` is that or the
+    opening of a thought, where one may come. `triggers` begin calls in free text. `thought` opens
+    a thought and `close` ends it, as text; after a thought comes `first`. `once`: the answer ends
+    with its grammar. `bulk` is how much longer the shortest call of the largest tool is than that
+    of the smallest.
     """
 
     first: Callable[[], LLMatcher] | None
+    head: Callable[[], LLMatcher] | None = None
     triggers: Sequence[Trigger] = ()
     thought: bytes = b""
     close: bytes = b""
     close_tokens: Sequence[int] = ()
     budget: int | None = None
     once: bool = True
+    bulk: float = 1.0
 
 
 class Constraint:
     """The constraint of one answer; the engine owns it.
 
-    After each token, sampled or forced, `accept` it; then append all of `forced`, if any, or
-    sample with `mask`. `spellings` are the bytes of all tokens.
+    After each token, sampled or forced, `accept` it; then, unless `finished`, append all of
+    `forced`, if any, or sample with `mask`. If the model samples an end of generation, append
+    all of `instead_of_end`, if any. `spellings` are the bytes of all tokens.
     """
 
     def __init__(
@@ -96,7 +102,7 @@ class Constraint:
         self._looked_at = -EVERY
         self.finished = False
         if not thinking:
-            self._begin()
+            self._begin(plan.head)
 
     def mask(self) -> NDArray[np.int32] | None:
         """Allowed tokens as bits, 32 to a word, the lowest first; None where all are allowed.
@@ -121,6 +127,12 @@ class Constraint:
             return tokens
         return self._way(remaining)
 
+    def instead_of_end(self) -> list[int]:
+        """What comes where the model wants to end the answer; nothing: it may."""
+        if self._thinking and self._plan.first is not None:
+            return list(self._plan.close_tokens)
+        return []
+
     def accept(self, token: int) -> None:
         """`token` has become part of the answer. Raises GrammarTooComplex."""
         self._n_seen += 1
@@ -133,42 +145,53 @@ class Constraint:
 
     # ---- phases --------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        """The answer proper starts here."""
+    def _begin(self, head: Callable[[], LLMatcher] | None = None) -> None:
+        """The answer proper starts here, or with `head` a thought may."""
         self._thinking = False
         self._tail, self._recent, self._n_text = b"", [], 0
-        if self._plan.first is not None:
-            self._matcher = self._plan.first()
-            self._in_head = bool(self._plan.thought)
+        source = head or self._plan.first
+        if source is not None:
+            self._matcher = source()
+            self._in_head = head is not None
 
     def _think(self, token: int) -> None:
         self._n_thought += 1
-        self._tail = (self._tail + self._spellings[token])[-max(len(self._plan.close), 1) - 64 :]
-        if self._plan.close in self._tail:
+        self._watch(token)
+        if self._matcher is not None:
+            self._thinking = False  # it calls without an end to its thought
+        elif self._plan.close in self._tail:
             self._begin()
-        elif any(self._is_marker(trigger, token) for trigger in self._plan.triggers):
-            self._thinking = False
-            self._watch(token)
 
     def _end_of_thought(self, remaining: int) -> list[int]:
         """Close a thought that used up its budget, or the answer's."""
         over = self._plan.budget is not None and self._n_thought >= self._plan.budget
-        if self._plan.first is not None and remaining <= RESERVE // 2 and not over:
-            way = self._way_out.find(self._plan.first()) or []
-            over = remaining <= len(way) + len(self._plan.close_tokens) + 4 * MARGIN
+        if self._plan.first is not None and remaining <= RESERVE and not over:
+            over = remaining <= 2 * self._n_least + len(self._plan.close_tokens) + MARGIN
         return list(self._plan.close_tokens) if over else []
+
+    @cached_property
+    def _n_least(self) -> int:
+        """How many tokens the shortest answer takes that the grammar allows."""
+        if self._plan.first is not None:
+            fresh = self._plan.first()
+        elif self._plan.triggers:
+            fresh = self._plan.triggers[0].matcher()
+        else:
+            return 0
+        return len(self._way_out.find(fresh) or ())
 
     def _advance(self, token: int) -> None:
         assert self._matcher is not None
         if not self._matcher.consume_token(token):
             self._check()
-        self._exit = self._exit[1:] if self._exit and self._exit[0] == token else None
+        if self._exit and self._exit[0] == token:
+            self._exit = self._exit[1:]
         if self._in_head:
             self._tail += self._spellings[token]
             text = self._tail.strip()
             if text == self._plan.thought:
                 self._matcher, self._thinking, self._n_thought = None, True, 0
-                self._tail = b""
+                self._tail, self._recent = b"", []
                 return
             self._in_head = self._plan.thought.startswith(text)
         if self._matcher.is_stopped():
@@ -184,16 +207,13 @@ class Constraint:
             if self._is_marker(trigger, token):
                 self._enter(trigger, [token])
                 return
-        if self._n_text == 0 and plan.budget is not None and plan.thought:
-            text = (self._tail + self._spellings[token]).strip()
-            if text == plan.thought:
-                self._thinking, self._tail, self._n_thought = True, b"", 0
+        self._remember(token)
+        for trigger in self._by_text:
+            if self._completed(trigger):
                 return
-        if self._by_text:
-            self._remember(token)
-            for trigger in self._by_text:
-                if self._completed(trigger):
-                    return
+        if self._tail.strip() == plan.thought and plan.thought and not self._n_text:
+            self._thinking, self._tail, self._n_thought = True, b"", 0
+            self._recent = []
 
     @staticmethod
     def _is_marker(trigger: Trigger, token: int) -> bool:
@@ -233,17 +253,22 @@ class Constraint:
     # ---- the end -------------------------------------------------------------------------------
 
     def _way(self, remaining: int) -> list[int]:
-        """The way out, once no more than that is left."""
+        """The way out, once hardly more than that is left.
+
+        What the model may begin at any time, a call or a member with all its fixed text, is
+        counted with the shortest answer: that much must stay left.
+        """
         assert self._matcher is not None
-        if self._exit is None or self._n_seen - self._looked_at >= EVERY:
-            self._exit = self._way_out.find(self._matcher)
-            self._looked_at = self._n_seen
-        if self._exit is None or remaining > len(self._exit) + MARGIN + EVERY:
+        spare = min(int(1.2 * self._plan.bulk * self._n_least), RESERVE) + MARGIN
+        stale = self._n_seen - self._looked_at
+        if self._exit is None or stale >= EVERY:
+            self._exit, self._looked_at, stale = self._way_out.find(self._matcher), self._n_seen, 0
+        if self._exit is None or remaining > len(self._exit) + stale + spare:
             return []
-        if self._looked_at != self._n_seen:
-            self._exit = self._way_out.find(self._matcher)
-            self._looked_at = self._n_seen
-        return list(self._exit or [])
+        if stale:
+            self._exit, self._looked_at = self._way_out.find(self._matcher), self._n_seen
+        self.finished = self._exit == []
+        return list(self._exit or ())
 
     def _check(self) -> None:
         if self._matcher is not None and self._matcher.is_error():

@@ -24,13 +24,16 @@ from llm_server.worker.messages import JsonObject
 MAX_GRAMMAR_BYTES = 512 * 1024
 """Longest grammar that is compiled; a request's tools and schemas together."""
 
+MAX_PROPERTIES = 1000
+"""Most properties of one object: compiling takes time by their square, 0.1 s for this many."""
+
 CACHE_BYTES = 4 * 1024 * 1024
 """Budget of the compiled grammars that are kept, in bytes of their sources."""
 
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,  # llguidance's default: about 20 ms
-    step_lexer_fuel=400_000,  # about 30 ms for a mask
-    max_grammar_size=500_000,
+    step_lexer_fuel=200_000,  # llguidance's default: about 15 ms for a mask
+    max_grammar_size=200_000,
     verbose_errors=False,
 )
 
@@ -137,11 +140,11 @@ class Grammars:
             if (token := single_token(vocabulary, spelled)) is not None
         }
 
-    def compile(self, source: str, param: str) -> LLMatcher:
+    def compile(self, source: str, param: str, *, probe: bool = False) -> LLMatcher:
         """A matcher at the start of the grammar.
 
         Raises InvalidRequest with code `invalid_json_schema` for `param` if the grammar cannot be
-        compiled within the limits or admits nothing.
+        compiled within the limits or, looked at with `probe`, admits nothing.
         """
         if len(source) > MAX_GRAMMAR_BYTES:
             raise _refused("The schema is too large.", param)
@@ -149,7 +152,7 @@ class Grammars:
             matcher = self._compiled.get(source)
             if matcher is None:
                 matcher = LLMatcher(self.tokenizer, source, log_level=0, limits=_LIMITS)
-                _check(matcher, param)
+                _check(matcher, param, probe)
                 self._keep(source, matcher)
             self._compiled.move_to_end(source)
             return matcher.deep_copy()
@@ -225,19 +228,35 @@ def single_token(vocabulary: Spelling, text: str) -> int | None:
     return tokens[0] if len(tokens) == 1 and len(text) > 1 else None
 
 
+def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param: str) -> None:
+    """Refuse a schema that cannot be forced or that nothing fits. Raises InvalidRequest."""
+    stack: list[object] = [schema]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            if len(item) > MAX_PROPERTIES:
+                raise _refused("The schema has too many properties in one object.", param)
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(part for part in item if isinstance(part, (dict, list)))
+    lark = Lark({})
+    source = lark.source(lark.json(schema, spaced=False, lenient=lenient))
+    grammars.compile(source, param, probe=True)
+
+
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if text else ""
 
 
-def _check(matcher: LLMatcher, param: str) -> None:
-    """Refuse a grammar that failed to compile or lets nothing come first."""
-    if not matcher.is_error():
-        probe = matcher.deep_copy()
-        mask = probe.compute_bitmask()
-        if not probe.is_error() and any(mask):
-            return
-        raise _refused("No value can satisfy this schema.", param)
-    raise _refused(f"This schema is not supported: {_first_line(matcher.get_error())}", param)
+def _check(matcher: LLMatcher, param: str, probe: bool) -> None:
+    """Refuse a grammar that failed to compile or, on a closer look, lets nothing come first."""
+    if matcher.is_error():
+        raise _refused(f"This schema is not supported: {_first_line(matcher.get_error())}", param)
+    if probe:
+        matcher = matcher.deep_copy()
+        mask = matcher.compute_bitmask()
+        if matcher.is_error() or not any(mask):
+            raise _refused("No value can satisfy this schema.", param)
 
 
 def _first_line(text: str) -> str:

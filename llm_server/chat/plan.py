@@ -6,6 +6,9 @@ model's syntax. It knows no messages and no template.
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,11 +16,20 @@ from llguidance import LLMatcher
 
 from llm_server.chat.closing import WayOut
 from llm_server.chat.constraint import Constraint, Plan, Trigger
-from llm_server.chat.grammar import Grammars, Lark, Spelling
+from llm_server.chat.grammar import Grammars, Lark, Spelling, check_schema
 from llm_server.chat.stream import Where
 from llm_server.chat.syntax.call_grammar import CallGrammar, Choice
 from llm_server.chat.syntax.format import ParamArgs, Syntax
-from llm_server.chat.syntax.literal import Literal, build, is_marker, pieces, text_of
+from llm_server.chat.syntax.literal import (
+    Literal,
+    Slot,
+    build,
+    common_prefix,
+    fill,
+    is_marker,
+    pieces,
+    text_of,
+)
 from llm_server.worker.messages import ChatRequest, JsonObject, ResponseFormat
 
 
@@ -71,62 +83,112 @@ class Planner:
         """
         if demand.is_free:
             return None
+        self._check_schemas(demand)
         reasoning = self._syntax.reasoning
-        first = self._first(demand)
+        first, head = self._first(demand)
         triggers = self._triggers(demand) if demand.tools else []
         plan = Plan(
             first,
+            head,
             triggers,
             thought=reasoning.open.encode() if reasoning and demand.may_think else b"",
             close=reasoning.close.encode() if reasoning else b"",
             close_tokens=self._close_tokens,
             budget=demand.request.reasoning_budget,
             once=first is not None or not demand.request.parallel_tool_calls,
+            bulk=self._bulk(demand.tools),
         )
         if first is None and not triggers and plan.budget is None:
             return None
         return Constraint(
             plan,
             self.grammars.spellings,
-            self._way_out,
+            self._way_out(demand.tools),
             thinking=demand.where == "reasoning" and reasoning is not None,
         )
 
-    @cached_property
-    def _way_out(self) -> WayOut:
-        closers = []
+    def _check_schemas(self, demand: Demand) -> None:
+        """Refuse the schemas that cannot be forced, each by its own place in the request."""
+        wanted = demand.request.response_format
+        if wanted.schema is not None:
+            check_schema(self.grammars, wanted.schema, lenient=False, param=wanted.param)
+        for i, tool in enumerate(demand.request.tools):
+            function = tool["function"]
+            if tool in demand.tools and function.get("parameters"):
+                lenient = not function.get("strict")
+                param = f"tools[{i}].function.parameters"
+                check_schema(self.grammars, function["parameters"], lenient=lenient, param=param)
+
+    def _way_out(self, tools: list[JsonObject]) -> WayOut:
         args = self._syntax.calls.args
+        posts: set[str] = set()
         if isinstance(args, ParamArgs):
-            closers = sorted({text_of(w.post) for w in args.wrappers.values()} - {""})
-        return WayOut(self.grammars.tokenizer, closers)
+            keys = {key for tool in tools for key in _names(tool["function"].get("parameters"))}
+            around = [*args.wrappers.values(), args.member, args.item]
+            ends = [wrapper.post for wrapper in around if wrapper is not None]
+            for key in sorted(keys)[:256]:
+                posts.update(text_of(fill(post, {Slot.KEY: key})) for post in ends)
+        end = "".join(part for part in self._syntax.calls.end if isinstance(part, str))
+        return WayOut(
+            self.grammars.tokenizer,
+            [self._tokens(text) for text in sorted(posts - {""}, key=len)],
+            [self._tokens(end[i:]) for i in range(len(end))] if tools else [],
+        )
+
+    def _tokens(self, text: str) -> list[int]:
+        """Tokens of a text in the middle of an answer, markers recognised."""
+        markers = "|".join(map(re.escape, self.grammars.markers)) or "(?!)"
+        split = re.split(f"({markers})", text)
+        tokens: list[int] = []
+        for part in split:
+            marker = self.grammars.markers.get(part)
+            plain = self.grammars.tokenizer.tokenize_str(part) if marker is None else [marker]
+            tokens += plain
+        return tokens
 
     @cached_property
     def _close_tokens(self) -> list[int]:
         if self._syntax.reasoning is None:
             return []
-        return self._vocabulary.tokenize(self._syntax.reasoning.close, parse_special=True)
+        return self._tokens(self._syntax.reasoning.close)
 
     # ---- grammars ------------------------------------------------------------------------------
 
-    def _first(self, demand: Demand) -> _Source | None:
-        """The grammar of an answer that is constrained from its beginning."""
+    def _first(self, demand: Demand) -> tuple[_Source | None, _Source | None]:
+        """The grammar of an answer that is constrained from its beginning, without a thought and
+        with one."""
         lark = Lark(self.grammars.markers)
-        request, calls = demand.request, self._syntax.calls
+        request, reasoning = demand.request, self._syntax.reasoning
         options: list[str] = []
         if not demand.must_call and request.response_format.type == "text":
-            return None
+            return None, None
         if not demand.must_call:
             opening = lark.text(self._syntax.content_open)
             options.append(f"{opening} {_answer(lark, request.response_format)}".strip())
         if demand.tools:
-            options.append(self._calls(lark, demand).section(calls.start or calls.begin))
-        reasoning = self._syntax.reasoning
-        thinks = reasoning is not None and (demand.may_think or demand.where == "reasoning")
-        blanks = "/\\n{0,2}/ " if thinks else ""
-        body = f"{blanks}( {' | '.join(options)} )"
-        if demand.may_think and reasoning is not None and reasoning.open:
-            body = f"{lark.text(reasoning.open)} | {body}"
-        return self._compiled(lark.source(body), request)
+            options.append(self._calls(lark, demand).section(self._opening))
+        body = f"( {' | '.join(options)} )"
+        if reasoning is None or not (demand.may_think or demand.where == "reasoning"):
+            return self._compiled(lark.source(body), request), None
+        first = self._compiled(lark.source(f"/\\n{{0,2}}/ {body}"), request)
+        if not demand.may_think or not reasoning.open:
+            return first, None
+        return first, self._compiled(lark.source(f"{lark.text(reasoning.open)} | {body}"), request)
+
+    @property
+    def _opening(self) -> Literal:
+        """What begins calls where an answer starts."""
+        syntax, calls = self._syntax, self._syntax.calls
+        opening = calls.start or calls.begin
+        # Where plain text is fenced, calls may stand behind its fence, even if it holds nothing.
+        shared = common_prefix(text_of(opening), syntax.content_close)
+        fenced = any(is_marker(piece) for piece in pieces(shared))
+        return build(syntax.content_open, *opening) if fenced else opening
+
+    def _bulk(self, tools: list[JsonObject]) -> float:
+        fixed = sum(map(len, self._syntax.calls.texts()[:2]))
+        sizes = [fixed + shortest(tool["function"].get("parameters")) for tool in tools]
+        return max(sizes) / max(min(sizes), 1) if sizes else 1.0
 
     def _triggers(self, demand: Demand) -> list[Trigger]:
         calls = self._syntax.calls
@@ -156,8 +218,7 @@ class Planner:
         return CallGrammar(lark, self._syntax.calls, choice, self._endings)
 
     def _compiled(self, source: str, request: ChatRequest) -> _Source:
-        by_tools = request.response_format.type != "json_schema"
-        param = "tools" if by_tools else request.response_format.param
+        param = request.response_format.param if request.response_format.schema else "tools"
         self.grammars.compile(source, param)
         return _Source(self.grammars, source, param)
 
@@ -172,6 +233,33 @@ class _Source:
 
     def __call__(self) -> LLMatcher:
         return self.grammars.compile(self.source, self.param)
+
+
+def _names(schema: object, depth: int = 0) -> Iterator[str]:
+    """All names of properties in a schema."""
+    if isinstance(schema, dict) and depth < 16:
+        properties = schema.get("properties")
+        if isinstance(properties, dict):
+            for name, part in properties.items():
+                yield name
+                yield from _names(part, depth + 1)
+        yield from _names(schema.get("items"), depth + 1)
+
+
+def shortest(schema: object, depth: int = 0) -> int:
+    """About how many characters the shortest JSON has that fits a schema."""
+    if not isinstance(schema, dict) or depth > 16:
+        return 2
+    values = schema.get("enum")
+    if isinstance(values, list) and values:
+        return min(len(json.dumps(value)) for value in values)
+    properties = schema.get("properties")
+    if isinstance(properties, dict):
+        required = [key for key in schema.get("required") or () if isinstance(key, str)]
+        inner = (len(key) + 6 + shortest(properties.get(key), depth + 1) for key in required)
+        return 2 + sum(inner)
+    least = schema.get("minLength") or schema.get("minItems")
+    return 4 + least if isinstance(least, int) else 4
 
 
 def _answer(lark: Lark, wanted: ResponseFormat) -> str:

@@ -36,6 +36,8 @@ MAX_BLANKS = 64
 class PlainText:
     """An answer without tools or reasoning: all of it is content."""
 
+    n_calls = 0
+
     def __init__(self, id: int) -> None:
         self._id = id
 

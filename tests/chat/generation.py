@@ -44,19 +44,25 @@ def generate(
 
     while not answer.ended and len(answer.tokens) < max_tokens:
         remaining = max_tokens - len(answer.tokens)
-        for token in (constraint.forced(remaining) if constraint else [])[:remaining]:
-            take(token)
+        forced = constraint.forced(remaining)[:remaining] if constraint is not None else []
         if constraint is not None and constraint.finished:
             answer.ended = True
-        elif len(answer.tokens) < max_tokens:
-            mask = constraint.mask() if constraint else None
-            token = _pick(rng, mask, vocabulary, scripted)
+        elif forced:
+            for token in forced:
+                take(token)
+            if scripted[: len(forced)] == forced:
+                del scripted[: len(forced)]
+        else:
+            mask = constraint.mask() if constraint is not None else None
+            tokens = [_pick(rng, mask, vocabulary, scripted)]
             answer.n_sampled += 1
             answer.n_masked += mask is not None
-            answer.ended = token in vocabulary.eog
-            if not answer.ended:
+            if tokens[0] in vocabulary.eog:
+                tokens = constraint.instead_of_end() if constraint is not None else []
+            answer.ended = not tokens
+            for token in tokens:
                 take(token)
-                answer.ended = constraint is not None and constraint.finished
+    answer.ended = answer.ended or (constraint is not None and constraint.finished)
     spelled = (vocabulary.piece(t, special=True) for t in answer.tokens)
     answer.text = b"".join(spelled).decode("utf-8", "replace")
     answer.deltas = [*prepared.parser.feed(answer.text), *prepared.parser.close()]

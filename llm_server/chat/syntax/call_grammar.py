@@ -65,6 +65,8 @@ class CallGrammar:
     def literal(self, literal: Literal, name: str, last: str | None) -> str:
         """An expression for a literal with its names filled in."""
         names = {Slot.NAME: name, Slot.LAST: last or name}
+        if last is None:
+            names[Slot.INDEX] = str(self._calls.first_index)
         parts = []
         for part in fill(literal, names):
             if part is Slot.INDEX:

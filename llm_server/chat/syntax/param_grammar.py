@@ -110,9 +110,8 @@ class ParamGrammar:
         if isinstance(values, list) and values:
             texts = [self._lark.text(v + post) for v in values if isinstance(v, str)]
             return f"{mid} ( {' | '.join(texts)} )"
-        body = _pattern(schema)
-        if self._args.escape in ("xml", "cdata"):
-            body = "[^<&]*"
+        char = "[^<&]" if self._args.escape in ("xml", "cdata") else "(?s:.)"
+        body = _pattern(schema, char)
         return f"{mid} {self._lark.any_text_until(post, body)}"
 
     def _value(self, schema: JsonValue, kinds: Sequence[Kind]) -> str:
@@ -217,10 +216,10 @@ def _types(schema: JsonObject) -> list[str]:
     return types if isinstance(types, list) else [types] if isinstance(types, str) else []
 
 
-def _pattern(schema: JsonObject) -> str:
-    """A regular expression for the texts that a schema allows."""
+def _pattern(schema: JsonObject, char: str) -> str:
+    """A regular expression for the texts of `char`s that a schema allows."""
     pattern = schema.get("pattern")
-    if isinstance(pattern, str) and len(pattern) < 1000:
+    if isinstance(pattern, str) and len(pattern) < 1000 and char == "(?s:.)":
         before = "" if pattern.startswith("^") else "(?s:.*)"
         after = "" if re.search(r"(?<!\\)\$$", pattern) else "(?s:.*)"
         inner = pattern.removeprefix("^")
@@ -228,6 +227,5 @@ def _pattern(schema: JsonObject) -> str:
         return f"{before}({inner}){after}".replace("/", "\\/")
     low, high = schema.get("minLength"), schema.get("maxLength")
     if isinstance(low, int) or isinstance(high, int):
-        bounds = f"{low or 0},{high if isinstance(high, int) else ''}"
-        return f"(?s:.{{{bounds}}})"
-    return "(?s:.*)"
+        return f"{char}{{{low or 0},{high if isinstance(high, int) else ''}}}"
+    return f"{char}*"

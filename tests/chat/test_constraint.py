@@ -1,0 +1,345 @@
+"""What random weights write under a constraint is what the request demands."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import jsonschema
+import pytest
+
+from llm_server.chat.constraint import Constraint
+from llm_server.chat.dialogue import Dialogue
+from llm_server.chat.plan import _markers
+from llm_server.errors import InvalidRequest
+from llm_server.worker.messages import ChatRequest, Message, ResponseFormat
+from tests.chat.generation import Answer, generate
+from tests.chat.published import TEMPLATES
+from tests.chat.test_syntax import DIALOGUES, fold, tool
+from tests.chat.vocabulary import ByteVocabulary
+
+WEATHER = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+        "days": {"type": "integer"},
+        "deep": {
+            "type": "object",
+            "properties": {"a": {"type": "array", "items": {"type": "number"}}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+        "flag": {"type": "boolean"},
+        "opt": {"type": "string", "maxLength": 5},
+    },
+    "required": ["city", "unit", "days", "deep", "flag"],
+    "additionalProperties": False,
+}
+COUNT = {
+    "type": "object",
+    "properties": {"x": {"type": "integer"}},
+    "required": ["x"],
+    "additionalProperties": False,
+}
+TOOLS = [tool("get_weather", WEATHER), tool("do-it", COUNT)]
+SCHEMAS = {"get_weather": WEATHER, "do-it": COUNT}
+QUESTION = [Message("user", "Question?")]
+WORDS = ['": "', ', "', "name", "arguments", '"}']
+HERMES_MARKERS = ["<tool_call>", "</tool_call>"]
+
+CHATML = """{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}
+{%- if m.reasoning_content %}{{ '<think>\\n' + m.reasoning_content + '\\n</think>\\n\\n' }}
+{%- endif %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ '\\n<tool_call>\\n{"name": "' +
+c.function.name + '", "arguments": ' + c.function.arguments | tojson + '}\\n</tool_call>' }}
+{%- endfor %}{{ '<|im_end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}
+{%- endif %}{% endif %}"""
+
+
+def build(
+    source: str = CHATML, markers: list[str] | None = None
+) -> tuple[Dialogue, ByteVocabulary]:
+    control = ["<s>", "<|im_end|>", "<|im_start|>"]
+    vocabulary = ByteVocabulary(control, markers if markers is not None else [], WORDS)
+    return Dialogue(source, vocabulary), vocabulary
+
+
+def answer(request: ChatRequest, *, markers: list[str] | None = None, **how: Any) -> Answer:
+    d, vocabulary = build(markers=markers)
+    return generate(d.prepare(1, request), vocabulary, **how)
+
+
+def arguments(calls: list[tuple[str | None, str]]) -> list[str]:
+    """The names of valid calls."""
+    for name, text in calls:
+        assert name is not None
+        jsonschema.validate(json.loads(text), SCHEMAS[name])
+    return [name or "" for name, _ in calls]
+
+
+@pytest.mark.parametrize("spelled", [False, True])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_required_is_a_valid_call_in_every_syntax(name: str, spelled: bool) -> None:
+    markers = sorted(_markers(DIALOGUES[name].syntax)) if spelled else []
+    vocabulary = ByteVocabulary(["<s>", "</s>", *markers], words=WORDS)
+    d = Dialogue(TEMPLATES[name], vocabulary)
+    for choice in ({"tool_choice": "required"}, {"tool_name": "do-it"}):
+        prepared = d.prepare(1, ChatRequest(QUESTION, TOOLS, **choice))  # type: ignore[arg-type]
+        got = generate(prepared, vocabulary, max_tokens=900, seed=len(name))
+        names = arguments(fold(got.deltas)[2])
+        assert got.ended
+        assert names
+        assert "tool_choice" in choice or set(names) == {"do-it"}
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("markers", [[], HERMES_MARKERS, [*HERMES_MARKERS, "<think>", "</think>"]])
+def test_required_with_few_tokens_left(markers: list[str], seed: int) -> None:
+    request = ChatRequest(QUESTION, TOOLS, tool_choice="required")
+    got = answer(request, markers=markers, max_tokens=420, seed=seed)
+    assert got.ended
+    assert arguments(fold(got.deltas)[2])
+
+
+def test_one_call_only_where_parallel_calls_are_off() -> None:
+    for seed in range(6):
+        request = ChatRequest(QUESTION, TOOLS, tool_choice="required", parallel_tool_calls=False)
+        got = answer(request, max_tokens=2000, seed=seed)
+        assert len(arguments(fold(got.deltas)[2])) == 1
+
+
+@pytest.mark.parametrize("markers", [[], HERMES_MARKERS])
+def test_auto_is_free_until_the_call_and_then_valid(markers: list[str]) -> None:
+    request = ChatRequest(QUESTION, TOOLS)
+    for seed in range(4):
+        got = answer(
+            request, markers=markers, script="Let me see.\n<tool_call>", seed=seed, max_tokens=900
+        )
+        content, _, calls = fold(got.deltas)
+        assert content.startswith("Let me see.")
+        assert arguments(calls)
+
+
+def test_auto_without_a_call_costs_no_masks() -> None:
+    d, vocabulary = build()
+    prepared = d.prepare(1, ChatRequest(QUESTION, TOOLS))
+    said = "A plain answer, <tag> and all." * 10
+    got = generate(
+        prepared,
+        vocabulary,
+        script=said,
+        max_tokens=len(vocabulary.tokenize(said, parse_special=True)),
+    )
+    assert got.n_masked == 0
+    assert fold(got.deltas) == (said, "", [])
+
+
+def test_watching_free_text_is_cheap() -> None:
+    d, vocabulary = build()
+    constraint = d.prepare(1, ChatRequest(QUESTION, TOOLS)).constraint
+    assert isinstance(constraint, Constraint)
+    tokens = vocabulary.tokenize("Some plain text. " * 100, parse_special=False)
+    begin = time.perf_counter()
+    for token in tokens:
+        constraint.accept(token)
+        assert constraint.forced(10_000) == []
+        assert constraint.mask() is None
+    assert (time.perf_counter() - begin) / len(tokens) < 100e-6
+
+
+def test_no_constraint_without_a_demand() -> None:
+    d, _ = build()
+    assert d.prepare(1, ChatRequest(QUESTION)).constraint is None
+    assert d.prepare(1, ChatRequest(QUESTION, TOOLS, tool_choice="none")).constraint is None
+
+
+def test_none_bans_the_marker_of_calls() -> None:
+    d, vocabulary = build(markers=HERMES_MARKERS)
+    prepared = d.prepare(1, ChatRequest(QUESTION, TOOLS, tool_choice="none"))
+    assert [vocabulary.text(token) for token in prepared.banned] == ["<tool_call>"]
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 2},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1},
+        "node": {"$ref": "#/$defs/node"},
+    },
+    "required": ["name", "tags", "node"],
+    "additionalProperties": False,
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {"next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}},
+            "required": ["next"],
+            "additionalProperties": False,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("tools", [[], TOOLS])
+def test_an_answer_by_schema(tools: list[dict[str, Any]], seed: int) -> None:
+    wanted = ResponseFormat("json_schema", SCHEMA)
+    got = answer(ChatRequest(QUESTION, tools, response_format=wanted), seed=seed, max_tokens=900)
+    content, _, calls = fold(got.deltas)
+    assert got.ended
+    if calls:
+        assert tools
+        assert arguments(calls)
+    else:
+        jsonschema.validate(json.loads(content), SCHEMA)
+        assert json.dumps(json.loads(content), separators=(",", ":"), ensure_ascii=False) == content
+
+
+def test_a_json_object() -> None:
+    for seed in range(4):
+        wanted = ResponseFormat("json_object")
+        got = answer(ChatRequest(QUESTION, response_format=wanted), seed=seed, max_tokens=400)
+        assert isinstance(json.loads(fold(got.deltas)[0]), dict)
+
+
+@pytest.mark.parametrize("markers", [[], ["<think>", "</think>"]])
+def test_thoughts_are_free_and_the_answer_is_not(markers: list[str]) -> None:
+    wanted = ResponseFormat("json_schema", SCHEMA)
+    request = ChatRequest(QUESTION, response_format=wanted)
+    got = answer(request, markers=markers, script="<think>\nHm, {\n</think>", max_tokens=600)
+    content, reasoning, _ = fold(got.deltas)
+    assert reasoning == "Hm, {"
+    jsonschema.validate(json.loads(content), SCHEMA)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_endless_thought_leaves_room_for_the_answer(seed: int) -> None:
+    request = ChatRequest(QUESTION, TOOLS, tool_choice="required")
+    got = answer(request, script="<think>\n" + "x" * 2000, max_tokens=700, seed=seed)
+    _, reasoning, calls = fold(got.deltas)
+    assert reasoning.startswith("xxx")
+    assert arguments(calls)
+
+
+def test_a_budget_ends_a_thought() -> None:
+    got = answer(
+        ChatRequest(QUESTION, reasoning_budget=20), script="<think>\n" + "x" * 200, max_tokens=60
+    )
+    content, reasoning, _ = fold(got.deltas)
+    assert reasoning.strip("x") == ""
+    assert 10 <= len(reasoning) <= 20
+    assert content.startswith("x")
+
+
+def test_a_closed_thought_is_not_opened_again() -> None:
+    request = ChatRequest(
+        QUESTION, TOOLS, tool_choice="required", template_kwargs={"enable_thinking": False}
+    )
+    got = answer(request, max_tokens=900)
+    assert got.text.startswith("<tool_call>")
+
+
+def test_forced_text_is_not_sampled() -> None:
+    got = answer(ChatRequest(QUESTION, TOOLS, tool_name="do-it", parallel_tool_calls=False))
+    assert len(got.tokens) > got.n_sampled + 40
+
+
+BAD_SCHEMAS: list[Any] = [
+    {"$ref": "http://localhost/schema.json"},
+    {"$ref": "file:///etc/passwd"},
+    {"$ref": "#"},
+    {"type": "string", "pattern": "(?=a)b"},
+    {"type": "string", "pattern": "foo**("},
+    {"type": "nothing"},
+    {"type": "object", "properties": {"x": False}, "required": ["x"]},
+    {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5000)}},
+    {"type": "string", "description": "x" * 600_000},
+]
+
+
+@pytest.mark.parametrize("schema", BAD_SCHEMAS, ids=range(len(BAD_SCHEMAS)))
+def test_a_schema_that_cannot_be_forced_is_refused(schema: Any) -> None:
+    d, _ = build()
+    wanted = ResponseFormat("json_schema", schema, param="response_format.json_schema.schema")
+    with pytest.raises(InvalidRequest) as caught:
+        d.prepare(1, ChatRequest(QUESTION, response_format=wanted))
+    info = caught.value.info
+    assert info.code == "invalid_json_schema"
+    assert info.param == "response_format.json_schema.schema"
+
+
+BOMBS: list[Any] = [
+    {"type": "string", "pattern": "^(a{1000}){1000}$"},
+    {"type": "string", "pattern": "(a*)*b"},
+    {"type": "string", "pattern": "(" * 5000 + ")" * 5000},
+    {"enum": [f"value {i}" for i in range(20_000)]},
+    {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(900)}},
+    {"type": "array", "minItems": 10**6, "items": {"type": "array", "minItems": 10**6}},
+    {"type": "string", "maxLength": 10**9},
+    {
+        "allOf": [
+            {"anyOf": [{"type": "object", "required": [f"a{i}{j}"]} for j in range(6)]}
+            for i in range(8)
+        ]
+    },
+    {"type": "number", "minimum": -1e300, "multipleOf": 7919},
+]
+
+
+@pytest.mark.parametrize("schema", BOMBS, ids=range(len(BOMBS)))
+def test_a_schema_bomb_works_or_is_refused_soon(schema: Any) -> None:
+    d, _ = build()
+    begin = time.perf_counter()
+    try:
+        d.prepare(1, ChatRequest(QUESTION, response_format=ResponseFormat("json_schema", schema)))
+    except InvalidRequest as error:
+        assert error.info.code == "invalid_json_schema"
+    assert time.perf_counter() - begin < 2
+
+
+def test_a_bad_tool_is_named() -> None:
+    d, _ = build()
+    bad = tool("bad", {"type": "object", "properties": {"x": {"$ref": "http://localhost/"}}})
+    with pytest.raises(InvalidRequest) as caught:
+        d.prepare(1, ChatRequest(QUESTION, [*TOOLS, bad]))
+    assert caught.value.info.param == "tools[2].function.parameters"
+
+
+def test_choices_that_no_tool_satisfies_are_refused() -> None:
+    d, _ = build()
+    for request in (
+        ChatRequest(QUESTION, TOOLS, tool_name="other"),
+        ChatRequest(QUESTION, tool_choice="required"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            d.prepare(1, request)
+        assert (caught.value.info.param, caught.value.info.code) == ("tool_choice", "invalid_value")
+
+
+def test_grammars_are_kept_within_their_budget() -> None:
+    d, _ = build()
+    for i in range(60):
+        schema = {"const": i, "description": "x" * 100_000}
+        wanted = ResponseFormat("json_schema", schema)
+        d.prepare(1, ChatRequest(QUESTION, response_format=wanted))
+    grammars = d._planner.grammars
+    assert sum(map(len, grammars._compiled)) <= 4 * 1024 * 1024
+    assert len(grammars._compiled) >= 10
+
+
+def test_boundaries_follow_the_head_and_the_turns() -> None:
+    d, _ = build()
+    messages = [
+        Message("system", "Be brief."),
+        Message("user", "One"),
+        Message("assistant", "1"),
+        Message("user", "Two"),
+    ]
+    request = ChatRequest(messages)
+    text = "".join(s.text for s in d.render(request))
+    ends = [text[:at] for at in d.boundaries(request)]
+    assert ends[0].endswith("<|im_start|>user\n")
+    assert ends[1].endswith("One<|im_end|>\n")
+    assert ends[-1].endswith("Two<|im_end|>\n")
