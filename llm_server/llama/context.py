@@ -22,6 +22,10 @@ MAX_SEQUENCES = 256
 """LLAMA_MAX_SEQ: sequence ids that a unified memory can tell apart."""
 
 
+KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GGML_TYPE_Q4_0}
+"""enum ggml_type of what a cell may be kept in."""
+
+
 class ContextError(Exception):
     """llama.cpp could not create the context; usually memory. The reason is in its log."""
 
@@ -67,6 +71,7 @@ class Context:
         params.n_seq_max = n_seq_max
         params.n_outputs_max = max(params.n_seq_max, min(64, params.n_batch))
         params.n_threads = params.n_threads_batch = config.n_threads
+        params.type_k = params.type_v = KV_TYPES[config.kv_type]
         params.kv_unified = True
         params.swa_full = True
         params.no_perf = True

@@ -117,7 +117,7 @@ def open_cache(command: Load, context: Context) -> DiskTier | None:
         model_fingerprint(Path(command.model_path)),
         {
             "llama.cpp": version(),
-            "kv": "f16",
+            "kv": command.config.kv_type,
             "gpu": bool(lib.llama_supports_gpu_offload()) and command.config.n_gpu_layers != 0,
             "swa_full": True,
             # LongRoPE picks its factors by the length of the context.

@@ -29,7 +29,7 @@ class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `n_ctx` is the number of KV cells that all running requests share and the longest one request
     may use; 0 lets the worker fit it to the model and the free memory. `n_threads` 0 is the
     number of physical cores, `n_gpu_layers` -1 all layers. `parallel` 0 lets the worker choose
-    how many requests may run at once.
+    how many requests may run at once. `kv_type` is the type of keys and values in memory.
     """
 
     n_ctx: int = 0
@@ -38,6 +38,7 @@ class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_threads: int = 0
     n_gpu_layers: int = -1
     parallel: int = 0
+    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
 
 
 class FunctionCall(msgspec.Struct, frozen=True):
