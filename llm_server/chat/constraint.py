@@ -80,16 +80,24 @@ class Constraint:
     After each token, sampled or forced, `accept` it; then, unless `finished`, append all of
     `forced`, if any, or sample with `mask`. If the model samples an end of generation, append
     all of `instead_of_end`, if any. `spellings` are the bytes of all tokens.
+    `way_out` finds endings, `ends` are the tokens that end a generation.
     """
 
     def __init__(
-        self, plan: Plan, spellings: Sequence[bytes], way_out: WayOut, *, thinking: bool
+        self,
+        plan: Plan,
+        spellings: Sequence[bytes],
+        way_out: Callable[[], WayOut],
+        ends: Sequence[int],
+        *,
+        thinking: bool,
     ) -> None:
         self._plan = plan
         self._spellings = spellings
-        self._way_out = way_out
+        self._find_way_out = way_out
         self._mask: NDArray[np.int32] = np.zeros((len(spellings) + 31) // 32, dtype=np.int32)
         self._matcher: LLMatcher | None = None
+        self._ends = ends
         self._thinking = thinking
         self._in_head = False
         self._recent: list[int] = []
@@ -109,6 +117,12 @@ class Constraint:
 
         The array is reused by the next call. Raises GrammarTooComplex.
         """
+        if self.finished:
+            self._mask[:] = 0
+            bits = self._mask.view(np.uint32)
+            for token in self._ends:
+                bits[token // 32] |= np.uint32(1 << token % 32)
+            return self._mask
         if self._matcher is None:
             return None
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
@@ -168,6 +182,11 @@ class Constraint:
         if self._plan.first is not None and remaining <= RESERVE and not over:
             over = remaining <= 2 * self._n_least + len(self._plan.close_tokens) + MARGIN
         return list(self._plan.close_tokens) if over else []
+
+    @cached_property
+    def _way_out(self) -> WayOut:
+        """Made when tokens first run short, as they rarely do."""
+        return self._find_way_out()
 
     @cached_property
     def _n_least(self) -> int:
@@ -261,7 +280,7 @@ class Constraint:
         assert self._matcher is not None
         spare = min(int(1.2 * self._plan.bulk * self._n_least), RESERVE) + MARGIN
         stale = self._n_seen - self._looked_at
-        if self._exit is None or stale >= EVERY:
+        if stale >= EVERY:
             self._exit, self._looked_at, stale = self._way_out.find(self._matcher), self._n_seen, 0
         if self._exit is None or remaining > len(self._exit) + stale + spare:
             return []

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from llguidance import LLMatcher
 
@@ -103,7 +103,8 @@ class Planner:
         return Constraint(
             plan,
             self.grammars.spellings,
-            self._way_out(demand.tools),
+            partial(self._way_out, demand.tools),
+            sorted(self._vocabulary.eog),
             thinking=demand.where == "reasoning" and reasoning is not None,
         )
 

@@ -12,7 +12,7 @@ from typing import Literal as OneOf
 from typing import TypeAlias
 
 from llm_server.chat.syntax import json_args
-from llm_server.chat.syntax.format import JsonArgs, Syntax
+from llm_server.chat.syntax.format import JsonArgs, Syntax, other_headers
 from llm_server.chat.syntax.literal import (
     Literal,
     Matcher,
@@ -116,65 +116,84 @@ class AnswerParser:
 
     def _start(self) -> Parse[None]:
         """What kind of message comes: its opening is read, if it has one."""
-        syntax, calls = self._syntax, self._syntax.calls
-        thought = [syntax.reasoning.open, syntax.reasoning.close] if syntax.reasoning else []
-        openings = [build(text) for text in (*thought, syntax.content_open) if text]
-        options: list[Literal] = list(openings)
-        if self._schemas:
-            options += [option for option in (calls.start, calls.begin) if option is not None]
+        openings = self._openings()
+        calls = self._headers(self._syntax.calls.start, self._syntax.calls.begin)
         self._where = "content"
-        if not options:
+        if not openings and not calls:
             return
         self._reader.mark()
-        found = yield from self._reader.match(options)
-        if found is None:
-            self._reader.unmark()
-        elif found[0] >= len(openings):
+        found = yield from self._reader.match([*(o for o, _ in openings), *calls])
+        if found is not None and found[0] >= len(openings):
             yield from self._calls(found[1])
-        else:
-            self._reader.unmark()
-            opened = openings[found[0]]
-            if thought and opened == build(thought[0]):
-                self._where = "reasoning"
-            elif thought and opened == build(thought[1]):
-                self._where = "start"
+            return
+        self._reader.unmark()
+        if found is not None:
+            self._where = openings[found[0]][1]
             self._skipping = True
+
+    def _openings(self) -> list[tuple[Literal, Where]]:
+        """What a message other than a call may begin with, and what it is then."""
+        syntax = self._syntax
+        openings: list[tuple[Literal, Where]] = []
+        if syntax.reasoning is not None:
+            if syntax.reasoning.open:
+                openings.append((build(syntax.reasoning.open), "reasoning"))
+            openings.append((build(syntax.reasoning.close), "start"))
+        if syntax.content_open:
+            openings.append((build(syntax.content_open), "content"))
+            parts = pieces(syntax.content_open)
+            if syntax.switch and len(parts) == 3 and is_marker(parts[0]) and is_marker(parts[2]):
+                # A channel of another name is for the user as well.
+                openings.append((build(parts[0], Slot.NAME, parts[2]), "content"))
+        return openings
+
+    def _headers(self, *literals: Literal | None) -> list[Literal]:
+        """What a call may begin with."""
+        if not self._schemas:
+            return []
+        headers = [literal for literal in literals if literal is not None]
+        return headers + [other for header in headers for other in other_headers(header)]
 
     def _reasoning(self) -> Parse[None]:
         assert self._syntax.reasoning is not None
         self._skipping = True
-        yield from self._text(self._syntax.reasoning.close, self._think)
+        yield from self._text([self._syntax.reasoning.close], self._think)
         self._skipping = True
         if self._where == "reasoning":
             self._where = "start"
 
     def _content(self) -> Parse[None]:
-        while True:
-            yield from self._text(self._syntax.content_close, self._say)
+        syntax = self._syntax
+        closings = [text for text in (syntax.content_close, syntax.switch) if text]
+        while self._where == "content":
+            closed = yield from self._text(closings, self._say)
+            if closed and closed == syntax.switch:
+                self._where, self._skipping = "start", True
 
-    def _text(self, close: str, show: Callable[[str], None]) -> Parse[None]:
-        """Show text up to `close`, and read that, or up to calls, and read these.
+    def _text(self, closings: list[str], show: Callable[[str], None]) -> Parse[str]:
+        """Show text up to one of `closings`, and read that, or up to calls, and read these.
 
-        Calls are read inside a thought as well: models forget to close it.
+        Its value is the closing that came. Calls are read inside a thought as well: models forget
+        to close it.
         """
         reader, calls = self._reader, self._syntax.calls
         trigger = calls.trigger if self._schemas and not calls.anchored else ""
-        options: list[Literal] = [build(close)] if close else []
+        options = [build(text) for text in closings]
         if trigger:
-            options.append(calls.begin)
+            options += self._headers(calls.begin)
         while True:
-            yield from self._until([m for m in (close, trigger) if m], show)
+            yield from self._until([m for m in (*closings, trigger) if m], show)
             reader.mark()
             found = yield from reader.match(options)
-            if found is not None and close and found[0] == 0:
+            if found is not None and found[0] < len(closings):
                 reader.unmark()
-                return
+                return closings[found[0]]
             n_calls = self.n_calls
             if found is not None:
                 yield from self._calls(found[1])
             if self.n_calls > n_calls:
                 self._where = "content"
-                return
+                return ""
             blanks = len(reader.text) - reader.pos - len(reader.text[reader.pos :].lstrip())
             show(reader.take(blanks + 1))
             reader.unmark()

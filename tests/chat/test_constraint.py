@@ -12,6 +12,7 @@ import pytest
 from llm_server.chat.constraint import Constraint
 from llm_server.chat.dialogue import Dialogue
 from llm_server.chat.plan import _markers
+from llm_server.chat.syntax.literal import common_prefix
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import ChatRequest, Message, ResponseFormat
 from tests.chat.generation import Answer, generate
@@ -135,6 +136,22 @@ def test_auto_without_a_call_costs_no_masks() -> None:
     )
     assert got.n_masked == 0
     assert fold(got.deltas) == (said, "", [])
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_auto_leaves_an_answer_without_calls_alone(name: str) -> None:
+    markers = sorted(_markers(DIALOGUES[name].syntax))
+    vocabulary = ByteVocabulary(["<s>", "</s>", *markers], words=WORDS)
+    d = Dialogue(TEMPLATES[name], vocabulary)
+    answer = Message("assistant", "A plain answer: {}.", reasoning_content="A thought.")
+    prompt = "".join(s.text for s in d.render(ChatRequest(QUESTION, TOOLS)))
+    request = ChatRequest([*QUESTION, answer], TOOLS)
+    whole = "".join(s.text for s in d.render(request, generate=False))
+    said = whole[len(common_prefix(prompt, whole)) : whole.rindex("A plain answer") + 19]
+    constraint = d.prepare(1, ChatRequest(QUESTION, TOOLS)).constraint
+    for token in vocabulary.tokenize(said, parse_special=True) if constraint else []:
+        constraint.accept(token)
+        assert constraint.mask() is None
 
 
 def test_watching_free_text_is_cheap() -> None:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_server.chat.stream import AnswerParser, PlainText, Where
-from llm_server.chat.syntax.format import HERMES, ReasoningFormat, Syntax
+from llm_server.chat.syntax.format import HERMES, CallFormat, JsonArgs, ReasoningFormat, Syntax
+from llm_server.chat.syntax.literal import Slot, build
 from llm_server.worker.messages import Content, Reasoning, ToolCall
 from tests.chat.test_syntax import TOOLS, fold
 
@@ -151,3 +152,46 @@ def test_pieces_do_not_change_the_answer(parts: list[str], step: int) -> None:
     expected = fold(whole.feed(text) + whole.close())
     deltas = [d for i in range(0, len(text), step) for d in cut.feed(text[i : i + step])]
     assert fold(deltas + cut.close()) == expected
+
+
+_TYPED = "<|channel|>commentary json<|message|>"
+HARMONY = Syntax(
+    calls=CallFormat(
+        begin=build("<|end|><|start|>assistant to=functions.", Slot.NAME, _TYPED),
+        start=build("to=functions.", Slot.NAME, _TYPED),
+        end=build("<|call|>"),
+        args=JsonArgs(),
+        trigger="<|end|><|start|>assistant to",
+    ),
+    reasoning=ReasoningFormat("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
+    content_open="<|channel|>final<|message|>",
+    content_close="<|return|>",
+    switch="<|end|><|start|>assistant",
+)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        " to=functions.do-it<|channel|>commentary json<|message|>",
+        "<|channel|>commentary to=functions.do-it <|constrain|>json<|message|>",
+        "<|channel|>commentary to=functions.do-it<|message|>",
+        " to=functions.do-it<|channel|>commentary <|constrain|>json<|message|>",
+    ],
+)
+def test_messages_in_channels(header: str) -> None:
+    text = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    text += "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
+    text += header + '{"x": 1}<|call|>'
+    for step in (1, 1000):
+        parser = parse(HARMONY)
+        deltas = [d for i in range(0, len(text), step) for d in parser.feed(text[i : i + step])]
+        expected = ("I look.", "Hm.", [("do-it", '{"x": 1}')])
+        assert fold(deltas + parser.close()) == expected
+
+
+def test_an_answer_in_its_channel() -> None:
+    text = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    text += "<|channel|>final<|message|>Yes."
+    parser = parse(HARMONY)
+    assert fold(parser.feed(text) + parser.close()) == ("Yes.", "Hm.", [])

@@ -62,7 +62,8 @@ def _trigger(begin: Literal, text: str) -> str:
     ending = text[text.rfind(CONTENT) + len(CONTENT) :] if CONTENT in text else ""
     trigger = common_prefix(opening, ending.lstrip())
     for piece in pieces(opening[len(trigger) :]):
-        if piece.isspace() and trigger.strip():
+        # A word alone is not enough: it may come in any text.
+        if piece.isspace() and any(sign in trigger for sign in "<>[{|"):
             break
         trigger += piece
         if is_marker(piece):

@@ -60,6 +60,16 @@ def measure_content(probes: Probes, reasoning: ReasoningFormat | None) -> tuple[
     return opening, after.strip() if closes and shared.strip() else closes
 
 
+def measure_switch(probes: Probes, reasoning: ReasoningFormat | None) -> str:
+    """What ends a message and begins the next in one answer; empty if an answer is one message."""
+    prompt = pieces(probes.prompt().rstrip())
+    if reasoning is None or not prompt or is_marker(prompt[-1]):
+        return ""
+    turns = ("".join(prompt[-n:]) for n in range(1, len(prompt) + 1))
+    switches = any(_has_marker(turn) and reasoning.close.endswith(turn) for turn in turns)
+    return reasoning.close if switches else ""
+
+
 def _from_history(probes: Probes) -> ReasoningFormat | None:
     prompt, text = probes.prompt(), probes.text()
     shown = probes.text(THOUGHT)
