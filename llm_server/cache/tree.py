@@ -69,20 +69,24 @@ class CellTree:
         With `whole`, only sequences that end exactly there count: their state cannot be cut.
         (0, -1) when there is none.
         """
-        node, n, best = self._root, 0, (0, -1)
-        while True:
-            found, length = _best_child(node, tokens, n)
-            if found is None:
-                return best
-            n += length
-            if not whole:
-                best = (n, next(iter(found.owners)))
-            if length < len(found.tokens):
-                return best
-            if whole:
-                ends = [s for s in found.owners if self._tails[s] is found]
-                best = (n, ends[0]) if ends else best
-            node = found
+        best = (0, -1)
+        stack = [(self._root, 0)]
+        # Sequences that computed the same tokens side by side are siblings with equal beginnings.
+        while stack:
+            node, start = stack.pop()
+            for child in node.children if start < len(tokens) else ():
+                if child.tokens[0] != tokens[start]:
+                    continue
+                length = common_prefix(child.tokens, 0, tokens, start)
+                n = start + length
+                if length == len(child.tokens):
+                    stack.append((child, n))
+                    owners = [s for s in child.owners if not whole or self._tails[s] is child]
+                else:
+                    owners = [] if whole else list(child.owners)
+                if owners and n > best[0]:
+                    best = (n, owners[0])
+        return best
 
     def attach(self, sequence: int, source: int, n: int, *, hit: bool = True) -> None:
         """Let the empty `sequence` own the first `n` cells of `source` too.
@@ -187,14 +191,3 @@ class CellTree:
         node.parent, node.tokens = upper, node.tokens[n:]
         upper.children = [node]
         return upper
-
-
-def _best_child(node: Node, tokens: Sequence[int], start: int) -> tuple[Node | None, int]:
-    best, best_length = None, 0
-    for child in node.children if start < len(tokens) else ():
-        if child.tokens[0] != tokens[start]:
-            continue
-        length = common_prefix(child.tokens, 0, tokens, start)
-        if length > best_length:
-            best, best_length = child, length
-    return best, best_length

@@ -72,3 +72,12 @@ def test_match_of_whole_states_needs_a_sequence_that_ends_there() -> None:
     assert tree.match([1, 2, 3, 9], whole=True) == (0, -1)
     assert tree.match([1, 2, 3, 4, 9], whole=True) == (4, 1)
     assert tree.match([1, 2, 3, 9]) == (3, 1)
+
+
+def test_match_sees_the_shorter_of_two_runs_computed_side_by_side() -> None:
+    tree = CellTree()
+    for sequence, row in ((0, [7]), (1, [7, 7])):
+        tree.open(sequence)
+        tree.extend(sequence, row)
+    assert tree.match([7], whole=True) == (1, 0)
+    assert tree.match([7, 7, 7], whole=True) == (2, 1)

@@ -1,0 +1,191 @@
+"""Tool calls and schemas against llama.cpp's own server, in one run on the same model.
+
+Give its binary with `--llama-server PATH` (built from the sources inside llama-cpp-python's source
+distribution, target `llama-server`). Without it only our own figures are shown. Nothing is
+asserted: read the table. `python -m bench.tools --llama-server PATH --json build/tools.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from bench import synthetic
+from bench.client import free_port, running
+
+TARGET_CALL = 0.45
+TARGET_PLAIN = 0.98
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "measurement_unit_preference": {"enum": ["metric_units_celsius", "imperial_fahrenheit"]},
+        "forecast_duration_category": {"enum": ["current_conditions_only", "next_seven_days"]},
+        "notification_delivery_channel": {"enum": ["push_notification", "electronic_mail"]},
+    },
+    "required": [
+        "measurement_unit_preference",
+        "forecast_duration_category",
+        "notification_delivery_channel",
+    ],
+    "additionalProperties": False,
+}
+"""Long fixed keys and enums in three fields: most of the answer leaves no choice."""
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "configure_weather_notifications",
+        "description": "Configure weather notifications",
+        "parameters": PARAMETERS,
+    },
+}
+MESSAGES = [{"role": "user", "content": "what is the weather like"}]
+CALL: dict[str, Any] = {
+    "messages": MESSAGES,
+    "tools": [TOOL],
+    "tool_choice": "required",
+    "max_tokens": 300,
+    "temperature": 0.8,
+}
+SCHEMA: dict[str, Any] = {
+    "messages": MESSAGES,
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"name": "settings", "schema": PARAMETERS, "strict": True},
+    },
+    "max_tokens": 300,
+    "temperature": 0.8,
+}
+PLAIN: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 64, "temperature": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: seconds of each round, ours and theirs, and the ratio of medians."""
+
+    name: str
+    ours: list[float]
+    others: list[float]
+    target: str
+
+    @property
+    def ratio(self) -> float | None:
+        return (
+            statistics.median(self.ours) / statistics.median(self.others) if self.others else None
+        )
+
+
+@contextmanager
+def llama_server(binary: Path, model: Path, threads: int) -> Iterator[str]:
+    """llama.cpp's server on a free port, with its defaults; its address."""
+    port = free_port()
+    command = [str(binary), "-m", str(model), "--port", str(port), "-t", str(threads)]
+    command += ["-c", "8192", "--jinja"]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
+        url = f"http://127.0.0.1:{port}"
+        try:
+            while True:
+                try:
+                    if httpx.get(f"{url}/health").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    if process.poll() is not None:
+                        raise RuntimeError("llama-server exited") from None
+                time.sleep(0.05)
+            yield url
+        finally:
+            process.terminate()
+
+
+def seconds(url: str, body: dict[str, Any], seed: int) -> float:
+    """Time of one whole answer; it must be valid.
+
+    Raises:
+        RuntimeError: the answer is not what was demanded.
+    """
+    start = time.perf_counter()
+    response = httpx.post(f"{url}/v1/chat/completions", json={**body, "seed": seed}, timeout=300)
+    elapsed = time.perf_counter() - start
+    message = response.raise_for_status().json()["choices"][0]["message"]
+    if "tool_choice" in body:
+        arguments = message["tool_calls"][0]["function"]["arguments"]
+    elif "response_format" in body:
+        arguments = message["content"]
+    else:
+        return elapsed
+    if json.loads(arguments).keys() != PARAMETERS["properties"].keys():  # type: ignore[attr-defined]
+        raise RuntimeError(f"not by the schema: {arguments}")
+    return elapsed
+
+
+def tokens_per_second(url: str, body: dict[str, Any]) -> float:
+    """Decode speed of one answer, by the server's own timings."""
+    response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=300)
+    timings = response.raise_for_status().json()["timings"]
+    return float(timings["predicted_per_second"])
+
+
+def measure(ours: str, others: str | None, rounds: int) -> list[Row]:
+    """All cases, interleaved."""
+    calls: tuple[list[float], list[float]] = ([], [])
+    schemas: tuple[list[float], list[float]] = ([], [])
+    plain: tuple[list[float], list[float]] = ([], [])
+    urls = [ours, *([others] if others else [])]
+    for url in urls:  # grammars are compiled and prompts are cached once, on both sides
+        seconds(url, CALL, 0)
+        seconds(url, SCHEMA, 0)
+    for i in range(1, rounds + 1):
+        for side, url in enumerate(urls):
+            calls[side].append(seconds(url, CALL, i))
+            schemas[side].append(seconds(url, SCHEMA, i))
+        plain[0].append(tokens_per_second(ours, {**PLAIN, "tools": [TOOL]}))
+        plain[1].append(tokens_per_second(ours, PLAIN))
+    return [
+        Row("required call, s (ours, llama-server)", *calls, f"<= {TARGET_CALL}"),
+        Row("JSON schema, s (ours, llama-server)", *schemas, f"<= {TARGET_CALL}"),
+        Row("plain content, tok/s (ours with tools, without)", *plain, f">= {TARGET_PLAIN}"),
+    ]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Compare tool calls with llama-server.")
+    parser.add_argument("--llama-server", type=Path, help="llama.cpp's server binary")
+    parser.add_argument("--size", choices=["0.5b", "1.5b"], default="0.5b")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    args = parser.parse_args()
+    model = synthetic.build(args.size)
+    with running(model, "--threads", str(args.threads), "--n-ctx", "8192") as server:
+        if args.llama_server is None:
+            rows = measure(server.url, None, args.rounds)
+        else:
+            with llama_server(args.llama_server, model, args.threads) as other:
+                rows = measure(server.url, other, args.rounds)
+    table = Table("case", "medians", "ratio", "target")
+    for row in rows:
+        medians = [statistics.median(side) for side in (row.ours, row.others) if side]
+        shown = ", ".join(f"{median:.3g}" for median in medians)
+        table.add_row(row.name, shown, "" if row.ratio is None else f"{row.ratio:.3f}", row.target)
+    Console().print(table)
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()
