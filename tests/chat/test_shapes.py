@@ -1,0 +1,124 @@
+"""Call syntaxes of templates that nobody published: the shapes count, not the markers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llm_server.chat.dialogue import Dialogue
+from llm_server.chat.syntax.format import HERMES
+from llm_server.worker.messages import ChatRequest, Message
+from tests.chat.generation import generate
+from tests.chat.test_constraint import SCHEMAS, WORDS, arguments
+from tests.chat.test_constraint import TOOLS as STRICT_TOOLS
+from tests.chat.test_syntax import AWKWARD, SECOND, calls_of, fold, read, written
+from tests.chat.vocabulary import ByteVocabulary
+
+FRAME = """{{ bos_token }}{%% if tools %%}<tools>{{ tools | tojson }}</tools>{%% endif %%}
+{%%- for m in messages %%}<%%{{ m.role }}%%>{{ m.content or '' }}
+{%%- if m.tool_calls %%}%s{%% endif %%}<%%end%%>
+{%%- endfor %%}{%% if add_generation_prompt %%}<%%assistant%%>{%% endif %%}"""
+
+EACH = "{% for c in m.tool_calls %}{% set f = c.function %}%s{% endfor %}"
+PARAMS = "{% for k, v in f.arguments.items() %}%s{% endfor %}"
+
+SHAPES: dict[str, str] = {
+    "object in tags": EACH.replace(
+        "%s",
+        "<fn_call>{{ {'name': f.name, 'arguments': f.arguments} | tojson }}</fn_call>",
+    ),
+    "object in a code block": EACH.replace(
+        "%s",
+        '\n```tool_call\n{"function": "{{ f.name }}", "parameters": '
+        "{{ f.arguments | tojson }}}\n```",
+    ),
+    "the whole list as OpenAI has it": "<|calls|>{{ m.tool_calls | tojson }}<|/calls|>",
+    "an indented list": "[CALLS]{{ m.tool_calls | map(attribute='function') | list"
+    " | tojson(indent=2) }}[/CALLS]",
+    "name then JSON": EACH.replace(
+        "%s", "<|tool|>{{ f.name }}<|args|>{{ f.arguments | tojson }}<|done|>"
+    ),
+    "name then JSON on lines": EACH.replace(
+        "%s", "\nCALL> {{ f.name }}\nWITH> {{ f.arguments | tojson }}\n"
+    ),
+    "numbered calls": "<calls>"
+    + EACH.replace(
+        "%s",
+        '<call id="{{ loop.index }}">{{ f.name }}: {{ f.arguments | tojson }}</call>',
+    )
+    + "</calls>",
+    "tagged parameters": EACH.replace(
+        "%s",
+        '<invoke tool="{{ f.name }}">'
+        + PARAMS.replace(
+            "%s",
+            '<arg name="{{ k }}">{{ v if v is string else v | tojson }}</arg>',
+        )
+        + "</invoke>",
+    ),
+    "tagged parameters, all as JSON": EACH.replace(
+        "%s",
+        "<invoke>{{ f.name }}"
+        + PARAMS.replace("%s", "<key>{{ k }}</key><val>{{ v | tojson }}</val>")
+        + "</invoke>",
+    ),
+    "names as closing tags": EACH.replace(
+        "%s",
+        "<call>\n<{{ f.name }}>\n"
+        + PARAMS.replace("%s", "<{{ k }}>{{ v if v is string else v | tojson }}</{{ k }}>\n")
+        + "</{{ f.name }}>\n</call>",
+    ),
+    "a Python call": "<|py|>["
+    + EACH.replace(
+        "%s",
+        "{{ f.name }}("
+        + PARAMS.replace("%s", "{{ k }}={{ v | tojson }}{{ '' if loop.last else ', ' }}")
+        + "){{ '' if loop.last else ', ' }}",
+    )
+    + "]<|/py|>",
+}
+
+
+def dialogue(name: str) -> tuple[Dialogue, ByteVocabulary]:
+    vocabulary = ByteVocabulary(["<s>", "<%end%>", "<%user%>", "<%assistant%>"], words=WORDS)
+    return Dialogue(FRAME % SHAPES[name], vocabulary), vocabulary
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_calls_come_back(name: str) -> None:
+    d, _ = dialogue(name)
+    assert d.syntax.native
+    for values in AWKWARD:
+        for step in (1, 9):
+            text, p = written(d, Message("assistant", "Hm.", tool_calls=calls_of(values, SECOND)))
+            content, _, calls = read(p, text, step)
+            assert calls == [("get_weather", values), ("do-it", SECOND)], text
+            assert content.startswith("Hm.")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_random_weights_write_valid_calls(name: str) -> None:
+    d, vocabulary = dialogue(name)
+    assert set(SCHEMAS) == {"get_weather", "do-it"}
+    for seed in range(3):
+        request = ChatRequest([Message("user", "?")], STRICT_TOOLS, tool_choice="required")
+        got = generate(d.prepare(1, request), vocabulary, max_tokens=900, seed=seed)
+        assert got.ended
+        assert arguments(fold(got.deltas)[2])
+
+
+def test_an_unknown_shape_falls_back_to_hermes() -> None:
+    call = EACH.replace("%s", "{{ f.arguments | tojson }} -> {{ f.name }}")
+    vocabulary = ByteVocabulary(["<s>", "<%end%>"])
+    d = Dialogue(FRAME % call, vocabulary)
+    assert d.syntax.calls == HERMES
+    messages: list[Any] = [
+        Message("user", "?"),
+        Message("assistant", None, tool_calls=calls_of({"s": "x"})),
+        Message("tool", "42", tool_call_id="call_0"),
+    ]
+    text = "".join(s.text for s in d.render(ChatRequest(messages, STRICT_TOOLS)))
+    assert '<tool_call>\n{"name": "get_weather", "arguments": {"s": "x"}}\n</tool_call>' in text
+    assert "<%user%><tool_response>\n42\n</tool_response>" in text
+    assert text.count("get_weather") == 2
