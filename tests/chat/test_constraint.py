@@ -159,12 +159,12 @@ def test_watching_free_text_is_cheap() -> None:
     constraint = d.prepare(1, ChatRequest(QUESTION, TOOLS)).constraint
     assert isinstance(constraint, Constraint)
     tokens = vocabulary.tokenize("Some plain text. " * 100, parse_special=False)
-    begin = time.perf_counter()
+    begin = time.process_time()
     for token in tokens:
         constraint.accept(token)
         assert constraint.forced(10_000) == []
         assert constraint.mask() is None
-    assert (time.perf_counter() - begin) / len(tokens) < 100e-6
+    assert (time.process_time() - begin) / len(tokens) < 100e-6
 
 
 def test_no_constraint_without_a_demand() -> None:
@@ -308,12 +308,12 @@ BOMBS: list[Any] = [
 @pytest.mark.parametrize("schema", BOMBS, ids=range(len(BOMBS)))
 def test_a_schema_bomb_works_or_is_refused_soon(schema: Any) -> None:
     d, _ = build()
-    begin = time.perf_counter()
+    begin = time.process_time()
     try:
         d.prepare(1, ChatRequest(QUESTION, response_format=ResponseFormat("json_schema", schema)))
     except InvalidRequest as error:
         assert error.info.code == "invalid_json_schema"
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def test_a_bad_tool_is_named() -> None:

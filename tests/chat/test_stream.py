@@ -128,11 +128,11 @@ HOSTILE = [
 def test_hostile_text_costs_linear_time(piece: str, step: int) -> None:
     text = piece * (300_000 // len(piece))
     parser = parse(THINKING)
-    begin = time.perf_counter()
+    begin = time.process_time()
     for at in range(0, len(text), step):
         parser.feed(text[at : at + step])
     parser.close()
-    assert time.perf_counter() - begin < 3
+    assert time.process_time() - begin < 3
 
 
 @settings(max_examples=200, deadline=None)

@@ -254,6 +254,6 @@ def test_rendering_is_cheap(name: str) -> None:
 
 
 def _seconds(t: ChatTemplate, messages: list[Message]) -> float:
-    begin = time.perf_counter()
+    begin = time.process_time()
     t.render(messages, [TOOL] * 4)
-    return time.perf_counter() - begin
+    return time.process_time() - begin
