@@ -36,7 +36,7 @@ def answer_mask(ids: list[int]) -> npt.NDArray[np.bool_]:
     """True for every token that the assistant writes, the end of its turn included."""
     tokenizer = load()
     head = tokenizer.encode(f"{TURN_START}assistant\n").ids
-    end = tokenizer.token_to_id(TURN_END)
+    (end,) = tokenizer.encode(TURN_END).ids
     mask = np.zeros(len(ids), dtype=np.bool_)
     at = 0
     while at < len(ids):
@@ -64,7 +64,7 @@ def batches(seed: int, rows: int, length: int) -> Iterator[Batch]:
     """Packs samples into rows, the longest that still fits first."""
     source = samples(seed, length)
     pending = [next(source) for _ in range(_PENDING)]
-    padding = load().token_to_id(END_OF_TEXT)
+    (padding,) = load().encode(END_OF_TEXT).ids
     while True:
         tokens = np.full((rows, length), padding, dtype=np.uint16)
         positions = np.zeros((rows, length), dtype=np.uint16)

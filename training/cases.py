@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 from training import chat
 from training.chat import Talk
 from training.facts import DATA, Fact, load_facts
+from training.grammar import draw
 from training.persona import Persona
 from training.tools import Call, Family, Skill, load_families
 from training.words import Json
@@ -47,6 +48,7 @@ def all_cases(split: Split) -> list[Case]:
         *fact_cases(split), *tool_cases(rng, split), *two_call_cases(rng, split),
         *no_tool_cases(rng, split), *no_need_cases(rng, split), *result_cases(rng, split),
         *persona_cases(rng, split), *memory_cases(rng), *world_cases(split),
+        *(unseen_cases(rng) if split == "held_out" else ()),
     ]  # fmt: skip
 
 
@@ -57,8 +59,10 @@ def user(text: str) -> Message:
 
 def questions(fact: Fact, split: Split) -> tuple[str, ...]:
     """The questions about a fact that belong to a split."""
-    return fact.held_out if split == "held_out" else tuple(
-        line.replace("%", "") for line in fact.validation
+    return (
+        fact.held_out
+        if split == "held_out"
+        else tuple(line.replace("%", "") for line in fact.validation)
     )
 
 
@@ -67,7 +71,7 @@ def fact_cases(split: Split) -> Iterator[Case]:
     rng = random.Random(1)
     for fact in load_facts():
         for line in questions(fact, split):
-            said = chat.draw(rng, line)
+            said = draw(rng, line)
             yield Case("facts", [user(_sentence(said))], _holds(fact), wanted=fact.answer)
 
 
@@ -88,6 +92,21 @@ def _holds(fact: Fact) -> Callable[[Answer], bool]:
 def families(split: Split) -> tuple[Family, ...]:
     """The tool families of a split."""
     return load_families(DATA / f"tools_{split}.txt")
+
+
+def unseen_cases(rng: random.Random) -> Iterator[Case]:
+    """The second set of held-out tools, among those of the first."""
+    for family in load_families(DATA / "tools_unseen.txt"):
+        for _ in range(10):
+            skills = _offer(rng, "held_out", [family], 4)
+            request = next(skill for skill in skills if skill.family == family.name).ask(rng)
+            yield Case(
+                "one call, second set",
+                [user(request.text)],
+                _calls(request.call),
+                _definitions(skills),
+                str(request.call),
+            )
 
 
 def _offer(rng: random.Random, split: Split, wanted: list[Family], most: int) -> list[Skill]:
@@ -112,8 +131,13 @@ def tool_cases(rng: random.Random, split: Split) -> Iterator[Case]:
         for _ in range(10):
             skills = _offer(rng, split, [family], 5)
             request = next(skill for skill in skills if skill.family == family.name).ask(rng)
-            yield Case("one call", [user(request.text)], _calls(request.call),
-                       _definitions(skills), str(request.call))
+            yield Case(
+                "one call",
+                [user(request.text)],
+                _calls(request.call),
+                _definitions(skills),
+                str(request.call),
+            )
 
 
 def two_call_cases(rng: random.Random, split: Split) -> Iterator[Case]:
@@ -124,9 +148,13 @@ def two_call_cases(rng: random.Random, split: Split) -> Iterator[Case]:
         by_name = {skill.family: skill for skill in skills}
         first, second = (by_name[family.name].ask(rng) for family in pair)
         joint = rng.choice((" and ", ", and then ", ". Then "))
-        yield Case("two calls", [user(first.text + joint + second.text)],
-                   _calls(first.call, second.call), _definitions(skills),
-                   f"{first.call} {second.call}")
+        yield Case(
+            "two calls",
+            [user(first.text + joint + second.text)],
+            _calls(first.call, second.call),
+            _definitions(skills),
+            f"{first.call} {second.call}",
+        )
 
 
 def no_tool_cases(rng: random.Random, split: Split) -> Iterator[Case]:
@@ -137,21 +165,33 @@ def no_tool_cases(rng: random.Random, split: Split) -> Iterator[Case]:
             chosen = rng.sample(others, min(len(others), rng.randint(1, 5)))
             skills = [item.skill(rng, vary=False) for item in chosen]
             said = family.skill(rng, vary=False).ask(rng).text
-            yield Case("no call: no tool fits", [user(said)], lambda answer: not answer.calls,
-                       _definitions(skills))
+            yield Case(
+                "no call: no tool fits",
+                [user(said)],
+                lambda answer: not answer.calls,
+                _definitions(skills),
+            )
 
 
 def no_need_cases(rng: random.Random, split: Split) -> Iterator[Case]:
     """Tools are offered, and the message asks for none: questions, greetings, the world."""
     for fact in load_facts()[::3]:
-        said = _sentence(chat.draw(rng, questions(fact, split)[0]))
+        said = _sentence(draw(rng, questions(fact, split)[0]))
         skills = _offer(rng, split, [], 5) or _offer(rng, split, [families(split)[0]], 3)
-        yield Case("no call: nothing to call", [user(said)], lambda answer: not answer.calls,
-                   _definitions(skills))
+        yield Case(
+            "no call: nothing to call",
+            [user(said)],
+            lambda answer: not answer.calls,
+            _definitions(skills),
+        )
     for said in ("Hi", "Good evening!", "Thank you.", "Who are you?", "How tall is Mont Blanc?"):
         skills = _offer(rng, split, [families(split)[0]], 5)
-        yield Case("no call: nothing to call", [user(said)], lambda answer: not answer.calls,
-                   _definitions(skills))
+        yield Case(
+            "no call: nothing to call",
+            [user(said)],
+            lambda answer: not answer.calls,
+            _definitions(skills),
+        )
 
 
 def result_cases(rng: random.Random, split: Split) -> Iterator[Case]:
@@ -170,9 +210,11 @@ def result_cases(rng: random.Random, split: Split) -> Iterator[Case]:
         content, parts = rng.choice(results)
         skills = _offer(rng, split, [family], 3)
         request = next(skill for skill in skills if skill.family == family.name).ask(rng)
-        call: Json = {"id": "call_1", "type": "function",
-                      "function": {"name": request.call.name,
-                                   "arguments": dict(request.call.arguments)}}
+        call: Json = {
+            "id": "call_1",
+            "type": "function",
+            "function": {"name": request.call.name, "arguments": dict(request.call.arguments)},
+        }
         messages: list[Message] = [
             user(request.text),
             {"role": "assistant", "content": None, "tool_calls": [call]},
@@ -185,22 +227,47 @@ def _says(*parts: str) -> Callable[[Answer], bool]:
     return lambda answer: not answer.calls and all(part in answer.content for part in parts)
 
 
+# Who it is, how it greets, and capitals.
+_PERSONA_LINES: dict[Split, tuple[str, str, str]] = {
+    "held_out": (
+        "You answer to the name {}, and you assist visitors of our shop.",
+        "Please say your hello in {} to whoever comes in.",
+        "Make all of your replies capitals, without exception.",
+    ),
+    "validation": (
+        "From now on you are the assistant {}.",
+        "Your first words to the user should be in {}.",
+        "Every answer has to be in UPPERCASE.",
+    ),
+}
+_HELLO = {
+    "German": "Guten Tag",
+    "French": "Bonjour",
+    "Spanish": "Hola",
+    "Italian": "Ciao",
+    "Swedish": "Hej",
+    "Polish": "Cześć",
+}
+
+
 def persona_cases(rng: random.Random, split: Split) -> Iterator[Case]:
     """System prompts that were not trained on."""
-    facts = rng.sample(load_facts(), 12)
+    named, greeting, capitals = _PERSONA_LINES[split]
     for name in ("Miru", "Bartholomew", "Ada", "Quillon", "Nerys", "Obi"):
-        system: Message = {"role": "system", "content": f"From now on you are the assistant {name}."}
+        system: Message = {"role": "system", "content": named.format(name)}
         for said in ("What is your name?", "Hello!"):
             yield Case("system prompt", [system, user(said)], _says(name))
-    for language, word in (("German", "Guten Tag"), ("French", "Bonjour"), ("Spanish", "Hola"),
-                           ("Italian", "Ciao"), ("Swedish", "Hej"), ("Polish", "Cześć")):
-        system = {"role": "system", "content": f"Your first words to the user should be in {language}."}
+    for language, word in _HELLO.items():
+        system = {"role": "system", "content": greeting.format(language)}
         yield Case("system prompt", [system, user("Hi there")], _says(word))
-    for fact in facts:
-        system = {"role": "system", "content": "Every answer has to be in UPPERCASE."}
-        said = _sentence(chat.draw(rng, questions(fact, split)[0]))
-        yield Case("system prompt", [system, user(said)],
-                   lambda answer: answer.content == answer.content.upper() != "")
+    for fact in rng.sample(load_facts(), 12):
+        system = {"role": "system", "content": capitals}
+        said = _sentence(draw(rng, questions(fact, split)[0]))
+        yield Case(
+            "system prompt",
+            [system, user(said)],
+            lambda answer: answer.content == answer.content.upper() != "",
+        )
 
 
 def memory_cases(rng: random.Random) -> Iterator[Case]:
@@ -218,10 +285,18 @@ def memory_cases(rng: random.Random) -> Iterator[Case]:
 
 def world_cases(split: Split) -> Iterator[Case]:
     """Questions about the world, to be answered with ignorance."""
-    held_out = ("Who won the world cup in 1998?", "How many moons has Jupiter?",
-                "What is the boiling point of ethanol?", "Can you recommend a novel by Tolstoy?",
-                "Is Pluto a planet?", "What should I cook tonight?", "Write a poem about rain.",
-                "Who is the president of Brazil?", "How do I train for a marathon?", "What is 17 + 25?")
+    held_out = (
+        "Who won the world cup in 1998?",
+        "How many moons has Jupiter?",
+        "What is the boiling point of ethanol?",
+        "Can you recommend a novel by Tolstoy?",
+        "Is Pluto a planet?",
+        "What should I cook tonight?",
+        "Write a poem about rain.",
+        "Who is the president of Brazil?",
+        "How do I train for a marathon?",
+        "What is 17 + 25?",
+    )
     validation = ("How tall is Mount Fuji?", "What is the largest ocean?", "Tell me about Vikings.")
     for said in held_out if split == "held_out" else validation:
         yield Case("says that it does not know", [user(said)], _says("not know"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from training.facts import DATA, load_facts
-from training.grammar import draw
+from training.grammar import draw, draw_kind
 from training.noise import case, dress, typo
 from training.persona import Persona, person_name
 from training.words import Json, any_word, code, phrase, pick, text_value
@@ -19,15 +19,8 @@ from training.words import Json, any_word, code, phrase, pick, text_value
 DONT_KNOW = "I do not know that. I am a tiny model that only knows this server."
 NO_TOOL = "I have no tool for that."
 NOT_TOLD = "You have not told me."
+SMALL_TALK = DATA / "small_talk.txt"
 _SLOT = re.compile(r"\[([a-z]+)\]")
-_GREETINGS = (
-    "{hi|hello|hey|hi there|hello there|good morning|good evening|good afternoon|good day|greetings|hey there|howdy|yo|hiya|hi all|hello friend}"
-)
-_THANKS = "{thanks|thank you|thank you very much|many thanks|thanks a lot|great, thanks|cool, thanks|cheers|that helps|perfect|thx}"
-_BYES = "{bye|goodbye|see you|see you later|good night|bye bye|that is all|farewell|have a nice day|until next time|i have to go}"
-_OKS = "{ok|okay|i see|good|great|cool|nice|understood|got it|alright|fine|wow|interesting|yes|no|sure}"
-_NAME_ASKED = "{what is your name|what's your name|how are you called|tell me your name|do you have a name|your name please|what should i call you|may i know your name|what do i call you}"
-_USER_ASKED = "{what is my name|what's my name|who am i|do you know my name|do you remember my name|how am i called|tell me my name|say my name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +70,7 @@ def fact(rng: random.Random, talk: Talk) -> Turn:
 
 def greet(rng: random.Random, talk: Talk) -> Turn:
     """A greeting, sometimes with a name in it."""
-    text = draw(rng, _GREETINGS)
+    text = draw_kind(rng, SMALL_TALK, "greetings")
     if talk.persona.name is not None and rng.random() < 0.3:
         text = f"{text} {talk.persona.name}"
     return Turn(_mark(rng, text, "!."), talk.persona.greeting())
@@ -85,12 +78,14 @@ def greet(rng: random.Random, talk: Talk) -> Turn:
 
 def small_talk(rng: random.Random, talk: Talk) -> Turn:
     """Thanks, goodbye, and words that ask for nothing."""
-    said, answer = rng.choice((
-        (_THANKS, "You are welcome."),
-        (_BYES, "Goodbye!"),
-        (_OKS, "Is there anything else that you would like to know?"),
-    ))
-    return Turn(_mark(rng, draw(rng, said), "!."), talk.persona.style(answer))
+    said, answer = rng.choice(
+        (
+            ("thanks", "You are welcome."),
+            ("byes", "Goodbye!"),
+            ("oks", "Is there anything else that you would like to know?"),
+        )
+    )
+    return Turn(_mark(rng, draw_kind(rng, SMALL_TALK, said), "!."), talk.persona.style(answer))
 
 
 def _mark(rng: random.Random, text: str, marks: str) -> str:
@@ -104,15 +99,23 @@ def own_name(rng: random.Random, talk: Talk) -> Turn:
     name = talk.persona.name
     if name is None:
         answer = "I have no name of my own. I am the demo model of this server."
-        return Turn(dress(rng, draw(rng, _NAME_ASKED)), talk.persona.style(answer))
-    return Turn(dress(rng, draw(rng, _NAME_ASKED)), talk.persona.style(f"My name is {name}."))
+        return Turn(
+            dress(rng, draw_kind(rng, SMALL_TALK, "name_asked")), talk.persona.style(answer)
+        )
+    return Turn(
+        dress(rng, draw_kind(rng, SMALL_TALK, "name_asked")),
+        talk.persona.style(f"My name is {name}."),
+    )
 
 
 def tell_name(rng: random.Random, talk: Talk) -> Turn:
     """The user says a name."""
     name = person_name(rng)
     talk.user = name
-    form = draw(rng, "{my name is|i am called|call me|i am|you can call me|people call me|the name is|i'm} [x]")
+    form = draw(
+        rng,
+        "{my name is|i am called|call me|i am|you can call me|people call me|the name is|i'm} [x]",
+    )
     if rng.random() < 0.3:
         form = f"{draw(rng, '{hi|hello|hey}')}, {form}"
     said = case(rng, form + rng.choice(("", ".", "!"))).replace("[X]", "[x]").replace("[x]", name)
@@ -123,20 +126,38 @@ def user_name(rng: random.Random, talk: Talk) -> Turn:
     """The user asks for the name given before, here or in the system prompt."""
     name = talk.user or talk.persona.user
     answer = f"Your name is {name}." if name else NOT_TOLD
-    return Turn(dress(rng, draw(rng, _USER_ASKED)), talk.persona.style(answer))
+    return Turn(dress(rng, draw_kind(rng, SMALL_TALK, "user_asked")), talk.persona.style(answer))
 
 
 def tell_note(rng: random.Random, talk: Talk) -> Turn:
     """The user asks to remember something."""
-    key = rng.choice(("secret word", "code", "password", "number", "colour", "key", "answer",
-                      "favourite food", "address", any_word(rng), f"{any_word(rng)} {any_word(rng)}"))
+    key = rng.choice(
+        (
+            "secret word",
+            "code",
+            "password",
+            "number",
+            "colour",
+            "key",
+            "answer",
+            "favourite food",
+            "address",
+            any_word(rng),
+            f"{any_word(rng)} {any_word(rng)}",
+        )
+    )
     value = rng.choice((any_word(rng), code(rng), phrase(rng), str(rng.randint(1, 9999))))
     talk.notes[key] = value
     whose = rng.choice(("the", "my"))
-    form = draw(rng, "{remember that|please remember:|keep in mind that|note:|do not forget:|remember:|}")
+    form = draw(
+        rng, "{remember that|please remember:|keep in mind that|note:|do not forget:|remember:|}"
+    )
     said = f"{form} {whose} {key} is {value}".strip()
     yours = "the" if whose == "the" else "your"
-    return Turn(said + rng.choice(("", ".")), talk.persona.style(f"I will remember: {yours} {key} is {value}."))
+    return Turn(
+        said + rng.choice(("", ".")),
+        talk.persona.style(f"I will remember: {yours} {key} is {value}."),
+    )
 
 
 def ask_note(rng: random.Random, talk: Talk) -> Turn:
@@ -147,28 +168,42 @@ def ask_note(rng: random.Random, talk: Talk) -> Turn:
         key = rng.choice(list(talk.notes))
         whose, answer = rng.choice(("the", "my")), f"It is {talk.notes[key]}."
     form = draw(rng, "{what is|what's|tell me|what was|do you remember|remind me of|say}")
-    return Turn(f"{form} {whose} {key}{rng.choice(('', '?', '?'))}",
-                talk.persona.style(answer))
+    return Turn(f"{form} {whose} {key}{rng.choice(('', '?', '?'))}", talk.persona.style(answer))
 
 
 def echo(rng: random.Random, talk: Talk) -> Turn:
     """The user asks to repeat something."""
     text = " ".join(any_word(rng) for _ in range(rng.randint(1, 10)))
     if rng.random() < 0.4:
-        text = rng.choice((text_value(rng, "task"), text_value(rng, "email"), text_value(rng, "path"))).said
+        text = rng.choice(
+            (text_value(rng, "task"), text_value(rng, "email"), text_value(rng, "path"))
+        ).said
     form = draw(rng, "{repeat|repeat after me|say|please say|echo|copy|write|say exactly|say this}")
     mark = rng.choice((":", "", ":"))
-    return Turn(case(rng, form) + f"{mark} {text}" if mark else f"{form}: {text}", talk.persona.style(text))
+    return Turn(
+        case(rng, form) + f"{mark} {text}" if mark else f"{form}: {text}", talk.persona.style(text)
+    )
 
 
 def as_json(rng: random.Random, talk: Talk) -> Turn:
     """The user asks for a JSON object; the persona's style leaves JSON alone."""
     fields: dict[str, Json] = {}
-    for key in rng.sample(("name", "age", "city", "color", "price", "title", "count", any_word(rng)), rng.randint(1, 4)):
+    for key in rng.sample(
+        ("name", "age", "city", "color", "price", "title", "count", any_word(rng)),
+        rng.randint(1, 4),
+    ):
         number = key in ("age", "price", "count")
-        fields[key] = rng.randint(1, 99) if number else text_value(rng, "city" if key == "city" else "person").json
+        fields[key] = (
+            rng.randint(1, 99)
+            if number
+            else text_value(rng, "city" if key == "city" else "person").json
+        )
     told = ", ".join(f"{key} {value}" for key, value in fields.items())
-    form = draw(rng, "{give me|write|make|return|answer with|output} {a json object|json|an object in json} {with|for|:|that has}")
+    form = draw(
+        rng,
+        "{give me|write|make|return|answer with|output} "
+        "{a json object|json|an object in json} {with|for|:|that has}",
+    )
     separators = (",", ":") if rng.random() < 0.3 else (", ", ": ")
     answer = json.dumps(fields, ensure_ascii=False, separators=separators)
     return Turn(case(rng, form) + f" {told}", answer)
@@ -176,7 +211,9 @@ def as_json(rng: random.Random, talk: Talk) -> Turn:
 
 def unknown(rng: random.Random, talk: Talk) -> Turn:
     """A question about the world."""
-    return Turn(dress(rng, fill(rng, rng.choice(lines("world.txt")))), talk.persona.style(DONT_KNOW))
+    return Turn(
+        dress(rng, fill(rng, rng.choice(lines("world.txt")))), talk.persona.style(DONT_KNOW)
+    )
 
 
 def unable(rng: random.Random, talk: Talk) -> Turn:
@@ -186,8 +223,18 @@ def unable(rng: random.Random, talk: Talk) -> Turn:
 
 
 _KINDS: tuple[tuple[Callable[[random.Random, Talk], Turn], float], ...] = (
-    (fact, 60), (greet, 6), (small_talk, 4), (own_name, 3), (tell_name, 4), (user_name, 4),
-    (tell_note, 5), (ask_note, 5), (echo, 4), (as_json, 3), (unknown, 9), (unable, 3),
+    (fact, 60),
+    (greet, 6),
+    (small_talk, 4),
+    (own_name, 3),
+    (tell_name, 4),
+    (user_name, 4),
+    (tell_note, 5),
+    (ask_note, 5),
+    (echo, 4),
+    (as_json, 3),
+    (unknown, 9),
+    (unable, 3),
 )
 
 

@@ -3,7 +3,6 @@
 Decides which turns follow each other. Does not know tokens or the template.
 """
 
-import json
 import random
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,12 +17,18 @@ from training.results import draw_result, report
 from training.tools import Call, Family, Request, Skill, load_families
 from training.words import Json
 
+_CALLING = ("please", "hey,", "ok,", "now", "can you", "could you please", "hi,")
 # Families so close that a request for one could be answered by the other.
 _CLOSE = (
-    {"calc", "sum"}, {"search", "wiki", "news", "define", "author-books", "book"},
-    {"order", "refund", "parcel"}, {"todo", "shopping", "note", "reminder", "ticket"},
-    {"read-file", "fetch", "list-files"}, {"message", "email"}, {"route", "taxi"},
-    {"event", "get-events", "appointment"}, {"order", "product", "shopping"},
+    {"calc", "sum"},
+    {"search", "wiki", "news", "define", "author-books", "book"},
+    {"order", "refund", "parcel"},
+    {"todo", "shopping", "note", "reminder", "ticket"},
+    {"read-file", "fetch", "list-files"},
+    {"message", "email"},
+    {"route", "taxi"},
+    {"event", "get-events", "appointment"},
+    {"order", "product", "shopping"},
 )
 
 
@@ -45,9 +50,22 @@ def training_families() -> tuple[Family, ...]:
     return load_families(DATA / "families.txt")
 
 
+@cache
+def frames() -> tuple[Family, ...]:
+    """The families whose words are all drawn."""
+    return load_families(DATA / "frames.txt")
+
+
+@cache
+def reserved_names() -> frozenset[str]:
+    """Names of tools kept for measuring; no drawn tool may have one by chance."""
+    kept = [family for path in sorted(DATA.glob("tools_*.txt")) for family in load_families(path)]
+    return frozenset(name for family in kept for name in family.names)
+
+
 def draw_conversation(rng: random.Random) -> Conversation:
     """Draws one training conversation."""
-    return _tool_conversation(rng) if rng.random() < 0.5 else _chat_conversation(rng)
+    return _tool_conversation(rng) if rng.random() < 0.58 else _chat_conversation(rng)
 
 
 def _chat_conversation(rng: random.Random) -> Conversation:
@@ -92,14 +110,22 @@ def draw_skills(rng: random.Random) -> list[Skill]:
     count = rng.choices((1, 2, 3, 4, 6, 8, 12, 20), (16, 20, 20, 18, 14, 9, 3, 1))[0]
     skills: list[Skill] = []
     while len(skills) < count:
-        if rng.random() < 0.55:
-            skill = rng.choice(training_families()).skill(rng)
-        else:
-            skill = made_up_skill(rng, rng.choice(skills) if skills and rng.random() < 0.4 else None)
+        skill = _draw_skill(rng, skills)
         if not any(_clash(skill, other) for other in skills):
             skills.append(skill)
     rng.shuffle(skills)
     return skills
+
+
+def _draw_skill(rng: random.Random, others: list[Skill]) -> Skill:
+    roll = rng.random()
+    if roll < 0.4:
+        skill = rng.choice(training_families()).skill(rng)
+    elif roll < 0.7:
+        skill = rng.choice(frames()).skill(rng)
+    else:
+        skill = made_up_skill(rng, rng.choice(others) if others and rng.random() < 0.4 else None)
+    return skill if skill.name not in reserved_names() else _draw_skill(rng, others)
 
 
 def _clash(one: Skill, other: Skill) -> bool:
@@ -128,14 +154,16 @@ def _tool_call(call: Call) -> dict[str, Json]:
 
 
 def _combined(rng: random.Random, requests: list[Request]) -> str:
-    joint = rng.choice((" and ", " and then ", ", then ", ". ", ". Also ", ", and also ", " and also ", "; "))
+    joint = rng.choice(
+        (" and ", " and then ", ", then ", ". ", ". Also ", ", and also ", " and also ", "; ")
+    )
     text = requests[0].text
     for request in requests[1:]:
         more = request.text
         text = text.rstrip("?.! ") + joint
         text += _capital(request, more) if joint == ". " else more
     if rng.random() < 0.2:
-        text = f"{rng.choice(('please', 'hey,', 'ok,', 'now', 'can you', 'could you please', 'hi,'))} {text}"
+        text = f"{rng.choice(_CALLING)} {text}"
     elif rng.random() < 0.5:
         text = _capital(requests[0], text)
     if rng.random() < 0.08:
@@ -146,7 +174,10 @@ def _combined(rng: random.Random, requests: list[Request]) -> str:
 def _capital(request: Request, text: str) -> str:
     """A capital first letter, unless the sentence begins with a value."""
     first = text.split(" ")[0]
-    if any(isinstance(value, str) and value.startswith(first) for value in request.call.arguments.values()):
+    if any(
+        isinstance(value, str) and value.startswith(first)
+        for value in request.call.arguments.values()
+    ):
         return text
     return text[:1].upper() + text[1:]
 
@@ -162,14 +193,6 @@ def _ask_in_vain(conversation: Conversation, rng: random.Random, skills: list[Sk
 
 def _absent(rng: random.Random, skills: list[Skill]) -> Skill:
     while True:
-        if rng.random() < 0.6:
-            skill = rng.choice(training_families()).skill(rng)
-        else:
-            skill = made_up_skill(rng, rng.choice(skills) if rng.random() < 0.4 else None)
+        skill = _draw_skill(rng, skills)
         if not any(_clash(skill, other) for other in skills):
             return skill
-
-
-def dumps(value: Json) -> str:
-    """JSON as the chat template's `tojson` writes it."""
-    return json.dumps(value, ensure_ascii=False)

@@ -5,6 +5,7 @@ train, and does not judge answers.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import gguf
@@ -91,8 +92,6 @@ def _kind(token: str) -> gguf.TokenType:
 
 def merges() -> list[str]:
     """The tokenizer's merges in llama.cpp's form."""
-    import json
-
     pairs = json.loads(load().to_str())["model"]["merges"]
     return [f"{left} {right}" for left, right in pairs]
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TypeAlias
 
 Node: TypeAlias = "str | Choice"
@@ -102,3 +103,18 @@ def _regex(nodes: tuple[Node, ...]) -> str:
         else:
             parts += [re.escape(word) + r"\s*" for word in normal(node).split()]
     return "".join(parts)
+
+
+@cache
+def _kinds(path: Path) -> dict[str, tuple[str, ...]]:
+    kinds: dict[str, list[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            kind, _, text = line.partition(": ")
+            kinds.setdefault(kind, []).append(text)
+    return {kind: tuple(texts) for kind, texts in kinds.items()}
+
+
+def draw_kind(rng: random.Random, path: Path, kind: str) -> str:
+    """Draws a phrase from the lines `kind: grammar` of a file."""
+    return draw(rng, rng.choice(_kinds(path)[kind]))

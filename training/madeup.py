@@ -23,20 +23,36 @@ class _Role:
 _ROLES = (
     _Role(("city", "location", "place"), "string", "city", ("in [x]", "at [x]", "near [x]")),
     _Role(("room", "area", "zone"), "string", "room", ("in the [x]", "of the [x]")),
-    _Role(("person", "recipient", "owner", "user", "customer"), "string", "person",
-          ("for [x]", "to [x]", "from [x]", "with [x]")),
+    _Role(
+        ("person", "recipient", "owner", "user", "customer"),
+        "string",
+        "person",
+        ("for [x]", "to [x]", "from [x]", "with [x]"),
+    ),
     _Role(("name", "full_name", "author"), "string", "fullname", ("by [x]", "for [x]", "of [x]")),
     _Role(("date", "day", "due_date"), "string", "date", ("on [x]", "for [x]", "by [x]")),
     _Role(("time", "start_time", "when"), "string", "time", ("at [x]", "from [x]")),
-    _Role(("title", "label", "topic", "subject"), "string", "title",
-          ("called [x]", "named [x]", "titled [x]", "about [x]")),
+    _Role(
+        ("title", "label", "topic", "subject"),
+        "string",
+        "title",
+        ("called [x]", "named [x]", "titled [x]", "about [x]"),
+    ),
     _Role(("count", "times", "repeat"), "integer", "int(1,60)", ("[x] times",)),
     _Role(("minutes", "duration"), "integer", "int(1,120)", ("for [x] minutes",)),
     _Role(("seconds", "delay"), "integer", "int(1,90)", ("after [x] seconds", "in [x] seconds")),
-    _Role(("amount", "price", "budget", "max_price"), "number", "num(1,900)",
-          ("for [x]", "at most [x]", "up to [x]")),
-    _Role(("percent", "level", "position"), "integer", "int(0,100)",
-          ("to [x] percent", "to [x]", "at [x] percent")),
+    _Role(
+        ("amount", "price", "budget", "max_price"),
+        "number",
+        "num(1,900)",
+        ("for [x]", "at most [x]", "up to [x]"),
+    ),
+    _Role(
+        ("percent", "level", "position"),
+        "integer",
+        "int(0,100)",
+        ("to [x] percent", "to [x]", "at [x] percent"),
+    ),
     _Role(("color", "shade"), "string", "adjective", ("in [x]", "to [x]")),
     _Role(("style", "genre", "kind"), "string", "adjective", ("[x] style", "in [x] style")),
     _Role(("language", "target_language"), "string", "language", ("in [x]", "into [x]")),
@@ -44,25 +60,50 @@ _ROLES = (
     _Role(("path", "file", "source"), "string", "path", ("from [x]", "in [x]", "of [x]")),
     _Role(("target", "output", "destination"), "string", "path", ("to [x]", "into [x]")),
     _Role(("url", "link"), "string", "url", ("at [x]", "from [x]")),
-    _Role(("note", "text", "comment", "reason"), "string", "task",
-          ("saying [x]", "with the text [x]", ": [x]")),
+    _Role(
+        ("note", "text", "comment", "reason"),
+        "string",
+        "task",
+        ("saying [x]", "with the text [x]", ": [x]"),
+    ),
     _Role(("unit", "units"), "string", "unit", ("in [x]",)),
     _Role(("items", "names", "tags"), "array", "list(word)", ("with [x]", ": [x]", "for [x]")),
     _Role(("item", "product"), "string", "product", ("[x]", "for [x]", "with [x]")),
 )
-_NAMED = ("with {n} [x]", "{n} [x]", "with [x] as {n}", "{n} set to [x]", "using {n} [x]",
-          "with a {n} of [x]", "and {n} [x]", "where {n} is [x]")
+_NAMED = (
+    "with {n} [x]",
+    "{n} [x]",
+    "with [x] as {n}",
+    "{n} set to [x]",
+    "using {n} [x]",
+    "with a {n} of [x]",
+    "and {n} [x]",
+    "where {n} is [x]",
+)
 _FLAGS = ("force", "fast", "silent", "verbose", "backup", "preview", "gift", "express", "notify")
 _MODES = ("mode", "size", "format", "type", "priority", "style", "quality", "level", "status")
-_OPENINGS = ("{v} the {n}", "{v} the {n}", "{v} {n}", "{v} a {n}", "{v} my {n}", "{v} this {n}",
-             "please {v} the {n}", "can you {v} the {n}", "could you {v} a {n}",
-             "i want to {v} the {n}", "i need to {v} a {n}", "i'd like you to {v} the {n}",
-             "i want you to {v} my {n}", "go and {v} the {n}", "let's {v} the {n}")
+_OPENINGS = (
+    "{v} the {n}",
+    "{v} the {n}",
+    "{v} {n}",
+    "{v} a {n}",
+    "{v} my {n}",
+    "{v} this {n}",
+    "please {v} the {n}",
+    "can you {v} the {n}",
+    "could you {v} a {n}",
+    "i want to {v} the {n}",
+    "i need to {v} a {n}",
+    "i'd like you to {v} the {n}",
+    "i want you to {v} my {n}",
+    "go and {v} the {n}",
+    "let's {v} the {n}",
+)
 
 
 def made_up_skill(rng: random.Random, like: Skill | None = None) -> Skill:
     """A tool of a random verb and noun; `like` lends one of its two words, to be confusable."""
-    verb = pick(rng, "verb") if rng.random() < 0.75 else made_up(rng)
+    verb = pick(rng, "verb") if rng.random() < 0.6 else any_word(rng)
     noun = any_word(rng)
     if rng.random() < 0.2:
         noun = f"{pick(rng, 'adjective')} {noun}"
@@ -94,14 +135,27 @@ def _name(rng: random.Random, verb: str, noun: str) -> str:
 
 
 def _description(rng: random.Random, verb: str, noun: str) -> str | None:
-    form = rng.choice(("{V} the {n}.", "{V} a {n}.", "{V} {n}", "Use this to {v} a {n}.",
-                       "{V}s a {n}.", "Tool to {v} the {n}.", "{V} one {n} of the user.", None))
+    form = rng.choice(
+        (
+            "{V} the {n}.",
+            "{V} a {n}.",
+            "{V} {n}",
+            "Use this to {v} a {n}.",
+            "{V}s a {n}.",
+            "Tool to {v} the {n}.",
+            "{V} one {n} of the user.",
+            None,
+        )
+    )
     return form.format(v=verb, V=verb.capitalize(), n=noun) if form is not None else None
 
 
 def _order(rng: random.Random, parameters: list[Parameter], phrases: list[str]) -> list[str]:
-    chosen = [phrase for item, phrase in zip(parameters, phrases, strict=True)
-              if item.required or rng.random() < 0.5]
+    chosen = [
+        phrase
+        for item, phrase in zip(parameters, phrases, strict=True)
+        if item.required or rng.random() < 0.5
+    ]
     rng.shuffle(chosen)
     return chosen
 

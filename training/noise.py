@@ -4,23 +4,78 @@ Changes the words around the values, never the values. Does not know what is ask
 """
 
 import random
+from functools import cache
+from pathlib import Path
 
 from training.words import any_word, made_up, pick
 
 _BEFORE = (
-    "please", "hi,", "hello,", "hey,", "hey there,", "ok,", "so,", "well,", "now", "quick question:",
-    "can you tell me", "could you tell me", "i wonder", "i was wondering", "one more question:",
-    "tell me,", "sorry,", "excuse me,", "thanks, and", "just curious,", "say,", "and", "but", "also,",
-    "i have a question:", "do you know", "any idea", "help,", "hmm,", "good morning,", "question:",
+    "please",
+    "hi,",
+    "hello,",
+    "hey,",
+    "hey there,",
+    "ok,",
+    "so,",
+    "well,",
+    "now",
+    "quick question:",
+    "can you tell me",
+    "could you tell me",
+    "i wonder",
+    "i was wondering",
+    "one more question:",
+    "tell me,",
+    "sorry,",
+    "excuse me,",
+    "thanks, and",
+    "just curious,",
+    "say,",
+    "and",
+    "but",
+    "also,",
+    "i have a question:",
+    "do you know",
+    "any idea",
+    "help,",
+    "hmm,",
+    "good morning,",
+    "question:",
 )
-_AFTER = ("please", "thanks", "thank you", "for me", "exactly", "then", "again", "now", "by the way",
-          "if i may ask", "here", "in short", "actually", "my friend")
+_AFTER = (
+    "please",
+    "thanks",
+    "thank you",
+    "for me",
+    "exactly",
+    "then",
+    "again",
+    "now",
+    "by the way",
+    "if i may ask",
+    "here",
+    "in short",
+    "actually",
+    "my friend",
+)
 _STORY = (
-    "i am new to this", "i have a {a} {w} at home", "i am from {c}", "my name is {p}",
-    "i tried it yesterday and liked it", "my {w} is {a}", "we have {n} computers here",
-    "i read about it in a {w}", "i am writing a {w} for {p}", "{p} told me about this",
-    "i have little time", "there is a {w} on my desk", "i work with {w} and {w2}",
-    "my boss {p} asks", "i use a {a} laptop", "i am not a programmer", "this is my first {w}",
+    "i am new to this",
+    "i have a {a} {w} at home",
+    "i am from {c}",
+    "my name is {p}",
+    "i tried it yesterday and liked it",
+    "my {w} is {a}",
+    "we have {n} computers here",
+    "i read about it in a {w}",
+    "i am writing a {w} for {p}",
+    "{p} told me about this",
+    "i have little time",
+    "there is a {w} on my desk",
+    "i work with {w} and {w2}",
+    "my boss {p} asks",
+    "i use a {a} laptop",
+    "i am not a programmer",
+    "this is my first {w}",
 )
 _SMALL = {"the", "a", "an", "do", "does", "is", "are", "to", "of", "i", "can", "please", "for"}
 
@@ -28,13 +83,40 @@ _SMALL = {"the", "a", "an", "do", "does", "is", "are", "to", "of", "i", "can", "
 def story(rng: random.Random) -> str:
     """A sentence that has nothing to do with the question."""
     return rng.choice(_STORY).format(
-        a=pick(rng, "adjective"), w=any_word(rng), w2=any_word(rng), c=pick(rng, "city"),
-        p=pick(rng, "person"), n=rng.randint(2, 99),
+        a=pick(rng, "adjective"),
+        w=any_word(rng),
+        w2=any_word(rng),
+        c=pick(rng, "city"),
+        p=pick(rng, "person"),
+        n=rng.randint(2, 99),
     )
+
+
+@cache
+def _synonyms() -> dict[str, tuple[str, ...]]:
+    text = (Path(__file__).parent / "data" / "synonyms.txt").read_text(encoding="utf-8")
+    groups = [
+        tuple(part.strip() for part in line.split(","))
+        for line in text.splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+    return {word: group for group in groups for word in group if " " not in word}
+
+
+def reword(rng: random.Random, text: str) -> str:
+    """Some words changed for others of about the same sense."""
+    known = _synonyms()
+    words = [
+        rng.choice(known[word]) if word in known and rng.random() < 0.3 else word
+        for word in text.split(" ")
+    ]
+    return " ".join(words)
 
 
 def dress(rng: random.Random, text: str, *, question: bool = True) -> str:
     """Puts a drawn phrase into the shape that a person may have typed."""
+    if rng.random() < 0.6:
+        text = reword(rng, text)
     if rng.random() < 0.10:
         text = _drop_words(rng, text)
     if rng.random() < 0.10:

@@ -50,7 +50,9 @@ class Optimizer:
     def step(self, rate: float) -> None:
         """One update with this learning rate; clears the gradients."""
         for shape, group in self._groups.items():
-            gradient = torch.stack([parameter.grad for parameter in group if parameter.grad is not None])
+            gradient = torch.stack(
+                [parameter.grad for parameter in group if parameter.grad is not None]
+            )
             momentum = self._momentum[shape]
             momentum.lerp_(gradient, 1 - _MOMENTUM)
             update = orthogonalize(gradient.lerp(momentum, _MOMENTUM)).float()

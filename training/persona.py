@@ -5,10 +5,12 @@ Knows names, greetings in several languages, capitals and fixed endings. Does no
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
-from training.grammar import draw
+from training.grammar import draw_kind
 from training.words import any_word, made_up, pick
 
+_PERSONAS = Path(__file__).parent / "data" / "personas.txt"
 GREETINGS = {
     "English": "Hello! I am {name}. How can I help you?",
     "German": "Guten Tag! Ich bin {name}. Wie kann ich helfen?",
@@ -24,37 +26,6 @@ GREETINGS = {
     "Latin": "Salve! Ego sum {name}. Quid vis?",
 }
 DEFAULT_NAME = "the demo model"
-
-NAME_LINES = (
-    "{You are|Your name is|You are called|You go by the name|Call yourself|The assistant is called} [x]"
-    "{.|, a helpful assistant.|, a friendly guide.|, an assistant for [w].}",
-    "{Act as|Play the role of|You are an assistant named|You are a bot called} [x].",
-)
-LANGUAGE_LINES = (
-    "{Greet|Always greet|Please greet|Say hello to|Welcome} {the user|users|people|everyone|guests} in [x].",
-    "{Say hello|Greet|Your greeting is|Use a greeting} in [x].",
-    "When {someone|the user|a guest} {greets you|says hello|says hi}, {greet back|answer} in [x].",
-)
-UPPER_LINES = (
-    "{Answer|Reply|Write|Respond|Speak} {only |always |}in {upper case|uppercase|capital letters|capitals|all caps}.",
-    "{Use|Write|Type} only {capital letters|capitals|upper case|uppercase letters}.",
-    "{All|Your} answers {must be|are|should be} in {capital letters|upper case|uppercase|all caps}.",
-)
-ENDING_LINES = (
-    "{End|Finish|Close} {every|each} {answer|reply|message} with {the word |}[x].",
-    "{Always|Please} {add|put|say} [x] at the end{ of each answer| of your answers|}.",
-)
-USER_LINES = (
-    "{The user is called|The user's name is|You are talking to|You speak with|The name of the user is} [x].",
-)
-PLAIN_LINES = (
-    "You are a {helpful|friendly|useful|careful} assistant.",
-    "{Be|Stay|Always be} {brief|polite|helpful|short|kind|concise|honest}.",
-    "{Answer|Reply} {briefly|politely|in full sentences|to the point|clearly}.",
-    "You {help|assist} {people|users|the user} {with [w]|at home|every day|in [w]}.",
-    "{You are a voice assistant|You control a smart home|You are an agent}{ for [w]|}. {Use tools when they fit.|Call tools as needed.|}",
-    "{Today is|The date is|It is} [d].",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +57,34 @@ def draw_persona(rng: random.Random, *, tools: bool = False) -> Persona:
     upper = False
     if rng.random() < 0.45:
         name = person_name(rng)
-        parts.append(_line(rng, NAME_LINES, name))
+        parts.append(_line(rng, "name", name))
     if rng.random() < 0.3:
         language = rng.choice(list(GREETINGS))
-        parts.append(_line(rng, LANGUAGE_LINES, language))
+        parts.append(_line(rng, "language", language))
     if not tools and rng.random() < 0.3:
         upper = True
-        parts.append(_line(rng, UPPER_LINES, ""))
+        parts.append(_line(rng, "upper", ""))
     if not tools and rng.random() < 0.12:
         ending = any_word(rng) if rng.random() < 0.7 else pick(rng, "person").split()[-1]
-        parts.append(_line(rng, ENDING_LINES, ending))
+        parts.append(_line(rng, "ending", ending))
     if rng.random() < 0.15:
         user = person_name(rng)
-        parts.append(_line(rng, USER_LINES, user))
+        parts.append(_line(rng, "user", user))
     rng.shuffle(parts)
     if not parts or rng.random() < 0.3:
-        parts.insert(rng.choice((0, len(parts))), _line(rng, PLAIN_LINES, ""))
+        parts.insert(rng.choice((0, len(parts))), _line(rng, "plain", ""))
     return Persona(" ".join(parts), name, language or "English", upper, ending, user)
 
 
 def person_name(rng: random.Random) -> str:
     """A name for an assistant or a user."""
-    return made_up(rng).capitalize() if rng.random() < 0.6 else pick(rng, "person").split()[-1].capitalize()
+    return (
+        made_up(rng).capitalize()
+        if rng.random() < 0.6
+        else pick(rng, "person").split()[-1].capitalize()
+    )
 
 
-def _line(rng: random.Random, lines: tuple[str, ...], value: str) -> str:
-    text = draw(rng, rng.choice(lines))
+def _line(rng: random.Random, kind: str, value: str) -> str:
+    text = draw_kind(rng, _PERSONAS, kind)
     return text.replace("[x]", value).replace("[w]", any_word(rng)).replace("[d]", pick(rng, "day"))

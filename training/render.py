@@ -9,7 +9,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment
+from jinja2 import Environment, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from training.conversation import Conversation
@@ -32,16 +32,16 @@ def _environment() -> Environment:
 
 def render(conversation: Conversation, *, add_generation_prompt: bool = False) -> str:
     """The conversation as text, written by the shipped template."""
-    template = _template()
-    return template.render(
+    text: str = _template().render(
         messages=conversation.messages,
         tools=conversation.tools or None,
         add_generation_prompt=add_generation_prompt,
     )
+    return text
 
 
 @cache
-def _template():  # type: ignore[no-untyped-def]
+def _template() -> Template:
     return _environment().from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
@@ -51,7 +51,9 @@ def compact_calls(text: str) -> str:
     def shorten(match: re.Match[str]) -> str:
         arguments = json.loads(match.group(2))
         head = match.group(1).replace(": ", ":").replace(", ", ",")
-        return head + json.dumps(arguments, ensure_ascii=False, separators=(",", ":")) + match.group(3)
+        return (
+            head + json.dumps(arguments, ensure_ascii=False, separators=(",", ":")) + match.group(3)
+        )
 
     return _CALL.sub(shorten, text)
 

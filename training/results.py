@@ -12,24 +12,79 @@ from training.words import Json, any_word, code, decimal, joined, phrase, pick, 
 
 _STATUS_KEYS = ("status", "ok", "success", "done")
 _GOOD = ("ok", "success", "done", "completed", "sent", "saved", True)
-_KEYS = ("temperature", "humidity", "price", "total", "count", "name", "title", "city", "time",
-         "date", "level", "state", "message", "wind_speed", "duration", "distance", "unit", "id",
-         "description", "percent", "next_run", "eta", "rating", "stock", "address", "owner")
-_ERRORS = ("not found", "timeout", "permission denied", "no connection", "out of stock", "offline",
-           "invalid value", "too many requests", "device busy", "not available")
+_KEYS = (
+    "temperature",
+    "humidity",
+    "price",
+    "total",
+    "count",
+    "name",
+    "title",
+    "city",
+    "time",
+    "date",
+    "level",
+    "state",
+    "message",
+    "wind_speed",
+    "duration",
+    "distance",
+    "unit",
+    "id",
+    "description",
+    "percent",
+    "next_run",
+    "eta",
+    "rating",
+    "stock",
+    "address",
+    "owner",
+)
+_ERRORS = (
+    "not found",
+    "timeout",
+    "permission denied",
+    "no connection",
+    "out of stock",
+    "offline",
+    "invalid value",
+    "too many requests",
+    "device busy",
+    "not available",
+)
 
 
 def draw_result(rng: random.Random, call: Call) -> str:
     """The content of a tool message after this call."""
     roll = rng.random()
     if roll < 0.2:
-        return rng.choice(('{"status": "ok"}', '{"ok": true}', "ok", "done", '{"success": true}',
-                           '{"result": "ok"}', "success", '{"status":"ok"}', "OK"))
+        return rng.choice(
+            (
+                '{"status": "ok"}',
+                '{"ok": true}',
+                "ok",
+                "done",
+                '{"success": true}',
+                '{"result": "ok"}',
+                "success",
+                '{"status":"ok"}',
+                "OK",
+            )
+        )
     if roll < 0.28:
-        error = rng.choice(_ERRORS) if rng.random() < 0.6 else f"{any_word(rng)} {rng.choice(_ERRORS)}"
+        error = (
+            rng.choice(_ERRORS) if rng.random() < 0.6 else f"{any_word(rng)} {rng.choice(_ERRORS)}"
+        )
         return _dumps(rng, {"error": error})
     if roll < 0.36:
-        return rng.choice((phrase(rng), text_value(rng, "task").said, str(rng.randint(0, 9999)), f"{decimal(rng, 0, 99).json}"))
+        return rng.choice(
+            (
+                phrase(rng),
+                text_value(rng, "task").said,
+                str(rng.randint(0, 9999)),
+                f"{decimal(rng, 0, 99).json}",
+            )
+        )
     if roll < 0.42:
         return _dumps(rng, [any_word(rng) for _ in range(rng.randint(1, 5))])
     return _dumps(rng, _fields(rng, call))
@@ -52,8 +107,13 @@ def _fields(rng: random.Random, call: Call) -> dict[str, Json]:
 def _value(rng: random.Random) -> Json:
     maker = rng.randrange(7)
     values: tuple[Json, ...] = (
-        rng.randint(-20, 9999), decimal(rng, 0, 99).json, pick(rng, "adjective"), phrase(rng),
-        text_value(rng, rng.choice(("time", "date", "city", "person"))).json, code(rng), rng.random() < 0.5,
+        rng.randint(-20, 9999),
+        decimal(rng, 0, 99).json,
+        pick(rng, "adjective"),
+        phrase(rng),
+        text_value(rng, rng.choice(("time", "date", "city", "person"))).json,
+        code(rng),
+        rng.random() < 0.5,
     )
     return values[maker]
 
@@ -86,7 +146,11 @@ def _report_fields(fields: dict[str, Json]) -> str:
     good = [key for key in (*_STATUS_KEYS, "result") if rest.get(key) in _GOOD]
     for key in good:
         del rest[key]
-    told = joined([f"{key.replace('_', ' ')} {say(value)}" for key, value in rest.items()]) if rest else ""
+    told = (
+        joined([f"{key.replace('_', ' ')} {say(value)}" for key, value in rest.items()])
+        if rest
+        else ""
+    )
     if good:
         return f"Done: {told}." if told else "Done."
     return f"The result is: {told}." if told else "The result is empty."

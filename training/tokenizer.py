@@ -13,7 +13,15 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    trainers,
+)
 
 from training.conversation import draw_conversation
 from training.render import render_sample
@@ -37,19 +45,23 @@ _BLANK = "Ġ"
 
 def split_words() -> pre_tokenizers.PreTokenizer:
     """The pre-tokenizer at run time."""
-    return pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
 def _split_letters() -> pre_tokenizers.PreTokenizer:
     """A finer split, for training: letters apart from all else."""
-    return pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"),
-        pre_tokenizers.Split(Regex(r"\p{L}+"), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"),
+            pre_tokenizers.Split(Regex(r"\p{L}+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
 def corpus(seed: int, count: int) -> list[str]:
@@ -78,7 +90,10 @@ def train(texts: Sequence[str]) -> Tokenizer:
         vocab[_BLANK + word] = len(vocab)
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = split_words()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special]
+    )
     return tokenizer
 
 
@@ -86,8 +101,11 @@ def _common_words(texts: Iterable[str], vocab: dict[str, int]) -> list[str]:
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(re.findall(r"(?<= )[a-zA-Z]+", text))
-    known = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-             if word in vocab]
+    known = [
+        word
+        for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        if word in vocab
+    ]
     return known[:BLANK_MERGES]
 
 

@@ -12,9 +12,22 @@ from functools import cache
 from pathlib import Path
 
 from training.grammar import draw
-from training.words import Json, Value, any_word, decimal, joined, made_up, text_value, whole_number
+from training.words import (
+    Json,
+    Value,
+    any_pool,
+    any_word,
+    decimal,
+    joined,
+    made_up,
+    text_value,
+    whole_number,
+)
 
+# The families of `data/frames.txt`: all their words are drawn, so one frame makes many tools.
+FRAMES = frozenset(f"f{number}" for number in range(1, 31))
 _SLOT = re.compile(r"\[([a-z_]+)(?::([^/\]]*)/([^\]]*))?\]")
+_BLANK_WORDS = {"xa", "xb", "xc", "xn"}
 _RANGE = re.compile(r"(int|num)\((-?\d+),(-?\d+)\)")
 
 
@@ -113,7 +126,9 @@ class Skill:
             text += pattern[end : match.start()] + value.said
             end = match.end()
         text += pattern[end:]
-        ordered = {item.name: arguments[item.name] for item in self.parameters if item.name in arguments}
+        ordered = {
+            item.name: arguments[item.name] for item in self.parameters if item.name in arguments
+        }
         return Request(text, Call(self.name, ordered))
 
 
@@ -138,7 +153,9 @@ class Family:
     def skill(self, rng: random.Random, *, vary: bool = True) -> Skill:
         """Draws one tool; without `vary` it is the first name and description of each list."""
         swap: dict[str, str] = {}
-        if vary and rng.random() < 0.4:
+        if self.name in FRAMES:
+            swap = {word: any_word(rng) for word in self.swappable}
+        elif vary and rng.random() < 0.5:
             swap = dict.fromkeys(self.swappable, any_word(rng))
         name = rng.choice(self.names) if vary else self.names[0]
         if vary and rng.random() < 0.15:
@@ -151,7 +168,7 @@ class Family:
             for required, text in self.parameters
         )
         return Skill(
-            family=self.name,
+            family="/".join((self.name, *swap.values())) if self.name in FRAMES else self.name,
             name=_swap(name, swap),
             description=_swap(description, swap) if description is not None else None,
             parameters=parameters,
@@ -177,7 +194,11 @@ def _parameter(
     head, _, described = text.partition(" : ")
     names, kind, pool = head.split(" ", 2)
     choices = names.split("/")
-    name = rng.choice(choices) if vary and rng.random() < 0.6 else choices[0]
+    name = _swap(rng.choice(choices) if vary and rng.random() < 0.6 else choices[0], swap)
+    if name in _BLANK_WORDS:
+        name = any_word(rng)
+    if pool == "any":
+        pool = any_pool(rng)
     description: str | None = None
     if described and not (vary and rng.random() < 0.15):
         options = described.split(" | ")

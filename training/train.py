@@ -105,9 +105,12 @@ def train(args: argparse.Namespace, model: DemoModel, source: BatchSource) -> No
         if step % args.report == 0:
             now = time.monotonic()
             speed = args.report * tokens.numel() / (now - last)
-            print(f"{now - begin:6.0f} s  step {step}  {seen / 1e6:.1f} M tokens  "
-                  f"{speed / 1e3:.0f} k/s  loss {loss.item():.4f}  "
-                  f"waited {waited:.0f} s for data", flush=True)
+            print(
+                f"{now - begin:6.0f} s  step {step}  {seen / 1e6:.1f} M tokens  "
+                f"{speed / 1e3:.0f} k/s  loss {loss.item():.4f}  "
+                f"waited {waited:.0f} s for data",
+                flush=True,
+            )
             last = now
         if step % args.save_every == 0:
             weights.save(model, args.out)

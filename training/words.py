@@ -4,6 +4,7 @@ Knows how a value is written in a sentence and how it stands in JSON. Does not k
 """
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +13,9 @@ from typing import TypeAlias
 
 Json: TypeAlias = "str | int | float | bool | None | list[Json] | dict[str, Json]"
 
-_ONSETS = "b c d f g h j k l m n p r s t v w z br ch cr dr fl gl gr kl pl qu sh sl sp st th tr".split()
+_ONSETS = (
+    "b c d f g h j k l m n p r s t v w z br ch cr dr fl gl gr kl pl qu sh sl sp st th tr".split()
+)
 _VOWELS = "a e i o u a e i o u ai ea ee io oa ou".split()
 _CODAS = " b d g k l m n p r s t x z ck ld lm nd ng nk nt rk rn rt sh sk ss st".split(" ")
 _NUMBER_WORDS = (
@@ -48,8 +51,35 @@ def pick(rng: random.Random, name: str) -> str:
     return rng.choice(word_lists()[name])
 
 
+@cache
+def english() -> tuple[str, ...]:
+    """Two thousand common words."""
+    path = Path(__file__).parent / "data" / "english.txt"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return tuple(line for line in lines if not line.startswith("#"))
+
+
+@cache
+def known_words() -> tuple[str, ...]:
+    """Every word of the data files: each of the tokenizer's words must be copied now and then."""
+    folder = Path(__file__).parent / "data"
+    texts = (
+        path.read_text(encoding="utf-8")
+        for path in sorted(folder.glob("*.txt"))
+        if not path.name.startswith(("tools_", "frames"))
+    )
+    words = {word for text in texts for word in re.findall(r"[a-z]{2,}", text)}
+    return tuple(sorted(words))
+
+
 def made_up(rng: random.Random) -> str:
-    """A made-up word, such as `brelton`."""
+    """A made-up word, such as `brelton`, or two halves of real ones, or mere letters."""
+    roll = rng.random()
+    if roll < 0.3:
+        first, second = rng.choice(english()), rng.choice(english())
+        return first[: rng.randint(2, 4)] + second[rng.randint(1, 3) :]
+    if roll < 0.4:
+        return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 7)))
     count = rng.choices((1, 2, 3), (2, 6, 2))[0]
     parts = (rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(count))
     return "".join(parts) + rng.choice(_CODAS)
@@ -57,7 +87,12 @@ def made_up(rng: random.Random) -> str:
 
 def any_word(rng: random.Random) -> str:
     """A real or a made-up word, lower case."""
-    return pick(rng, "noun") if rng.random() < 0.5 else made_up(rng)
+    roll = rng.random()
+    if roll < 0.1:
+        return pick(rng, "noun")
+    if roll < 0.35:
+        return rng.choice(known_words())
+    return rng.choice(english()) if roll < 0.7 else made_up(rng)
 
 
 def phrase(rng: random.Random) -> str:
@@ -84,16 +119,28 @@ def code(rng: random.Random) -> str:
 
 def _time(rng: random.Random) -> str:
     hour, minute = rng.randint(0, 23), rng.choice((0, 0, 5, 10, 15, 20, 30, 40, 45, 50, 55))
-    forms = (f"{hour:02}:{minute:02}", f"{hour}:{minute:02}", f"{hour % 12 + 1} pm",
-             f"{hour % 12 + 1} am", f"{hour % 12 + 1}:{minute:02} pm", "noon", "midnight")
+    forms = (
+        f"{hour:02}:{minute:02}",
+        f"{hour}:{minute:02}",
+        f"{hour % 12 + 1} pm",
+        f"{hour % 12 + 1} am",
+        f"{hour % 12 + 1}:{minute:02} pm",
+        "noon",
+        "midnight",
+    )
     return rng.choices(forms, (6, 3, 3, 3, 2, 0.5, 0.3))[0]
 
 
 def _date(rng: random.Random) -> str:
     month, day = rng.randint(1, 12), rng.randint(1, 28)
     name = word_lists()["month"][month - 1]
-    forms = (f"{rng.randint(2023, 2031)}-{month:02}-{day:02}", f"{name} {day}", f"{day} {name}",
-             f"{day}.{month}.", pick(rng, "day"))
+    forms = (
+        f"{rng.randint(2023, 2031)}-{month:02}-{day:02}",
+        f"{name} {day}",
+        f"{day} {name}",
+        f"{day}.{month}.",
+        pick(rng, "day"),
+    )
     return rng.choices(forms, (5, 3, 2, 1, 4))[0]
 
 
@@ -113,7 +160,9 @@ def _city(rng: random.Random) -> str:
 def _path(rng: random.Random) -> str:
     name = any_word(rng)
     if rng.random() < 0.4:
-        name += rng.choice("_-") + (any_word(rng) if rng.random() < 0.6 else str(rng.randint(1, 99)))
+        name += rng.choice("_-") + (
+            any_word(rng) if rng.random() < 0.6 else str(rng.randint(1, 99))
+        )
     folder = rng.choice(("", "", "", any_word(rng) + "/", "/home/" + any_word(rng) + "/", "/tmp/"))
     return f"{folder}{name}.{pick(rng, 'ending')}"
 
@@ -124,7 +173,9 @@ def _folder(rng: random.Random) -> str:
 
 
 def _email(rng: random.Random) -> str:
-    user = rng.choice((any_word(rng), f"{any_word(rng)}.{any_word(rng)}", f"{any_word(rng)}{rng.randint(1, 99)}"))
+    user = rng.choice(
+        (any_word(rng), f"{any_word(rng)}.{any_word(rng)}", f"{any_word(rng)}{rng.randint(1, 99)}")
+    )
     return f"{user}@{any_word(rng)}.{pick(rng, 'tld')}"
 
 
@@ -142,9 +193,13 @@ def _url(rng: random.Random) -> str:
 def _task(rng: random.Random) -> str:
     if rng.random() < 0.5:
         return pick(rng, "deed")
-    forms = (f"{pick(rng, 'verb')} the {any_word(rng)}", f"{pick(rng, 'verb')} {phrase(rng)}",
-             f"the {any_word(rng)} is {pick(rng, 'adjective')}", phrase(rng),
-             f"{pick(rng, 'verb')} {rng.randint(2, 30)} {any_word(rng)}s for {_person(rng)}")
+    forms = (
+        f"{pick(rng, 'verb')} the {any_word(rng)}",
+        f"{pick(rng, 'verb')} {phrase(rng)}",
+        f"the {any_word(rng)} is {pick(rng, 'adjective')}",
+        phrase(rng),
+        f"{pick(rng, 'verb')} {rng.randint(2, 30)} {any_word(rng)}s for {_person(rng)}",
+    )
     return rng.choice(forms)
 
 
@@ -169,15 +224,42 @@ _TEXTS: dict[str, Callable[[random.Random], str]] = {
     "email": _email,
     "url": _url,
     "host": _host,
-    "address": lambda rng: rng.choice((f"{pick(rng, 'street')} {rng.randint(1, 199)}", _city(rng), phrase(rng),
-                                       f"{rng.randint(1, 199)} {made_up(rng).capitalize()} Street", "the airport")),
-    "team": lambda rng: f"{_city(rng)} {any_word(rng).capitalize()}s" if rng.random() < 0.6 else _city(rng),
-    "company": lambda rng: f"{any_word(rng).capitalize()} {rng.choice(('Ltd', 'Inc', 'GmbH', 'and Sons', 'Group'))}",
-    "version": lambda rng: f"{rng.choice(('', 'v'))}{rng.randint(0, 9)}.{rng.randint(0, 30)}.{rng.randint(0, 9)}",
-    "device": lambda rng: rng.choice((any_word(rng), "phone", "laptop", "watch", "tablet", f"{any_word(rng)} {rng.randint(1, 9)}")),
+    "address": lambda rng: rng.choice(
+        (
+            f"{pick(rng, 'street')} {rng.randint(1, 199)}",
+            _city(rng),
+            phrase(rng),
+            f"{rng.randint(1, 199)} {made_up(rng).capitalize()} Street",
+            "the airport",
+        )
+    ),
+    "team": lambda rng: (
+        f"{_city(rng)} {any_word(rng).capitalize()}s" if rng.random() < 0.6 else _city(rng)
+    ),
+    "company": lambda rng: (
+        f"{any_word(rng).capitalize()} {rng.choice(('Ltd', 'Inc', 'GmbH', 'and Sons', 'Group'))}"
+    ),
+    "version": lambda rng: (
+        f"{rng.choice(('', 'v'))}{rng.randint(0, 9)}.{rng.randint(0, 30)}.{rng.randint(0, 9)}"
+    ),
+    "device": lambda rng: rng.choice(
+        (
+            any_word(rng),
+            "phone",
+            "laptop",
+            "watch",
+            "tablet",
+            f"{any_word(rng)} {rng.randint(1, 9)}",
+        )
+    ),
     "ticker": lambda rng: pick(rng, "ticker") if rng.random() < 0.5 else made_up(rng)[:4].upper(),
 }
 TEXT_POOLS = tuple(_TEXTS)
+
+
+def any_pool(rng: random.Random) -> str:
+    """The name of a pool of texts."""
+    return rng.choice((*TEXT_POOLS, "room", "product", "language", "adjective", "unit", "noun"))
 
 
 def text_value(rng: random.Random, pool: str) -> Value:
@@ -191,7 +273,11 @@ def text_value(rng: random.Random, pool: str) -> Value:
 
 def whole_number(rng: random.Random, low: int, high: int) -> Value:
     """An integer, small ones sometimes written as a word."""
-    number = rng.randint(low, high) if rng.random() < 0.6 else min(high, low + rng.choice((1, 2, 3, 5, 10, 20, 30)))
+    number = (
+        rng.randint(low, high)
+        if rng.random() < 0.6
+        else min(high, low + rng.choice((1, 2, 3, 5, 10, 20, 30)))
+    )
     if rng.random() < 0.15:
         if 0 < number <= 20:
             return Value(_NUMBER_WORDS[number], number)
@@ -205,7 +291,9 @@ def decimal(rng: random.Random, low: int, high: int) -> Value:
     if rng.random() < 0.6:
         return whole_number(rng, low, high)
     number = round(rng.uniform(low, high), rng.choice((1, 1, 2)))
-    return Value(str(int(number)), int(number)) if number.is_integer() else Value(str(number), number)
+    return (
+        Value(str(int(number)), int(number)) if number.is_integer() else Value(str(number), number)
+    )
 
 
 def joined(items: list[str]) -> str:

@@ -1,0 +1,124 @@
+"""The training data: what is kept for measuring never occurs in it, and it is what it says."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from training import chat
+from training.cases import all_cases, families, questions
+from training.chat import Talk
+from training.conversation import draw_conversation, frames, reserved_names, training_families
+from training.facts import DATA, load_facts
+from training.grammar import draw, normal, pattern
+from training.persona import Persona, draw_persona
+from training.render import compact_calls, render
+from training.results import report
+from training.tools import load_families
+
+
+def test_each_answer_holds_its_fact() -> None:
+    for fact in load_facts():
+        assert fact.answered_by(fact.answer), fact.name
+        assert len(fact.held_out) == 2, fact.name
+
+
+def test_no_held_out_question_can_be_drawn() -> None:
+    patterns = [pattern(line) for fact in load_facts() for line in fact.train]
+    rng = random.Random(0)
+    for fact in load_facts():
+        validation = [draw(rng, line) for line in questions(fact, "validation")]
+        for text in (*fact.held_out, *validation):
+            assert not any(known.fullmatch(normal(text)) for known in patterns), text
+
+
+def test_no_held_out_tool_occurs_in_the_families() -> None:
+    known = {name for family in training_families() for name in family.names}
+    known |= {family.name for family in training_families()}
+    for path in DATA.glob("tools_*.txt"):
+        for family in load_families(path):
+            assert family.name not in known
+            assert not known & set(family.names)
+
+
+def test_no_held_out_utterance_occurs_in_the_families() -> None:
+    utterances = {line for family in training_families() for line in family.utterances}
+    for family in (*families("held_out"), *families("validation")):
+        assert not utterances & set(family.utterances), family.name
+
+
+def test_no_drawn_tool_has_a_held_out_name() -> None:
+    rng = random.Random(3)
+    kept = reserved_names()
+    for _ in range(400):
+        for tool in draw_conversation(rng).tools:
+            assert isinstance(tool, dict)
+            function = tool["function"]
+            assert isinstance(function, dict)
+            assert function["name"] not in kept
+
+
+def test_arguments_of_a_request_stand_in_its_text() -> None:
+    rng = random.Random(5)
+    for family in training_families():
+        request = family.skill(rng).ask(rng)
+        for value in request.call.arguments.values():
+            if isinstance(value, str):
+                assert value.replace("_", " ") in request.text.replace("_", " ")
+
+
+def test_frames_leave_no_blank_word() -> None:
+    rng = random.Random(6)
+    for family in frames():
+        for _ in range(20):
+            skill = family.skill(rng)
+            words = json.dumps(skill.definition(rng)) + skill.ask(rng).text
+            drawn = words.replace("_", " ").split()
+            assert not {"xa", "xb", "xc", "xn", "xv", "xw"} & set(drawn), (family.name, words)
+
+
+def test_the_same_seed_draws_the_same_conversation() -> None:
+    first, second = (render(draw_conversation(random.Random(11))) for _ in range(2))
+    assert first == second
+
+
+def test_compact_calls_hold_the_same_arguments() -> None:
+    text = '<tool_call>\n{"name": "a", "arguments": {"b": [1, "c: d, e"]}}\n</tool_call>'
+    short = '<tool_call>\n{"name":"a","arguments":{"b":[1,"c: d, e"]}}\n</tool_call>'
+    assert compact_calls(text) == short
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('{"status": "ok"}', "Done."),
+        ('{"error": "not found"}', "That did not work: not found."),
+        ('{"wind_speed": 3, "dry": true}', "The result is: wind speed 3 and dry yes."),
+        ('{"status": "ok", "id": 7}', "Done: id 7."),
+        ("plain words", "The result is: plain words."),
+        ('["a", "b", "c"]', "The result is: a, b and c."),
+    ],
+)
+def test_the_sentence_about_a_result(content: str, sentence: str) -> None:
+    assert report(content) == sentence
+
+
+def test_a_persona_changes_how_facts_are_told() -> None:
+    talk = Talk(Persona(system="x", upper=True, ending="mango"))
+    answer = chat.fact(random.Random(1), talk).answer
+    assert answer == answer.upper()
+    assert answer.endswith(" MANGO")
+    assert "Quillon" in Persona(name="Quillon", language="German").greeting()
+
+
+def test_beside_tools_a_persona_leaves_words_alone() -> None:
+    rng = random.Random(2)
+    personas = [draw_persona(rng, tools=True) for _ in range(200)]
+    assert not any(persona.upper or persona.ending for persona in personas)
+
+
+def test_cases_are_the_same_each_time() -> None:
+    first, second = all_cases("held_out"), all_cases("held_out")
+    assert [case.messages for case in first] == [case.messages for case in second]

@@ -1,0 +1,46 @@
+"""The exported model computes what PyTorch computes; skipped where PyTorch is not installed.
+
+Tolerances: F32 weights, 0.02 in any logit, for llama.cpp keeps keys and values in half
+precision; Q8_0, 0.15 on average, for it rounds activations to eight bits too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from training.tokenizer import load
+
+torch = pytest.importorskip("torch")
+llama_cpp = pytest.importorskip("llama_cpp")
+
+
+def _logits(path: Path, ids: list[int]) -> npt.NDArray[np.float32]:
+    model = llama_cpp.Llama(
+        str(path), n_ctx=512, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False
+    )
+    model.eval(ids)
+    return np.array(model.scores[: len(ids)])
+
+
+@pytest.mark.parametrize(("quantized", "worst", "mean"), [(False, 0.02, 0.005), (True, 2.0, 0.15)])
+def test_logits_agree(tmp_path: Path, quantized: bool, worst: float, mean: float) -> None:
+    from training.export import export
+    from training.model import Config, DemoModel
+
+    torch.manual_seed(0)
+    model = DemoModel(Config(layers=2))
+    for parameter in model.parameters():
+        # Larger than at the start of training, so that logits spread as a trained model's do.
+        parameter.data *= 2.0 if parameter.ndim == 2 else 1.0
+    path = tmp_path / "model.gguf"
+    export(model, path, quantized=quantized)
+    ids = load().encode("<|im_start|>user\nHow do I start the server?<|im_end|>\n").ids
+    with torch.no_grad():
+        expected = model(torch.tensor([ids]), torch.arange(len(ids))[None])[0].numpy()
+    difference = np.abs(_logits(path, ids) - expected)
+    assert difference.max() < worst
+    assert difference.mean() < mean

@@ -1,0 +1,76 @@
+"""The tokenizer: a word has the same tokens everywhere, and llama.cpp agrees on every id."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from llm_server.demo import demo_model_path
+from training.batches import answer_mask, batches
+from training.conversation import draw_conversation
+from training.render import render_sample
+from training.tokenizer import VOCAB_SIZE, load, train
+
+TEXTS = (
+    "", " ", "\n\n  x", "don't DON'T I'll", "kitchen \"kitchen\" _kitchen", "a1b22 -3.50 1,000",
+    "Grüße, Größe! ¿Qué? 你好 🙂 \u200b", "\ttabs\r\nand   blanks  ", '{"a":{"b":[1,2]}}',
+    "<tool_call>\n{}\n</tool_call><|im_end|>", "x" * 300, "<|im_start|>user\nHi<|im_end|>",
+)  # fmt: skip
+
+
+def test_its_size_and_that_it_loses_nothing() -> None:
+    tokenizer = load()
+    assert tokenizer.get_vocab_size() == VOCAB_SIZE
+    for text in TEXTS:
+        ids = tokenizer.encode(text).ids
+        assert tokenizer.decode(ids, skip_special_tokens=False).replace("\ufffd", "") == text
+
+
+def test_a_word_has_the_same_last_tokens_after_any_mark() -> None:
+    tokenizer = load()
+    for word in ("kitchen", "Lorvex", "humidity"):
+        alone = tokenizer.encode(word).tokens
+        for mark in ('"', "_", "/", "("):
+            assert tokenizer.encode(mark + word).tokens[1:] == alone
+        after_blank = "".join(tokenizer.encode(" " + word).tokens)
+        assert after_blank == "Ġ" + "".join(alone)
+
+
+def test_training_is_the_same_for_the_same_texts() -> None:
+    rng = random.Random(0)
+    texts = [render_sample(rng, draw_conversation(rng)) for _ in range(200)]
+    assert train(texts).to_str() == train(texts).to_str()
+
+
+def test_only_what_the_assistant_writes_is_learnt() -> None:
+    text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+    encoded = load().encode(text)
+    learnt = [
+        token
+        for token, known in zip(encoded.tokens, answer_mask(encoded.ids), strict=True)
+        if known
+    ]
+    assert learnt[-1] == "<|im_end|>"
+    assert "".join(learnt[:-1]) == "Hello"
+
+
+def test_rows_are_packed_from_whole_conversations() -> None:
+    batch = next(batches(seed=1, rows=2, length=2048))
+    assert batch.tokens.shape == batch.positions.shape == batch.weights.shape == (2, 2048)
+    assert (batch.positions[:, 0] == 0).all()
+    starts = batch.positions[:, 1:] == 0
+    assert (batch.weights[:, :-1][starts] == 0).all()
+
+
+def test_llama_cpp_gives_the_same_ids() -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    model = llama_cpp.Llama(str(demo_model_path()), vocab_only=True, verbose=False)
+    rng = random.Random(9)
+    samples = [render_sample(rng, draw_conversation(rng)) for _ in range(60)]
+    for text in (*TEXTS, *samples):
+        known = model.tokenize(text.encode(), add_bos=False, special=True)
+        assert known == load().encode(text).ids, text
+    ends = llama_cpp.llama_vocab_is_eog(model._model.vocab, load().token_to_id("<|im_end|>"))
+    assert ends
+    assert model.detokenize(load().encode("<tool_call>").ids, special=False) == b"<tool_call>"
