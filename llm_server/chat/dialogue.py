@@ -133,14 +133,15 @@ class Dialogue:
                 raise
             return self.template.render(messages, _completed(tools), generate, kwargs)
 
-    def boundaries(self, request: ChatRequest) -> list[int]:
+    def boundaries(self, request: ChatRequest, n_turns: int = N_TURNS) -> list[int]:
         """Where the prompt of `request` has stable ends, in characters from its start, ascending:
-        behind system messages and tools, and behind each of the last user turns."""
+        behind system messages and tools, and behind each of the last `n_turns` user turns."""
         text = _joined(self.render(request))
-        found = set()
         users = [i for i, m in enumerate(request.messages) if m.role == "user"]
-        shortened = [[*request.messages[: users[0]], Message("user", "\0")]] if users else []
-        shortened += [request.messages[: i + 1] for i in users[-N_TURNS:]]
+        first = users[0] if users else len(request.messages)
+        shortened = [[*request.messages[:first], Message("user", "\0")]]
+        shortened += [request.messages[: i + 1] for i in users[max(0, len(users) - n_turns) :]]
+        found = set()
         for messages in shortened:
             part = msgspec.structs.replace(request, messages=messages)
             try:

@@ -13,7 +13,7 @@ import msgspec
 
 from llm_server.cache.disk import WORTH_READING
 from llm_server.cache.tree import common_prefix
-from llm_server.chat.dialogue import Dialogue
+from llm_server.chat.dialogue import N_TURNS, Dialogue
 from llm_server.chat.segments import Segment
 from llm_server.engine.sequence import Prompt
 from llm_server.errors import ContextLengthExceeded, InvalidRequest
@@ -111,9 +111,13 @@ class Preparer:
     def _boundaries(
         self, request: ChatRequest, segments: Sequence[Segment], tokens: list[int]
     ) -> list[int]:
-        """The prompt's stable ends as token positions; the first one ends the head."""
+        """The prompt's stable ends as token positions; the first one ends the head.
+
+        Ranges of cells can be cut anywhere, so there only the head is of interest.
+        """
         found = set()
-        for n_chars in self._dialogue.boundaries(request):
+        n_turns = N_TURNS if self._context.whole_state else 0
+        for n_chars in self._dialogue.boundaries(request, n_turns):
             before = self._tokens_of(_cut(segments, n_chars))
             # A token may reach over the boundary: only those that are the same count.
             found.add(common_prefix(before, 0, tokens, 0))

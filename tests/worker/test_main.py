@@ -22,6 +22,7 @@ from llm_server.worker.frames import (
     write_frame,
 )
 from llm_server.worker.messages import (
+    CacheConfig,
     Cancel,
     ChatRequest,
     Command,
@@ -63,6 +64,13 @@ class Process:
         while (frame := read_frame(self.popen.stdout)) is not None:
             yield from decode_events(frame)
 
+    def close(self) -> None:
+        """Reap it and close the pipes."""
+        self.popen.wait()
+        assert self.popen.stdin is not None and self.popen.stdout is not None
+        self.popen.stdin.close()
+        self.popen.stdout.close()
+
     def load(self, path: Path, config: LoadConfig = CONFIG) -> Loaded | LoadFailed:
         self.send(Load(str(path), config))
         return next(e for e in self.events() if isinstance(e, Loaded | LoadFailed))
@@ -83,10 +91,7 @@ def worker() -> Iterator[Process]:
     process = Process()
     yield process
     process.popen.kill()
-    process.popen.wait()
-    assert process.popen.stdin is not None and process.popen.stdout is not None
-    process.popen.stdin.close()
-    process.popen.stdout.close()
+    process.close()
 
 
 @pytest.fixture
@@ -284,3 +289,26 @@ def test_a_schema_is_kept_whatever_the_weights(loaded: Process) -> None:
     text, end = loaded.end_of(1)
     assert isinstance(end, Finished) and end.reason == "stop"
     jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.parametrize("kind", ["attention", "recurrent", "hybrid"])
+def test_a_warmed_system_prompt_serves_the_first_question_after_a_restart(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    path: Path = request.getfixturevalue(f"{kind}_gguf")
+    system = Message("system", "you may make a name for each word " * 10)
+    load = Load(str(path), CONFIG, cache=CacheConfig(str(tmp_path), 1 << 30))
+    for id, question in enumerate([[], [Message("user", "what is oil")]]):
+        worker = Process()
+        worker.send(load)
+        next(e for e in worker.events() if isinstance(e, Loaded))
+        warm = ChatRequest(
+            [system, *question], persist=not question, sampling=Sampling(max_tokens=0)
+        )
+        worker.send(Submit(id, warm))
+        _, end = worker.end_of(id)
+        assert isinstance(end, Finished)
+        worker.popen.kill()
+        worker.close()
+    head = end.usage.prompt_tokens - 30
+    assert end.usage.disk_tokens == end.usage.cached_tokens >= head
