@@ -80,7 +80,7 @@ class Block(nn.Module):
         return x + gated
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.config.head_size)).transpose(1, 2)
+        return x.view(*x.shape[:-1], -1, self.config.head_size).transpose(1, 2)
 
 
 class DemoModel(nn.Module):

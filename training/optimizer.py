@@ -24,7 +24,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    result: Tensor = x.mT if tall else x
+    return result
 
 
 class Optimizer:
@@ -57,8 +58,9 @@ class Optimizer:
             momentum.lerp_(gradient, 1 - _MOMENTUM)
             update = orthogonalize(gradient.lerp(momentum, _MOMENTUM)).float()
             scale = 0.2 * max(shape) ** 0.5
-            torch._foreach_mul_(group, 1 - rate * self._decay)
-            torch._foreach_add_(group, list(update.unbind()), alpha=-rate * scale)
+            tensors: list[Tensor] = [parameter.data for parameter in group]
+            torch._foreach_mul_(tensors, 1 - rate * self._decay)
+            torch._foreach_add_(tensors, list(update.unbind()), alpha=-rate * scale)
             for parameter in group:
                 parameter.grad = None
         for settings in self._adam.param_groups:

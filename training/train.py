@@ -99,7 +99,7 @@ def train(args: argparse.Namespace, model: DemoModel, source: BatchSource) -> No
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             hidden = model.hidden(tokens, positions, attend, masks(positions))
             loss = loss_of(hidden, model.token_embd.weight, tokens, scale)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step(rate_at(progress, args.rate))
         step, seen = step + 1, seen + tokens.numel()
         if step % args.report == 0:
