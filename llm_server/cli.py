@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from llm_server import cache_commands
+
 app = typer.Typer(
     name="llm-server",
     help="A local, OpenAI-compatible server for GGUF models.",
@@ -12,9 +14,7 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _commands() -> None:
-    """Makes typer keep `serve` a command while it is the only one."""
+app.add_typer(cache_commands.app, name="cache")
 
 
 @app.command(

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from llm_server.worker.messages import CacheConfig
+
+CacheWrite = Literal["all", "auto", "off"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+MAX_CACHE_BYTES = 10 * 10**9
+CACHE_SHARE = 10
+"""The prompt cache may take a tenth of the free disk, unless told otherwise."""
 
 
 class Settings(BaseSettings):
@@ -73,6 +82,18 @@ class Settings(BaseSettings):
         le=3600,
         description="time running answers get when the server is stopped",
     )
+    cache_dir: Path | None = Field(
+        default=None,
+        description="folder for prompts on disk, default cache/ beside the models folder",
+    )
+    cache_size: ByteSize | None = Field(
+        default=None,
+        description="disk space for prompts such as 500MB, 0 for none, default a tenth of what is "
+        "free and at most 10GB",
+    )
+    cache_write: CacheWrite = Field(
+        default="auto", description="what is written of them: auto (what is worth it), all or off"
+    )
     log_level: LogLevel = Field(default="info", description="debug, info, warning or error")
 
 
@@ -80,6 +101,30 @@ def default_models_dir() -> Path:
     """`models/` of the working directory if there is one, else in the per-user data folder."""
     here = Path("models")
     return here.absolute() if here.is_dir() else user_data_dir() / "models"
+
+
+def cache_dir(settings: Settings) -> Path:
+    """The folder of the prompt cache."""
+    return (settings.cache_dir or settings.models_dir.absolute().parent / "cache").absolute()
+
+
+def cache_config(settings: Settings) -> CacheConfig | None:
+    """The prompt cache that workers are to use; None if there is to be none on disk."""
+    folder = cache_dir(settings)
+    size = settings.cache_size
+    if size is None:
+        size = ByteSize(min(MAX_CACHE_BYTES, _free_bytes(folder) // CACHE_SHARE))
+    return CacheConfig(str(folder), int(size), settings.cache_write) if size else None
+
+
+def _free_bytes(folder: Path) -> int:
+    """Free space where `folder` is or will be."""
+    for path in (folder, *folder.parents):
+        try:
+            return shutil.disk_usage(path).free
+        except OSError:
+            continue
+    return 0
 
 
 def user_data_dir() -> Path:
@@ -103,10 +148,13 @@ def settings_from_args(args: Sequence[str], prog: str) -> Settings:
         parser.exit(2, f"{prog}: {_explained(error, flags)}\n")
 
 
-def settings_from_environment() -> Settings:
-    """Settings from the environment alone. A wrong one is a line on stderr and exit status 2."""
+def settings_from_environment(given: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from the environment, and `given` ones that win over it.
+
+    A wrong one is a line on stderr and exit status 2.
+    """
     try:
-        return Settings()
+        return Settings(**(given or {}))
     except ValidationError as error:
         print(f"llm-server: {_explained(error, {})}", file=sys.stderr)
         sys.exit(2)

@@ -9,6 +9,7 @@ import asyncio
 import math
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -23,10 +24,13 @@ they never send into a connection that is just being closed."""
 
 
 def run(
-    settings: Settings, listener: socket.socket, worker_argv: Sequence[str] | None = None
+    settings: Settings,
+    listener: socket.socket,
+    worker_argv: Sequence[str] | None = None,
+    stand_in: Path | None = None,
 ) -> int:
     """Serve on `listener` until told to stop. 0, or 1 when it was told twice."""
-    app = create_app(settings, worker_argv=worker_argv)
+    app = create_app(settings, worker_argv=worker_argv, stand_in=stand_in)
     config = uvicorn.Config(
         app,
         log_config=None,

@@ -12,10 +12,12 @@ import logging
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_server import __version__
 from llm_server.config import Settings, settings_from_args, settings_from_environment
+from llm_server.demo import demo_model_path
 from llm_server.errors import ModelNotFound
 from llm_server.models.registry import Registry
 
@@ -34,7 +36,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m llm_server.se
     """Serve until told to stop. The exit status: 0, 1 cannot start or told twice, 2 bad usage."""
     settings = settings_from_args(sys.argv[1:] if args is None else args, prog)
     try:
-        return serve(settings)
+        return serve(settings, stand_in=demo_model_path())
     except CannotStart as error:
         print(f"llm-server: {error}", file=sys.stderr)
         return 1
@@ -42,27 +44,33 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m llm_server.se
         return 130
 
 
-def serve(settings: Settings, *, worker_argv: Sequence[str] | None = None) -> int:
+def serve(
+    settings: Settings,
+    *,
+    worker_argv: Sequence[str] | None = None,
+    stand_in: Path | None = None,
+) -> int:
     """Serve with `settings`. The exit status. Raises CannotStart before anything is loaded.
 
-    `worker_argv` is the command of worker processes, when it is not our own.
+    `worker_argv` is the command of worker processes, when it is not our own; `stand_in` the model
+    that serves while the folder holds none.
     """
-    registry = check_models(settings)
+    registry = check_models(settings, stand_in)
     listener = listen(settings.host, settings.port)
     with listener:
         configure_logging(settings)
         from llm_server.running import run
 
         print(banner(settings, registry, listener), file=sys.stderr, flush=True)
-        return run(settings, listener, worker_argv)
+        return run(settings, listener, worker_argv, stand_in)
 
 
-def check_models(settings: Settings) -> Registry:
+def check_models(settings: Settings, stand_in: Path | None) -> Registry:
     """The models folder, scanned. Raises CannotStart when the wanted model is not in it."""
     folder = settings.models_dir
     if "models_dir" in settings.model_fields_set and not folder.is_dir():
         raise CannotStart(f"--models-dir: there is no folder {folder}")
-    registry = Registry(folder)
+    registry = Registry(folder, stand_in)
     registry.scan()
     if settings.model_name is not None:
         try:
@@ -109,6 +117,11 @@ def banner(settings: Settings, registry: Registry, listener: socket.socket) -> s
             f"into {settings.models_dir}\n(create the folder if need be); it is served at once, "
             "without a restart. Stop with Ctrl-C."
         )
+    if registry.is_stand_in(registry.models()[0]):
+        return (
+            f"{first}\nNo model in {settings.models_dir} yet: the small demo model of the package "
+            "serves, until you put a .gguf file into that folder."
+        )
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{first}\nModels in {settings.models_dir}: {', '.join(names[:5])}{more}"
 
@@ -129,13 +142,13 @@ def _build_app() -> ASGIApp:
     """The app for `uvicorn llm_server.server:app`, from the environment."""
     settings = settings_from_environment()
     try:
-        check_models(settings)
+        check_models(settings, demo_model_path())
     except CannotStart as error:
         sys.exit(f"llm-server: {error}")
     configure_logging(settings)
     from llm_server.api.app import create_app
 
-    return create_app(settings)
+    return create_app(settings, stand_in=demo_model_path())
 
 
 def __getattr__(name: str) -> object:

@@ -76,11 +76,19 @@ def events(text: str) -> list[Any]:
 
 @contextlib.contextmanager
 def live_server(
-    models: Path, *, wait: bool = True, patience: Patience | None = None, **settings: Any
+    models: Path,
+    *,
+    wait: bool = True,
+    patience: Patience | None = None,
+    stand_in: Path | None = None,
+    **settings: Any,
 ) -> Iterator[Live]:
     """Serve `models`; with `wait` the first model is loaded when the block is entered."""
     app = create_app(
-        Settings(models_dir=models, **settings), worker_argv=FAKE_WORKER, patience=patience
+        Settings(models_dir=models, **settings),
+        worker_argv=FAKE_WORKER,
+        patience=patience,
+        stand_in=stand_in,
     )
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=10)

@@ -93,6 +93,7 @@ def load(command: Load) -> None:
     n_ctx = command.config.n_ctx or 4096
     parallel = command.config.parallel or 4
     note("loads.log", f"{path.name} n_ctx={n_ctx} pid={os.getpid()}")
+    note("commands.log", msgspec.json.encode(command).decode())
     send(Loaded(n_ctx=n_ctx, n_ctx_train=8192, parallel=parallel, n_vocab=1000, description="fake"))
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_server.config import settings_from_args, user_data_dir
+from llm_server.config import MAX_CACHE_BYTES, cache_config, settings_from_args, user_data_dir
+from llm_server.worker.messages import CacheConfig
 
 
 def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +40,35 @@ def test_the_users_data_folder_follows_the_custom(monkeypatch: pytest.MonkeyPatc
     assert user_data_dir() == Path("/data/llm-server")
     monkeypatch.setenv("XDG_DATA_HOME", "relative")
     assert user_data_dir() == Path.home() / ".local/share/llm-server"
+
+
+def test_the_cache_is_beside_the_models_and_takes_a_share_of_the_disk(tmp_path: Path) -> None:
+    settings = settings_from_args(["--models-dir", str(tmp_path / "models")], "x")
+    cache = cache_config(settings)
+    assert cache is not None
+    assert cache.folder == str(tmp_path / "cache")
+    assert 0 < cache.size_bytes <= MAX_CACHE_BYTES
+    assert cache.write == "auto"
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"), [("500MB", 500 * 10**6), ("2GiB", 2 << 30), ("1000", 1000)]
+)
+def test_cache_sizes_are_written_as_people_write_them(text: str, n_bytes: int) -> None:
+    settings = settings_from_args(["--cache-size", text, "--cache-dir", "/c"], "x")
+    assert cache_config(settings) == CacheConfig("/c", n_bytes, "auto")
+
+
+def test_a_cache_of_no_size_is_none() -> None:
+    assert cache_config(settings_from_args(["--cache-size", "0"], "x")) is None
+
+
+@pytest.mark.parametrize("flags", [["--cache-size", "much"], ["--cache-write", "sometimes"]])
+def test_a_wrong_cache_option_is_one_line(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        settings_from_args(flags, "x")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert flags[0] in error and error.count("\n") == 1

@@ -18,6 +18,9 @@ import httpx
 import psutil
 import pytest
 
+from llm_server.config import Settings
+from llm_server.models.registry import Registry
+from llm_server.server import banner, listen
 from tests.fake_live import add_models, chat_body, until
 
 FAKE_SERVER = [sys.executable, str(Path(__file__).with_name("serve_fake.py"))]
@@ -287,3 +290,15 @@ def test_no_worker_outlives_a_killed_server(tmp_path: Path) -> None:
         server.process.kill()
         server.wait()
         until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_the_banner_says_when_only_the_demo_model_serves(tmp_path: Path) -> None:
+    add_models(tmp_path, "package/demo.gguf")
+    settings = Settings(models_dir=tmp_path / "models")
+    registry = Registry(settings.models_dir, tmp_path / "package" / "demo.gguf")
+    registry.scan()
+    with listen("127.0.0.1", 0) as listener:
+        assert "demo model" in banner(settings, registry, listener)
+        add_models(settings.models_dir, "real.gguf")
+        registry.scan()
+        assert banner(settings, registry, listener).endswith(": real.gguf")

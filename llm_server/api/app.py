@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,12 +14,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from llm_server import __version__
-from llm_server.api import errors, native, openai
+from llm_server.api import errors, metrics, native, openai
 from llm_server.api.chat import Patience
 from llm_server.api.context import Context
 from llm_server.api.edge import Edge
 from llm_server.api.schema import hoist_definitions
-from llm_server.config import Settings
+from llm_server.config import Settings, cache_config
 from llm_server.errors import ServerError
 from llm_server.models.pool import Pool
 from llm_server.models.registry import Registry
@@ -49,17 +50,21 @@ def create_app(
     *,
     worker_argv: Sequence[str] | None = None,
     patience: Patience | None = None,
+    stand_in: Path | None = None,
 ) -> App:
     """The application for `settings`. Nothing is started before its lifespan begins.
 
-    `worker_argv` is the command of worker processes, when it is not our own.
+    `worker_argv` is the command of worker processes, when it is not our own; `stand_in` the model
+    that serves while the folder holds none.
     """
-    registry = Registry(settings.models_dir)
+    registry = Registry(settings.models_dir, stand_in)
     pool = Pool(
         registry,
         defaults=load_defaults(settings),
         queue_size=settings.queue_size,
         first_model=settings.model_name,
+        cache=cache_config(settings),
+        log_level=settings.log_level,
         start_worker=partial(Worker.start, argv=worker_argv or WORKER_ARGV),
     )
     app = App(
@@ -79,6 +84,7 @@ def create_app(
     app.state.context = Context(registry, pool, patience or Patience())
     app.include_router(native.router)
     app.include_router(openai.router)
+    app.include_router(metrics.router)
     return app
 
 

@@ -43,10 +43,15 @@ class UsageJson(msgspec.Struct):
 
 
 class TimingsJson(msgspec.Struct):
-    """Tokens and milliseconds by stage, in llama-server's spelling; `prompt_n` were computed."""
+    """Tokens and milliseconds by stage, in llama-server's spelling; `prompt_n` were computed.
+
+    `cache_n` were reused, `cache_disk_n` of them read from the disk and attached in `cache_ms`.
+    """
 
     queue_ms: float
+    cache_ms: float
     cache_n: int
+    cache_disk_n: int
     prompt_n: int
     prompt_ms: float
     prompt_per_second: float
@@ -248,7 +253,9 @@ def timings_json(usage: Usage, timings: Timings) -> TimingsJson:
     computed = usage.prompt_tokens - usage.cached_tokens
     return TimingsJson(
         queue_ms=round(timings.queue_ms, 3),
+        cache_ms=round(timings.cache_ms, 3),
         cache_n=usage.cached_tokens,
+        cache_disk_n=usage.disk_tokens,
         prompt_n=computed,
         prompt_ms=round(timings.prompt_ms, 3),
         prompt_per_second=_per_second(computed, timings.prompt_ms),

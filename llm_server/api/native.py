@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Literal
 
 import msgspec
 from fastapi import APIRouter
@@ -22,6 +23,7 @@ from llm_server.api.schema import body_of
 from llm_server.api.wire import ChatBody, SetModelBody
 from llm_server.errors import ModelLoading
 from llm_server.models.pool import Status
+from llm_server.worker.messages import Usage
 
 router = APIRouter()
 
@@ -66,11 +68,17 @@ class SetModelJson(msgspec.Struct):
 
 
 class RestoredJson(msgspec.Struct):
-    """What warming a prompt took."""
+    """What warming a prompt took: `bytes` are those of its state, `source` is where most came from.
+
+    `milliseconds` is `ms` under its older name.
+    """
 
     model: str
     prompt_tokens: int
     cached_tokens: int
+    source: Literal["cells", "disk", "computed"]
+    bytes: int
+    ms: float
     milliseconds: float
     status: str = "ok"
 
@@ -140,16 +148,33 @@ async def set_model(request: Request) -> Response:
 
 @router.post("/restore_cache", openapi_extra=body_of(ChatBody))
 async def restore_cache(request: Request) -> Response:
-    """Compute a prompt, so that the next request that begins like it starts at once."""
+    """Compute and store a prompt: the next request that begins like it starts at once."""
     call = restore_call(await read_json_object(request))
     started = time.monotonic()
 
     def render(fold: Fold, model: str) -> RestoredJson:
         usage = fold.finished.usage
-        milliseconds = round((time.monotonic() - started) * 1000, 3)
-        return RestoredJson(model, usage.prompt_tokens, usage.cached_tokens, milliseconds)
+        ms = round((time.monotonic() - started) * 1000, 3)
+        return RestoredJson(
+            model,
+            usage.prompt_tokens,
+            usage.cached_tokens,
+            _source(usage),
+            usage.state_bytes,
+            ms,
+            ms,
+        )
 
     return FoldedResponse(context_of(request).pool, call, render, ignored_header(call.ignored))
+
+
+def _source(usage: Usage) -> Literal["cells", "disk", "computed"]:
+    """Where most of a prompt came from."""
+    cells = usage.cached_tokens - usage.disk_tokens
+    computed = usage.prompt_tokens - usage.cached_tokens
+    if computed >= max(cells, usage.disk_tokens):
+        return "computed"
+    return "disk" if usage.disk_tokens > cells else "cells"
 
 
 def _health_message(now: Status) -> str:

@@ -17,19 +17,31 @@ from pydantic_core import ErrorDetails
 from llm_server.api.body import Json, printable
 from llm_server.api.wire import (
     HARMLESS,
+    MAX_SCHEMA_BYTES,
     MAX_STOP_BYTES,
     NO_EFFECT,
     REFUSED,
+    CacheOptions,
     ChatBody,
     LoadFields,
+    NamedToolChoice,
     SamplingFields,
     SetModelBody,
     Wire,
     WireMessage,
+    WireResponseFormat,
     WireTool,
 )
 from llm_server.errors import InvalidRequest, UnsupportedParameter
-from llm_server.worker.messages import ChatRequest, FunctionCall, JsonObject, Message, Sampling
+from llm_server.models.lease import Overrides
+from llm_server.worker.messages import (
+    ChatRequest,
+    FunctionCall,
+    JsonObject,
+    Message,
+    ResponseFormat,
+    Sampling,
+)
 
 W = TypeVar("W", bound=Wire)
 
@@ -40,7 +52,7 @@ class ChatCall:
 
     request: ChatRequest
     model: str | None = None
-    overrides: dict[str, int] = field(default_factory=dict)
+    overrides: Overrides = field(default_factory=dict)
     stream: bool = False
     include_usage: bool = False
     ignored: list[str] = field(default_factory=list)
@@ -51,7 +63,7 @@ class SetModelCall:
     """A checked `POST /setModel`."""
 
     model: str
-    overrides: dict[str, int]
+    overrides: Overrides
     ignored: list[str]
 
 
@@ -61,18 +73,22 @@ def chat_call(body: dict[str, Json]) -> ChatCall:
     configs = body.get("inference_configs")
     if isinstance(configs, dict):
         ignored += _check_names(configs, SamplingFields, "inference_configs.")
-    if body.get("tool_choice") == "required" or isinstance(body.get("tool_choice"), dict):
-        raise UnsupportedParameter("Forcing a tool call is not supported.", param="tool_choice")
+    options = body.get("prompt_cache_options")
+    if isinstance(options, dict):
+        ignored += _check_names(options, CacheOptions, "prompt_cache_options.")
     chat = _validated(ChatBody, body)
     if chat.stream_options is not None and not chat.stream:
         raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
-    return ChatCall(
+    call = ChatCall(
         request=ChatRequest(
             messages=_messages(chat.messages),
-            # "none" promises that no call comes out: a model that sees no tools makes none.
-            tools=[] if chat.tool_choice == "none" else _tools(chat.tools or []),
+            tools=_tools(chat.tools or []),
             sampling=_sampling(chat),
             template_kwargs=_template_kwargs(chat),
+            parallel_tool_calls=chat.parallel_tool_calls is not False,
+            response_format=_response_format(chat.response_format),
+            reasoning_budget=None if chat.reasoning_budget == -1 else chat.reasoning_budget,
+            **_tool_choice(chat),
         ),
         model=chat.model,
         overrides=_overrides(chat.load_model_configs),
@@ -80,13 +96,22 @@ def chat_call(body: dict[str, Json]) -> ChatCall:
         include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
         ignored=ignored,
     )
+    prewarm = chat.prompt_cache_options is not None and chat.prompt_cache_options.prewarm
+    return _warming(call) if prewarm or call.request.sampling.max_tokens == 0 else call
+
+
+def _warming(call: ChatCall) -> ChatCall:
+    """The same request, of which the prompt is computed and stored, and nothing generated."""
+    sampling = msgspec.structs.replace(call.request.sampling, max_tokens=0)
+    request = msgspec.structs.replace(call.request, sampling=sampling, persist=True)
+    return replace(call, request=request)
 
 
 def restore_call(body: dict[str, Json]) -> ChatCall:
     """The body of `POST /restore_cache`: a chat request of which only the prompt is computed."""
-    call = chat_call({k: v for k, v in body.items() if k not in ("stream", "stream_options")})
-    sampling = msgspec.structs.replace(call.request.sampling, max_tokens=0)
-    return replace(call, request=msgspec.structs.replace(call.request, sampling=sampling))
+    return _warming(
+        chat_call({k: v for k, v in body.items() if k not in ("stream", "stream_options")})
+    )
 
 
 def set_model_call(body: dict[str, Json]) -> SetModelCall:
@@ -221,6 +246,30 @@ def _tools(wire: list[WireTool]) -> list[JsonObject]:
     return [tool.model_dump(exclude_none=True) for tool in wire]
 
 
+def _tool_choice(chat: ChatBody) -> dict[str, Any]:
+    """The fields of `ChatRequest` that say whether, and which, tool is called."""
+    choice = chat.tool_choice
+    if isinstance(choice, NamedToolChoice):
+        return {"tool_choice": "required", "tool_name": choice.function.name}
+    return {"tool_choice": choice or "auto"}
+
+
+def _response_format(wire: WireResponseFormat | None) -> ResponseFormat:
+    if wire is None:
+        return ResponseFormat()
+    if wire.type != "json_schema":
+        return ResponseFormat(wire.type)
+    param = "response_format.json_schema"
+    if wire.json_schema is None:
+        message = f"Missing required parameter: '{param}'."
+        raise InvalidRequest(message, param=param, code="missing_required_parameter")
+    schema = wire.json_schema.schema_
+    if len(msgspec.json.encode(schema)) > MAX_SCHEMA_BYTES:
+        message = f"The schema is longer than {MAX_SCHEMA_BYTES} bytes."
+        raise InvalidRequest(message, param=param, code="invalid_json_schema")
+    return ResponseFormat("json_schema", schema, f"{param}.schema")
+
+
 def _sampling(chat: ChatBody) -> Sampling:
     """Top level over `inference_configs` over the defaults; an unset field is None in both."""
     chosen = _set_fields(chat.inference_configs) if chat.inference_configs else {}
@@ -264,5 +313,5 @@ def _template_kwargs(chat: ChatBody) -> dict[str, str | int | float | bool]:
     return kwargs
 
 
-def _overrides(fields: LoadFields | None) -> dict[str, int]:
+def _overrides(fields: LoadFields | None) -> Overrides:
     return fields.model_dump(exclude_none=True) if fields is not None else {}

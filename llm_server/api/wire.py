@@ -15,6 +15,7 @@ MAX_MESSAGES = 2048
 MAX_TOOLS = 128
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
+MAX_SCHEMA_BYTES = 256 * 1024
 MAX_INT32 = 2**31 - 1
 
 
@@ -95,6 +96,52 @@ class StreamOptions(Wire):
     include_usage: bool | None = None
 
 
+class NamedFunction(Wire):
+    """The function of a named tool choice."""
+
+    name: str = Field(min_length=1, max_length=256)
+
+
+class NamedToolChoice(Wire):
+    """`tool_choice` as an object: this tool must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class WireSchema(Wire):
+    """The schema of a `response_format`, and a name for it that has no effect."""
+
+    name: str | None = Field(None, max_length=256)
+    description: str | None = Field(None, max_length=65_536)
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class WireResponseFormat(Wire):
+    """What the text of the answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: WireSchema | None = None
+
+
+class CacheOptions(Wire):
+    """OpenAI's `prompt_cache_options`; only `prewarm` has an effect."""
+
+    prewarm: bool | None = None
+
+
+def _choice_kind(value: object) -> str:
+    return "(object)" if isinstance(value, dict) else "(text)"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["auto", "none", "required"] | None, Tag("(text)")]
+    | Annotated[NamedToolChoice, Tag("(object)")],
+    Discriminator(_choice_kind),
+]
+
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveProbability = Annotated[float, Field(gt=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -105,8 +152,8 @@ Breakers = Annotated[list[StopText], Field(max_length=MAX_STOPS)]
 class SamplingFields(Wire):
     """How to pick tokens: OpenAI's names and llama.cpp's. Null is the default."""
 
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_INT32)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_INT32)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
     top_p: PositiveProbability | None = None
@@ -159,6 +206,7 @@ class LoadFields(Wire):
     n_threads: Annotated[int, Field(ge=0, le=1024)] | None = None
     n_gpu_layers: Annotated[int, Field(ge=-1, le=10_000)] | None = None
     parallel: Annotated[int, Field(ge=0, le=256)] | None = None
+    kv_type: Literal["f16", "q8_0", "q4_0"] | None = None
 
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -182,7 +230,11 @@ class ChatBody(SamplingFields):
     messages: Annotated[list[WireMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
     tools: Annotated[list[WireTool], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: ToolChoice = None
+    parallel_tool_calls: bool | None = None
+    response_format: WireResponseFormat | None = None
+    reasoning_budget: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
+    prompt_cache_options: CacheOptions | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     inference_configs: SamplingFields | None = None
@@ -209,8 +261,6 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "parallel_tool_calls": (True,),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "echo": (False,),
 }
@@ -219,7 +269,7 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
 REFUSED = frozenset(
     "audio chat_format chat_parser chat_template function_call functions grammar guided_choice "
     "guided_grammar guided_json guided_regex image_url json_schema lora min_tokens n_discard "
-    "n_keep prediction prompt prompt_cache_options prompt_embeds suffix thinking_budget_tokens "
+    "n_keep prediction prompt prompt_embeds suffix thinking_budget_tokens "
     "tfs_z top_n_sigma web_search_options".split()
 )
 """Known fields that would change the answer and are not honoured: refused unless null."""

@@ -1,15 +1,18 @@
 """The format of a chunk file: a name that places it in the tree, and bytes that prove themselves.
 
 llama.cpp believes any state it is given (one flipped bit is a wrong answer, or a dead process), so
-a file says what it is for and carries a SHA-256 of everything in it. Pure: bytes in, bytes out.
+a file says what it is for and carries a 128-bit checksum of everything in it: XXH3, which finds
+damage as surely as SHA-256 and ten times as fast (whoever may forge a file could forge either).
+Pure: bytes in, bytes out.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import struct
 from dataclasses import dataclass, replace
+
+import xxhash
 
 from llm_server.cache.keys import TOKEN_BYTES, Kind, chunk_key
 
@@ -17,7 +20,7 @@ MAGIC = b"LLMKV\r\n\x1a"
 VERSION = 1
 _COVERED = struct.Struct("<8sIIIIQ32s32s")
 """magic, version, kind, start, n_tokens, payload bytes, fingerprint, parent key."""
-_DIGEST_BYTES = 32
+_DIGEST_BYTES = 16
 HEADER_BYTES = _COVERED.size + _DIGEST_BYTES
 """The fixed part; the packed tokens follow, then the payload."""
 
@@ -115,7 +118,7 @@ def encode(header: Header, payload: bytes | memoryview) -> bytes:
         header.fingerprint,
         header.parent,
     )
-    digest = hashlib.sha256(covered + header.packed)
+    digest = xxhash.xxh3_128(covered + header.packed)
     digest.update(payload)
     return covered + digest.digest() + header.packed
 
@@ -152,7 +155,7 @@ def decode(data: bytes | memoryview) -> tuple[Header, memoryview]:
     if len(data) != header.n_bytes:
         raise BadChunk(f"it has {len(data)} bytes instead of {header.n_bytes}")
     view = memoryview(data)
-    digest = hashlib.sha256(view[: _COVERED.size])
+    digest = xxhash.xxh3_128(view[: _COVERED.size])
     digest.update(view[HEADER_BYTES:])
     if digest.digest() != view[_COVERED.size : HEADER_BYTES]:
         raise BadChunk("its checksum is wrong")

@@ -14,7 +14,7 @@ from llm_server.models.registry import ModelFile
 from llm_server.worker.client import Worker
 from llm_server.worker.messages import LoadConfig
 
-Overrides: TypeAlias = Mapping[str, int]
+Overrides: TypeAlias = Mapping[str, int | str]
 """Fields of LoadConfig that a request sets; those it leaves out stay as they are."""
 
 
@@ -51,7 +51,7 @@ class Current:
             return False
         return all(self._in_force(name, value) for name, value in ticket.overrides.items())
 
-    def _in_force(self, name: str, value: int) -> bool:
+    def _in_force(self, name: str, value: int | str) -> bool:
         if value == getattr(self.target.config, name):
             return True
         # 0 asks for what was fitted, and the fitted value itself may be asked for.

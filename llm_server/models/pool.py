@@ -33,7 +33,8 @@ from llm_server.models.lease import Current, Lease, Overrides, Target, Ticket
 from llm_server.models.policy import backoff_s, fits_beside
 from llm_server.models.registry import ModelFile, Registry
 from llm_server.worker.client import Worker
-from llm_server.worker.messages import Load, LoadConfig
+from llm_server.worker.messages import CacheConfig, Load, LoadConfig
+from llm_server.worker.totals import Totals
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,11 @@ class StartWorker(Protocol):
     """`Worker.start`, as far as the pool needs it."""
 
     def __call__(
-        self, load: Load, *, on_progress: Callable[[float], None] | None = None
+        self,
+        load: Load,
+        *,
+        on_progress: Callable[[float], None] | None = None,
+        totals: Totals | None = None,
     ) -> Awaitable[Worker]: ...
 
 
@@ -90,13 +95,19 @@ class Pool:
         defaults: LoadConfig,
         queue_size: int,
         first_model: str | None = None,
+        cache: CacheConfig | None = None,
+        log_level: str = "info",
         start_worker: StartWorker = Worker.start,
         available_memory: Callable[[], int] = lambda: int(psutil.virtual_memory().available),
     ) -> None:
+        self.totals = Totals()
+        """What all workers have done."""
         self._registry = registry
         self._defaults = defaults
         self._queue_size = queue_size
         self._first_model = first_model
+        self._cache = cache
+        self._log_level = log_level
         self._start_worker = start_worker
         self._available_memory = available_memory
         self._current: Current | None = None
@@ -296,8 +307,14 @@ class Pool:
         started = time.monotonic()
         try:
             worker = await self._start_worker(
-                Load(model_path=str(target.model.path), config=target.config),
+                Load(
+                    model_path=str(target.model.path),
+                    config=target.config,
+                    cache=self._cache,
+                    log_level=self._log_level,
+                ),
                 on_progress=self._note_progress,
+                totals=self.totals,
             )
         except RemoteError:
             raise  # The worker refused the model in good order: trying again costs little.
@@ -335,7 +352,7 @@ class Pool:
     async def _resolve(self, name: str | None) -> ModelFile:
         current = self._current
         if name is None:
-            if current is not None:
+            if current is not None and not self._registry.is_stand_in(current.target.model):
                 return current.target.model
             if self._loading is not None:
                 return self._loading

@@ -37,16 +37,25 @@ class ModelFile:
 
 
 class Registry:
-    """The models of one folder as of the last scan. A missing folder is an empty one."""
+    """The models of one folder as of the last scan. A missing folder is an empty one.
 
-    def __init__(self, folder: Path) -> None:
+    While it is empty, the file `stand_in` is its one model, if that exists; it is not listed any
+    more as soon as there is another.
+    """
+
+    def __init__(self, folder: Path, stand_in: Path | None = None) -> None:
         self.folder = folder
+        self._stand_in = stand_in
         self._models: dict[str, ModelFile] = {}
         self._names: dict[str, ModelFile] = {}
 
     def scan(self) -> None:
         """Look at the folder anew. Blocks for the disk; safe in a thread."""
         models = {model.name: model for model in sorted(_models(self.folder), key=_by_name)}
+        if not models and self._stand_in is not None and self._stand_in.is_file():
+            info = self._stand_in.stat()
+            name = self._stand_in.name
+            models[name] = ModelFile(name, self._stand_in, info.st_size, int(info.st_mtime))
         names: dict[str, ModelFile] = {}
         ambiguous: set[str] = set()
         for model in models.values():
@@ -60,6 +69,10 @@ class Registry:
     def models(self) -> list[ModelFile]:
         """All models by name, as of the last scan."""
         return list(self._models.values())
+
+    def is_stand_in(self, model: ModelFile) -> bool:
+        """Whether that model is not of the folder, but serves for want of one."""
+        return model.path == self._stand_in
 
     def means(self, name: str, model: ModelFile) -> bool:
         """Whether `name` is one of the names of `model`, as of the last scan."""

@@ -31,6 +31,7 @@ from llm_server.errors import (
 )
 from llm_server.worker import frames
 from llm_server.worker.messages import (
+    CacheStats,
     Cancel,
     ChatRequest,
     Command,
@@ -45,6 +46,7 @@ from llm_server.worker.messages import (
     Submit,
 )
 from llm_server.worker.stream import EventStream
+from llm_server.worker.totals import Totals
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +78,11 @@ def worker_environment(environment: dict[str, str]) -> dict[str, str]:
 class Worker:
     """A running worker process with its model loaded. Made by `start`, single event loop only."""
 
-    def __init__(self, on_progress: Callable[[float], None] | None) -> None:
+    def __init__(self, on_progress: Callable[[float], None] | None, totals: Totals) -> None:
         loop = asyncio.get_running_loop()
         self._on_progress = on_progress
+        self._totals = totals
+        self._cache_stats = CacheStats()
         self._splitter = frames.FrameSplitter()
         self._streams: dict[int, EventStream] = {}
         self._last_id = 0
@@ -98,14 +102,17 @@ class Worker:
         *,
         argv: Sequence[str] = WORKER_ARGV,
         on_progress: Callable[[float], None] | None = None,
+        totals: Totals | None = None,
     ) -> Worker:
         """Spawn a process and load a model in it; `on_progress` gets fractions from 0 to 1.
+
+        What it does is added to `totals`.
 
         Raises RemoteError with the worker's own words when it refuses the model, and
         ModelLoadFailed or InsufficientMemory when the process dies of it. Nothing is left behind
         then, nor when the call is cancelled.
         """
-        worker = cls(on_progress)
+        worker = cls(on_progress, totals or Totals())
         loop = asyncio.get_running_loop()
         # A session of its own: Ctrl-C in a terminal must reach the server only, which drains.
         await loop.subprocess_exec(
@@ -158,7 +165,8 @@ class Worker:
         self._fail_all(ShuttingDown("The server is shutting down.").info)
         if self._usable:
             self._usable = False
-            self._send(Stop(deadline_s=deadline_s))
+            # Half of the time is for keeping cached prompts, the other half for leaving.
+            self._send(Stop(deadline_s=deadline_s / 2))
         try:
             await asyncio.wait_for(self.wait(), deadline_s)
         except TimeoutError:
@@ -229,6 +237,10 @@ class Worker:
     # ---- the details ---------------------------------------------------------------------------
 
     def _route(self, event: Event, touched: set[EventStream]) -> None:
+        if isinstance(event, CacheStats):
+            self._totals.add_cache(self._cache_stats, event)
+            self._cache_stats = event
+            return
         if isinstance(event, LoadProgress | Loaded | LoadFailed):
             self._route_load(event)
             return
@@ -242,6 +254,7 @@ class Worker:
             self._fail(stream, QueueFull("The client reads its answer too slowly.").info)
         elif isinstance(event, Finished | Failed):
             del self._streams[event.id]
+            self._totals.add(event)
 
     def _route_load(self, event: LoadProgress | Loaded | LoadFailed) -> None:
         if self._loading.done():
@@ -263,17 +276,29 @@ class Worker:
                 os.kill(self.pid, signal.SIGKILL)
 
     def _cancel(self, stream: EventStream) -> None:
-        if self._streams.pop(stream.id, None) is not None and self._usable:
+        if self._withdraw(stream):
+            self._totals.requests["cancelled"] += 1
+
+    def _withdraw(self, stream: EventStream) -> bool:
+        """Take a request back from the worker; False if it has ended."""
+        if self._streams.pop(stream.id, None) is None:
+            return False
+        if self._usable:
             self._send(Cancel(id=stream.id))
+        return True
 
     def _fail(self, stream: EventStream, error: ErrorInfo) -> None:
-        self._cancel(stream)
-        stream.add(Failed(id=stream.id, error=error))
+        if self._withdraw(stream):
+            failed = Failed(id=stream.id, error=error)
+            self._totals.add(failed)
+            stream.add(failed)
 
     def _fail_all(self, error: ErrorInfo) -> None:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
-            stream.add(Failed(id=stream.id, error=error))
+            failed = Failed(id=stream.id, error=error)
+            self._totals.add(failed)
+            stream.add(failed)
             stream.wake()
 
     def _send(self, command: Command) -> None:

@@ -22,6 +22,7 @@ from llm_server.worker import sandbox
 from llm_server.worker.frames import decode_command, encode_events, read_frame, write_frame
 from llm_server.worker.load import Ready, load
 from llm_server.worker.messages import (
+    CacheStats,
     Cancel,
     Command,
     Event,
@@ -68,6 +69,7 @@ class Worker:
         self._to_persist: set[int] = set()
         self._unsaved: list[Finished] = []
         self._stop: Stop | None = None
+        self._reported = CacheStats()
 
     def receive(self, source: BinaryIO) -> None:
         """The reading thread: commands until end of file, which means that the server is gone."""
@@ -107,6 +109,7 @@ class Worker:
             self._write(events)
             if self._engine.idle:
                 self._engine.check()
+                self._report_cache()
         self._write(list(self._engine.fail_all(ShuttingDown("The server is shutting down."))))
         self._engine.close(self._stop.deadline_s)
 
@@ -167,6 +170,15 @@ class Worker:
             return [result]
         self._engine.submit(result)
         return []
+
+    def _report_cache(self) -> None:
+        if self._disk is None:
+            return
+        now = self._disk.store.stats()
+        stats = CacheStats(**{name: getattr(now, name) for name in CacheStats.__struct_fields__})
+        if stats != self._reported:
+            self._reported = stats
+            self._write([stats])
 
     def _write(self, events: list[Event]) -> None:
         if events:

@@ -199,6 +199,20 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True):
     error: ErrorInfo
 
 
+class CacheStats(msgspec.Struct, frozen=True, tag=True):
+    """What the disk cache of this worker has done since its start; sent when it has changed."""
+
+    hits: int = 0
+    misses: int = 0
+    read_bytes: int = 0
+    written: int = 0
+    written_bytes: int = 0
+    dropped: int = 0
+    evicted: int = 0
+    corrupt: int = 0
+    errors: int = 0
+
+
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """A request's prompt is being computed: `n_done` of `n_prompt` tokens, `n_cached` reused."""
 
@@ -273,4 +287,4 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 Delta: TypeAlias = Content | Reasoning | ToolCall
 RequestEvent: TypeAlias = Progress | Delta | Finished | Failed
-Event: TypeAlias = LoadProgress | Loaded | LoadFailed | RequestEvent
+Event: TypeAlias = LoadProgress | Loaded | LoadFailed | CacheStats | RequestEvent

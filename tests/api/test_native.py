@@ -50,6 +50,18 @@ def test_health_and_chat_without_any_model_and_a_model_that_comes_later(tmp_path
         assert live.chat("hi").status_code == 200
 
 
+def test_a_stand_in_serves_until_a_model_comes(tmp_path: Path) -> None:
+    add_models(tmp_path, "package/demo.gguf")
+    folder = tmp_path / "models"
+    with live_server(folder, stand_in=tmp_path / "package" / "demo.gguf") as live:
+        assert live.client.get("/models").json()["models"] == ["demo.gguf"]
+        assert live.chat("hi").json()["model"] == "demo.gguf"
+        add_models(folder, "a.gguf")
+        assert live.client.get("/models").json()["models"] == ["a.gguf"]
+        assert live.chat("hi").json()["model"] == "a.gguf"
+        assert live.chat("hi", model="demo.gguf").status_code == 404
+
+
 def test_models(live: Live) -> None:
     body = live.client.get("/models").json()
     assert body["models"] == ["a.gguf", "b.gguf", "sub/c.gguf"]
@@ -135,6 +147,13 @@ def test_restore_cache(live: Live) -> None:
     response = live.post("/restore_cache", chat_body("warm me", inference_configs={"top_k": 3}))
     assert response.status_code == 200
     body = response.json()
-    assert body.pop("milliseconds") > 0
-    assert body == {"status": "ok", "model": "a.gguf", "prompt_tokens": 1, "cached_tokens": 0}
+    assert body.pop("milliseconds") == body.pop("ms") > 0
+    assert body == {
+        "status": "ok",
+        "model": "a.gguf",
+        "prompt_tokens": 1,
+        "cached_tokens": 0,
+        "source": "computed",
+        "bytes": 0,
+    }
     assert live.post("/restore_cache", {}).status_code == 400

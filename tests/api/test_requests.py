@@ -9,7 +9,7 @@ import pytest
 from llm_server.api.requests import chat_call, restore_call, set_model_call
 from llm_server.api.wire import ChatBody, SamplingFields
 from llm_server.errors import ServerError
-from llm_server.worker.messages import FunctionCall, Message, Sampling
+from llm_server.worker.messages import FunctionCall, Message, ResponseFormat, Sampling
 
 HELLO = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -158,7 +158,7 @@ def test_stop_seed_and_logit_bias() -> None:
         ("repeat_last_n", [-1, 0], [-2, 2**31]),
         ("frequency_penalty", [-2, 2], [-2.1, 1e30]),
         ("presence_penalty", [-2, 2], [-2.1, 1e30]),
-        ("max_tokens", [1, 2**31 - 1], [0, -1, 2**31, 2**63]),
+        ("max_tokens", [0, 1, 2**31 - 1], [-1, 2**31, 2**63]),
         ("mirostat", [0, 2], [-1, 3]),
         ("mirostat_tau", [0.1, 100], [0, 101]),
         ("mirostat_eta", [0.1, 1], [0, 1.1]),
@@ -250,10 +250,94 @@ def test_tools_pass_through_in_one_order() -> None:
     assert tools[0]["function"]["parameters"] == {"default": None}
 
 
-def test_tool_choice_none_promises_that_no_call_comes_out() -> None:
-    assert chat_call({"messages": HELLO, "tools": [TOOL]}).request.tools == [TOOL]
-    call = chat_call({"messages": HELLO, "tools": [TOOL], "tool_choice": "none"})
-    assert call.request.tools == []
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (None, ("auto", None)),
+        ("auto", ("auto", None)),
+        ("none", ("none", None)),
+        ("required", ("required", None)),
+        ({"type": "function", "function": {"name": "f"}}, ("required", "f")),
+    ],
+)
+def test_tool_choice_reaches_the_worker(choice: Any, expected: tuple[str, str | None]) -> None:
+    request = chat_call({"messages": HELLO, "tools": [TOOL], "tool_choice": choice}).request
+    assert (request.tool_choice, request.tool_name) == expected
+    assert request.tools == [TOOL]
+
+
+def test_parallel_calls_and_the_reasoning_budget_reach_the_worker() -> None:
+    request = chat_call(
+        {"messages": HELLO, "parallel_tool_calls": False, "reasoning_budget": 5}
+    ).request
+    assert (request.parallel_tool_calls, request.reasoning_budget) == (False, 5)
+    default = chat_call({"messages": HELLO, "reasoning_budget": -1}).request
+    assert (default.parallel_tool_calls, default.reasoning_budget) == (True, None)
+
+
+def test_response_formats_reach_the_worker() -> None:
+    def format_of(value: Any) -> ResponseFormat:
+        return chat_call({"messages": HELLO, "response_format": value}).request.response_format
+
+    assert format_of({"type": "text"}) == ResponseFormat()
+    assert format_of({"type": "json_object"}) == ResponseFormat("json_object")
+    schema = {"type": "object", "properties": {}}
+    wire = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    param = "response_format.json_schema.schema"
+    assert format_of(wire) == ResponseFormat("json_schema", schema, param)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"tool_choice": "maybe"}, ("invalid_value", "tool_choice")),
+        (
+            {"tool_choice": {"type": "function"}},
+            ("missing_required_parameter", "tool_choice.function"),
+        ),
+        ({"response_format": {"type": "xml"}}, ("invalid_value", "response_format.type")),
+        (
+            {"response_format": {"type": "json_schema"}},
+            ("missing_required_parameter", "response_format.json_schema"),
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": 5}}},
+            ("invalid_type", "response_format.json_schema.schema"),
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"schema": {"enum": ["x" * 300_000]}},
+                }
+            },
+            ("invalid_json_schema", "response_format.json_schema"),
+        ),
+    ],
+)
+def test_bad_choices_and_formats_are_refused(
+    fields: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    assert refusal(**fields) == expected
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": 0},
+        {"max_completion_tokens": 0},
+        {"prompt_cache_options": {"prewarm": True}, "max_tokens": 50},
+    ],
+)
+def test_a_chat_may_only_warm_its_prompt(fields: dict[str, Any]) -> None:
+    request = chat_call({"messages": HELLO, **fields}).request
+    assert request.persist and request.sampling.max_tokens == 0
+
+
+def test_other_cache_options_are_ignored_and_named() -> None:
+    call = chat_call({"messages": HELLO, "prompt_cache_options": {"ttl": 5, "prewarm": False}})
+    assert call.ignored == ["prompt_cache_options.ttl"]
+    assert not call.request.persist
 
 
 @pytest.mark.parametrize(
@@ -295,10 +379,6 @@ def test_template_variables_come_from_a_list() -> None:
         {"n": 2},
         {"logprobs": True},
         {"top_logprobs": 3},
-        {"response_format": {"type": "json_object"}},
-        {"parallel_tool_calls": False},
-        {"tool_choice": "required"},
-        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
         {"grammar": "root ::= x"},
         {"prompt_embeds": "x"},
         {"chat_template": "x"},

@@ -183,7 +183,7 @@ def test_the_budget_holds_and_heads_stay(tmp_path: Path) -> None:
 
 
 def test_what_is_used_stays(tmp_path: Path) -> None:
-    store = open_store(tmp_path, budget_bytes=3000)
+    store = open_store(tmp_path, budget_bytes=2700)
     prompts = [[i] * SIZE for i in range(10)]
     for tokens in prompts:
         keep(store, tokens)

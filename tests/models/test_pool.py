@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
@@ -25,7 +26,7 @@ from llm_server.errors import (
 from llm_server.models.pool import Pool
 from llm_server.models.registry import Registry
 from llm_server.worker.client import Worker
-from llm_server.worker.messages import LoadConfig
+from llm_server.worker.messages import CacheConfig, Load, LoadConfig
 from tests.fake_live import FAKE_WORKER, add_models
 from tests.fake_worker import UNLUCKY_N_CTX
 
@@ -183,8 +184,12 @@ def test_a_failed_load_fails_all_who_want_the_same_and_nobody_else(tmp_path: Pat
     add_models(tmp_path, "a.gguf", "broken.gguf")
 
     async def test(pool: Pool) -> None:
+        async def briefly(name: str) -> None:
+            # Names are looked up in threads, so that any of the three may come first.
+            (await pool.acquire(name)).release()
+
         names = ["broken", "a", "broken.gguf"]
-        results = await asyncio.gather(*map(pool.acquire, names), return_exceptions=True)
+        results = await asyncio.gather(*map(briefly, names), return_exceptions=True)
         assert isinstance(results[0], RemoteError) and isinstance(results[2], RemoteError)
         assert not isinstance(results[1], BaseException)
 
@@ -339,3 +344,15 @@ def test_closing_in_the_middle_of_a_load_leaves_nothing(tmp_path: Path) -> None:
         assert not psutil.Process().children()
 
     with_pool(tmp_path, test)
+
+
+def test_workers_are_told_the_cache_and_the_log_level(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    cache = CacheConfig(str(tmp_path / "cache"), 1000, "all")
+
+    async def test(pool: Pool) -> None:
+        (await pool.acquire(None)).release()
+
+    with_pool(tmp_path, test, cache=cache, log_level="debug")
+    load = msgspec.json.decode((tmp_path / "commands.log").read_bytes(), type=Load)
+    assert (load.cache, load.log_level) == (cache, "debug")

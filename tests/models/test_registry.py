@@ -116,3 +116,25 @@ def test_a_scan_notices_changes(tmp_path: Path) -> None:
     assert [model.name for model in registry.models()] == ["b.gguf"]
     with pytest.raises(ModelNotFound):
         registry.find("a.gguf")
+
+
+def test_an_empty_folder_has_a_stand_in_that_steps_aside(tmp_path: Path) -> None:
+    stand_in = tmp_path / "package" / "demo.gguf"
+    add_models(tmp_path, "package/demo.gguf")
+    folder = tmp_path / "models"
+    registry = Registry(folder, stand_in)
+    registry.scan()
+    (model,) = registry.models()
+    assert (model.name, model.path) == ("demo.gguf", stand_in)
+    assert registry.is_stand_in(model) and registry.find("demo") == model
+    add_models(folder, "real.gguf")
+    registry.scan()
+    assert [m.name for m in registry.models()] == ["real.gguf"]
+    with pytest.raises(ModelNotFound):
+        registry.find("demo.gguf")
+
+
+def test_without_a_stand_in_file_an_empty_folder_is_empty(tmp_path: Path) -> None:
+    registry = Registry(tmp_path, tmp_path / "nothing.gguf")
+    registry.scan()
+    assert registry.models() == []

@@ -12,18 +12,27 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from llm_server.llama.context import Context
+from llm_server.llama.model import Model
+from llm_server.worker.messages import LoadConfig
 from training.tokenizer import load
 
 torch = pytest.importorskip("torch")
-llama_cpp = pytest.importorskip("llama_cpp")
 
 
 def _logits(path: Path, ids: list[int]) -> npt.NDArray[np.float32]:
-    model = llama_cpp.Llama(
-        str(path), n_ctx=512, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False
-    )
-    model.eval(ids)
-    return np.array(model.scores[: len(ids)])
+    """llama.cpp's logits behind each of `ids`: [tokens, vocabulary]."""
+    model = Model(path)
+    context = Context(model, LoadConfig(n_threads=1), 512, 1)
+    rows = []
+    for position, token in enumerate(ids):
+        context.batch.clear()
+        row = context.batch.add(0, position, [token], logits=True)
+        context.decode()
+        rows.append(context.logits(row).copy())
+    context.close()
+    model.close()
+    return np.array(rows)
 
 
 @pytest.mark.parametrize(("quantized", "worst", "mean"), [(False, 0.02, 0.005), (True, 2.0, 0.15)])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 
-import pytest
-
 from llm_server.demo import demo_model_path
+from llm_server.llama.model import Model
 from training.batches import answer_mask, batches
 from training.conversation import draw_conversation
 from training.render import render_sample
@@ -64,13 +63,13 @@ def test_rows_are_packed_from_whole_conversations() -> None:
 
 
 def test_llama_cpp_gives_the_same_ids() -> None:
-    llama_cpp = pytest.importorskip("llama_cpp")
-    model = llama_cpp.Llama(str(demo_model_path()), vocab_only=True, verbose=False)
+    model = Model(demo_model_path())
+    vocab = model.vocab
     rng = random.Random(9)
     samples = [render_sample(rng, draw_conversation(rng)) for _ in range(60)]
     for text in (*TEXTS, *samples):
-        known = model.tokenize(text.encode(), add_bos=False, special=True)
-        assert known == load().encode(text).ids, text
-    ends = llama_cpp.llama_vocab_is_eog(model._model.vocab, load().token_to_id("<|im_end|>"))
-    assert ends
-    assert model.detokenize(load().encode("<tool_call>").ids, special=False) == b"<tool_call>"
+        assert vocab.tokenize(text, parse_special=True) == load().encode(text).ids, text
+    assert load().token_to_id("<|im_end|>") in vocab.eog
+    (call,) = load().encode("<tool_call>").ids
+    assert vocab.piece(call, special=False) == b"<tool_call>"
+    model.close()

@@ -1,0 +1,51 @@
+"""What all workers have done since the server began: numbers that only grow, for `/metrics`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import msgspec
+
+from llm_server.worker.messages import CacheStats, Failed, Finished
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over all requests and all workers. Milliseconds and tokens, as `Finished` has them."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    """By how they ended: a finish reason, an error's code, or `cancelled`."""
+    prompt_tokens: int = 0
+    cells_tokens: int = 0
+    disk_tokens: int = 0
+    completion_tokens: int = 0
+    queue_ms: float = 0.0
+    cache_ms: float = 0.0
+    prompt_ms: float = 0.0
+    predicted_ms: float = 0.0
+    cache: CacheStats = field(default_factory=CacheStats)
+
+    def add(self, event: Finished | Failed) -> None:
+        """A request has ended."""
+        if isinstance(event, Failed):
+            self.requests[event.error.code or "error"] += 1
+            return
+        usage, timings = event.usage, event.timings
+        self.requests[event.reason] += 1
+        self.prompt_tokens += usage.prompt_tokens
+        self.cells_tokens += usage.cached_tokens - usage.disk_tokens
+        self.disk_tokens += usage.disk_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.queue_ms += timings.queue_ms
+        self.cache_ms += timings.cache_ms
+        self.prompt_ms += timings.prompt_ms
+        self.predicted_ms += timings.predicted_ms
+
+    def add_cache(self, before: CacheStats, now: CacheStats) -> None:
+        """A worker's cache counters have grown from `before` to `now`."""
+        grown = {
+            name: getattr(self.cache, name) + getattr(now, name) - getattr(before, name)
+            for name in CacheStats.__struct_fields__
+        }
+        self.cache = msgspec.structs.replace(self.cache, **grown)

@@ -1,0 +1,66 @@
+"""`llm-server cache`: what a person sees of the folder, and does to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from llm_server.cache.keys import Chain, root_key
+from llm_server.cache.store import ChunkStore
+from llm_server.cli import app
+
+FINGERPRINT = bytes(range(32))
+
+
+def run(folder: Path, *args: str, answer: str = "") -> Result:
+    return CliRunner().invoke(app, ["cache", *args, "--cache-dir", str(folder)], input=answer)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A cache with a full chunk and a shorter head behind it."""
+    store = ChunkStore(tmp_path, FINGERPRINT, 1 << 20)
+    chain = Chain.of(root_key(FINGERPRINT), list(range(300)))
+    assert store.put(chain, 0, 256, bytes(5000))
+    assert store.put(chain, 256, 300, bytes(100), head=True)
+    assert store.close(10)
+    return tmp_path
+
+
+def test_ls_names_every_chunk(folder: Path) -> None:
+    result = run(folder, "ls")
+    assert result.exit_code == 0
+    assert "0 to 256" in result.output and "256 to 300" in result.output
+    assert "range, head" in result.output
+
+
+def test_stats_adds_up(folder: Path) -> None:
+    result = run(folder, "stats")
+    assert result.exit_code == 0
+    (row,) = [line for line in result.output.splitlines() if FINGERPRINT.hex()[:8] in line]
+    assert " 2 " in row and " 300 " in row
+
+
+def test_verify_finds_the_damaged_one(folder: Path) -> None:
+    assert "2 chunks read, 0 damaged" in run(folder, "verify").output
+    victim = max(folder.rglob("*.kv"), key=lambda file: file.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[-1] ^= 1
+    victim.write_bytes(data)
+    result = run(folder, "verify")
+    assert result.exit_code == 1
+    assert "1 damaged" in result.output and "checksum" in result.output
+
+
+def test_clear_asks_first(folder: Path) -> None:
+    assert run(folder, "clear", answer="n\n").exit_code == 1
+    assert len(list(folder.rglob("*.kv"))) == 2
+    assert "2 chunks deleted" in run(folder, "clear", "--yes").output
+    assert list(folder.rglob("*.kv")) == []
+
+
+def test_an_empty_or_missing_folder_is_fine(tmp_path: Path) -> None:
+    for command in ("ls", "stats", "verify"):
+        assert run(tmp_path / "nothing", command).exit_code == 0
