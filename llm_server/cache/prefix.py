@@ -212,7 +212,9 @@ class PrefixCache:
         self._memory.clear()
 
     def size(self, lease: Lease) -> int:
-        """Bytes that what the lease holds takes on disk."""
+        """Bytes that what the lease holds takes on disk; 0 if nothing is written."""
+        if self._disk is None or self._disk.policy == "off":
+            return 0
         return self._memory.size(lease.sequence)
 
     # ---- keeping on disk -----------------------------------------------------------------------

@@ -112,6 +112,7 @@ class Worker:
                 self._report_cache()
         self._write(list(self._engine.fail_all(ShuttingDown("The server is shutting down."))))
         self._engine.close(self._stop.deadline_s)
+        self._report_cache()
 
     def _arrivals(self) -> Iterator[Arrival]:
         """Everything that has arrived; waits for something when there is nothing else to do."""

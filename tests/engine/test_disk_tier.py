@@ -138,6 +138,13 @@ def test_persist_stores_all_of_a_prompt(server: Server) -> None:
     assert server.ask(2, HEAD + prompt(5)).disk_tokens == len(HEAD)
 
 
+def test_nothing_is_said_to_be_stored_where_nothing_is_written(tmp_path: Path) -> None:
+    server = Server(tmp_path, policy="off")
+    assert server.ask(1, HEAD, max_tokens=0, persist=True).state_bytes == 0
+    server.restart()
+    assert server.store.stats().chunks == 0
+
+
 def test_what_is_used_once_is_not_written_and_what_is_hit_twice_is(ranges: Server) -> None:
     stem = prompt(7, 64)
     ranges.ask(1, stem + prompt(1))
