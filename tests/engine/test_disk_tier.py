@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_server.cache.disk import DiskTier, Policy, chunk_tokens
+from llm_server.cache.prefix import IDLE_CELLS
 from llm_server.cache.store import ChunkStore
 from llm_server.worker.messages import Failed, Finished, Usage
 from tests.engine.fake_context import Bench, FakeContext, reference
@@ -165,8 +166,21 @@ def test_what_the_cells_cannot_hold_is_on_disk_before_it_is_dropped(tmp_path: Pa
         server.store.flush(10)
     for id, tokens in enumerate(prompts, start=3):
         usage = server.ask(id, tokens)
-        assert usage.cached_tokens == 100 // SIZE * SIZE
+        assert usage.cached_tokens == 99
         server.store.flush(10)
+
+
+def test_older_prefixes_leave_the_cells_once_the_disk_has_them(tmp_path: Path) -> None:
+    """Idle cells slow every decoding step down; what leaves them is not computed again."""
+    server = Server(tmp_path, n_ctx=20_000)
+    prompts = [prompt(seed, 900) for seed in range(6)]
+    for id, tokens in enumerate(prompts):
+        server.ask(id, tokens)
+    assert server.context.n_used <= IDLE_CELLS + 2 * 910
+    newest = server.ask(6, prompts[5])
+    assert (newest.cached_tokens, newest.disk_tokens) == (899, 0)
+    oldest = server.ask(7, prompts[0])
+    assert (oldest.cached_tokens, oldest.disk_tokens) == (899, 899)
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("off", 0), ("all", 23 // SIZE + 1)])
