@@ -202,6 +202,8 @@ def main() -> None:
     parser.add_argument("--n-ctx", type=int, default=8192)
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args()
+    if min(args.rounds, args.intrusions) < 1:
+        parser.error("rounds and intrusions are at least 1")
     model = synthetic.build(args.size, n_threads=args.threads)
     options = ("--n-ctx", str(args.n_ctx), "--parallel", str(N_STREAMS))
     options += ("--threads", str(args.threads), "--log-level", "warning")

@@ -134,11 +134,24 @@ def seconds(url: str, body: dict[str, Any], seed: int) -> float:
     return elapsed
 
 
+def answer(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """One whole answer."""
+    response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=300)
+    value: dict[str, Any] = response.raise_for_status().json()
+    return value
+
+
 def tokens_per_second(url: str, body: dict[str, Any]) -> float:
     """Decode speed of one answer, by the server's own timings."""
-    response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=300)
-    timings = response.raise_for_status().json()["timings"]
-    return float(timings["predicted_per_second"])
+    return float(answer(url, body)["timings"]["predicted_per_second"])
+
+
+def without_tools(url: str) -> dict[str, Any]:
+    """Plain content behind a prompt as long as the one with tools: attention costs the same."""
+    longer = answer(url, {**PLAIN, "tools": [TOOL], "max_tokens": 1})["usage"]["prompt_tokens"]
+    plain = answer(url, {**PLAIN, "max_tokens": 1})["usage"]["prompt_tokens"]
+    system = {"role": "system", "content": " ".join(["word"] * (longer - plain - 5))}
+    return {**PLAIN, "messages": [system, *MESSAGES]}
 
 
 def times(url: str, body: dict[str, Any], rounds: int) -> list[float]:
@@ -158,12 +171,13 @@ def measure(ours: str, others: str | None, rounds: int) -> list[Row]:
             except (RuntimeError, httpx.HTTPError, ValueError) as error:
                 name += f" (llama-server: {str(error)[:80]})"
         rows.append(Row(f"{name}, s: ours, llama-server", mine, theirs, f"<= {TARGET_CALL}"))
-    with_tools, without = [], []
-    for _ in range(rounds):
-        with_tools.append(tokens_per_second(ours, {**PLAIN, "tools": [TOOL]}))
-        without.append(tokens_per_second(ours, PLAIN))
+    bodies = [{**PLAIN, "tools": [TOOL]}, without_tools(ours)]
+    speeds: list[list[float]] = [[], []]
+    for i in range(2 * rounds):
+        for side in (0, 1) if i % 2 else (1, 0):
+            speeds[side].append(tokens_per_second(ours, bodies[side]))
     name = "plain content, tok/s: ours with tools, without"
-    return [*rows, Row(name, with_tools, without, f">= {TARGET_PLAIN}")]
+    return [*rows, Row(name, speeds[0], speeds[1], f">= {TARGET_PLAIN}")]
 
 
 def main() -> None:

@@ -242,6 +242,7 @@ def _tools(wire: list[WireTool]) -> list[JsonObject]:
         if tool.function.name in seen:
             raise InvalidRequest("Two tools have the same name.", param=f"tools[{i}].function.name")
         seen.add(tool.function.name)
+        _check_schema(tool.function.parameters, f"tools[{i}].function.parameters")
     # Members in one order whoever wrote them, so that equal tools make equal prompts.
     return [tool.model_dump(exclude_none=True) for tool in wire]
 
@@ -264,10 +265,15 @@ def _response_format(wire: WireResponseFormat | None) -> ResponseFormat:
         message = f"Missing required parameter: '{param}'."
         raise InvalidRequest(message, param=param, code="missing_required_parameter")
     schema = wire.json_schema.schema_
+    _check_schema(schema, param)
+    return ResponseFormat("json_schema", schema, f"{param}.schema")
+
+
+def _check_schema(schema: JsonObject | None, param: str) -> None:
+    """Bound the work of whoever compiles it. Raises InvalidRequest."""
     if len(msgspec.json.encode(schema)) > MAX_SCHEMA_BYTES:
         message = f"The schema is longer than {MAX_SCHEMA_BYTES} bytes."
         raise InvalidRequest(message, param=param, code="invalid_json_schema")
-    return ResponseFormat("json_schema", schema, f"{param}.schema")
 
 
 def _sampling(chat: ChatBody) -> Sampling:

@@ -226,23 +226,26 @@ class PrefixCache:
     @property
     def unsaved(self) -> bool:
         """Whether `save_some` has something to do."""
-        return self._disk is not None and (self._disk.pending or self._endangered() is not None)
+        return self._disk is not None and (
+            self._disk.pending or self._endangered(busy=False) is not None
+        )
 
     def persist(self, tokens: Sequence[int], namespace: str) -> None:
         """Store these tokens as a head: first to be written, last to be evicted."""
         if self._disk:
             self._disk.want(tokens, namespace, head=True, tail=True)
 
-    def save_some(self) -> bool:
+    def save_some(self, *, busy: bool = False) -> bool:
         """Copy one chunk out of the memory, unless the disk is behind; whether it did.
 
-        A chunk whose cells are gone meanwhile is given up.
+        A chunk whose cells are gone meanwhile is given up. `busy`: somebody is waiting for the
+        next token, so that what can wait does.
         """
         if self._disk is None or self._disk.store.busy:
             return False
         if not self._disk.pending:
             self._drop_surplus()
-            endangered = self._endangered()
+            endangered = self._endangered(busy)
             if endangered is not None:
                 namespace = self._idle[endangered]
                 tokens = self._trees[namespace].tokens(endangered)
@@ -273,7 +276,7 @@ class PrefixCache:
                 self._disk.store.flush(left)
         self._disk.close(max(0.0, end - time.monotonic()))
 
-    def _endangered(self) -> int | None:
+    def _endangered(self, busy: bool) -> int | None:
         """The idle prefix to be dropped next that the disk does not have, if that may be soon.
 
         What was computed once is not to be computed again only because the cells ran short. A
@@ -282,9 +285,13 @@ class PrefixCache:
         if self._disk is None or self._disk.policy == "off" or self._memory.whole_state:
             return None
         oldest = next((s for s in self._idle if s not in self._saved), None)
-        if oldest is None or not (self.n_free < self._memory.n_ctx // 2 or self._has_surplus()):
+        if oldest is None:
             return None
-        return oldest
+        if busy:
+            soon = self.n_free < self._memory.n_ctx // 4
+        else:
+            soon = self.n_free < self._memory.n_ctx // 2 or self._has_surplus()
+        return oldest if soon else None
 
     def _has_surplus(self) -> bool:
         """Whether there are more idle prefixes than it is good for decoding to keep."""

@@ -127,7 +127,7 @@ class Engine:
         try:
             self._restore()
             rows = self._plan()
-            saved = self._cache.save_some()
+            saved = self._cache.save_some(busy=bool(rows))
             started = self._clock()
             if not rows or not self._decode(rows):
                 self._stalled = not saved

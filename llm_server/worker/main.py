@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 _PROGRESS_S = 0.2  # a load reports at most this often
 _DISK_WAIT_S = 0.02  # how long an engine with nothing but writes to do waits for the disk
 _FLUSH_S = 30.0
+_PREPARING = 2  # threads: a grammar that takes long to compile must not hold up everybody
 
 Arrival: TypeAlias = Command | Prompt | Failed | Finished | None
 
@@ -79,7 +80,7 @@ class Worker:
         os._exit(0)
 
     def prepare(self) -> None:
-        """The preparing thread: one prompt after the other, failures as `Failed`."""
+        """A preparing thread: one prompt after the other, failures as `Failed`."""
         while True:
             submit = self._submitted.get()
             try:
@@ -211,7 +212,8 @@ def main() -> None:
     threading.Thread(target=worker.receive, args=(source,), name="commands", daemon=True).start()
     threading.Thread(target=worker.flush, name="flush", daemon=True).start()
     threading.stack_size(STACK_BYTES)
-    threading.Thread(target=worker.prepare, name="prepare", daemon=True).start()
+    for _ in range(_PREPARING):
+        threading.Thread(target=worker.prepare, name="prepare", daemon=True).start()
     write_frame(out, encode_events([ready.loaded]))
     worker.run()
 

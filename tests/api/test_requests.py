@@ -321,6 +321,14 @@ def test_bad_choices_and_formats_are_refused(
     assert refusal(**fields) == expected
 
 
+def test_a_tools_schema_is_bounded() -> None:
+    function = {"name": "f", "parameters": {"enum": ["x" * 300_000]}}
+    assert refusal(tools=[{"type": "function", "function": function}]) == (
+        "invalid_json_schema",
+        "tools[0].function.parameters",
+    )
+
+
 @pytest.mark.parametrize(
     "fields",
     [
