@@ -6,7 +6,6 @@ vocabulary's spellings; it computes nothing with the model.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -15,6 +14,7 @@ import msgspec
 
 from llm_server.chat.constraint import Constraint
 from llm_server.chat.fallback import without_tools
+from llm_server.chat.grammar import Spelling
 from llm_server.chat.plan import Demand, Planner
 from llm_server.chat.segments import Segment
 from llm_server.chat.stream import AnswerParser, PlainText, Where
@@ -35,22 +35,10 @@ N_TURNS = 4
 """How many of the last user turns get a boundary."""
 
 
-class Vocabulary(Protocol):
+class Vocabulary(Spelling, Protocol):
     """What a dialogue needs of a vocabulary (`llama.vocab.Vocab`)."""
 
-    @property
-    def n_tokens(self) -> int: ...
-    @property
-    def bos(self) -> int: ...
-    @property
-    def eos(self) -> int: ...
-    @property
-    def eog(self) -> Collection[int]: ...
-    @property
-    def control(self) -> Collection[int]: ...
     def text(self, token: int) -> str: ...
-    def piece(self, token: int, *, special: bool) -> bytes: ...
-    def tokenize(self, text: str, *, parse_special: bool) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
