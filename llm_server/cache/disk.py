@@ -179,19 +179,18 @@ class DiskTier:
         if self.policy == "off" or not tokens:
             return
         chain = self._chain(tokens, namespace)
-        n = len(tokens)
-        stops = list(range(self._size, n + 1, self._size))
-        if self._kind is Kind.CHECKPOINT:
-            stops = [n]
-        elif tail and n % self._size:
-            stops.append(n)
-        for stop in stops:
-            start = chain.chunk_start(stop)
+        for start, stop in self._pieces(chain, tail=tail):
             name = (chain.key(self._kind, start, stop), stop)
             if name in self._queued or self.store.holds(chain, start, stop, self._kind):
                 continue
             self._queued.add(name)
             self._copies.append(Copy(tokens[:stop], namespace, chain, start, stop, head))
+
+    def has(self, tokens: Sequence[int], namespace: str) -> bool:
+        """Whether all of these tokens are stored, tail included."""
+        chain = self._chain(tokens, namespace)
+        pieces = self._pieces(chain, tail=True)
+        return all(self.store.holds(chain, start, stop, self._kind) for start, stop in pieces)
 
     def next_copy(self) -> Copy:
         """The chunk to copy out next."""
@@ -206,6 +205,16 @@ class DiskTier:
     def close(self, deadline_s: float) -> None:
         """Write what has been copied, for at most `deadline_s` seconds."""
         self.store.close(deadline_s)
+
+    def _pieces(self, chain: Chain, *, tail: bool) -> list[tuple[int, int]]:
+        """What a prompt is stored as: ranges of full chunks and maybe the rest, or one state."""
+        n = chain.n_tokens
+        stops = list(range(self._size, n + 1, self._size))
+        if self._kind is Kind.CHECKPOINT:
+            stops = [n]
+        elif tail and n % self._size:
+            stops.append(n)
+        return [(chain.chunk_start(stop), stop) for stop in stops]
 
     def _chain(self, tokens: Sequence[int], namespace: str) -> Chain:
         return Chain.of(root_key(self._fingerprint, namespace), tokens, self._size)

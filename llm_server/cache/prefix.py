@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from llm_server.cache.disk import DiskTier, Fetch, Piece
@@ -18,9 +19,11 @@ from llm_server.cache.tree import CellTree
 
 logger = logging.getLogger(__name__)
 
-IDLE_CELLS = 2048
-"""Cells of idle prefixes to keep beside the newest one, once the disk has them: every decoding step
-looks at the mask of each cell (3,000 cost 4 % of a step with Qwen2.5-0.5B's shape, 2 cores)."""
+RENT_ROWS = 128
+"""Rows that others may compute before an idle prefix leaves the cells for the disk. Every row looks
+at the mask of every cell: 2,000 idle ones slow one stream down by 5 % and eight by 12 % (Qwen2.5-
+0.5B's shape, 2 cores), about 0.3 us a cell and row, and reading a cell again costs 15 us. So after
+some fifty rows keeping has cost more than leaving would; the rest is for the write."""
 
 WORTH_WRITING = 2
 """Uses of a prefix by later requests that make it worth a write: an SD card is not a log file."""
@@ -63,6 +66,14 @@ class Lease:
         self.pieces: deque[Piece] = deque()
 
 
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """A prefix that nobody runs, last used when `since` rows had been computed."""
+
+    namespace: str
+    since: int
+
+
 class PrefixCache:
     """Shares KV cells between sequences with a common beginning, and counts them.
 
@@ -76,9 +87,11 @@ class PrefixCache:
         self._trees: dict[str, CellTree] = {}
         self._free_running = list(memory.running)[::-1]
         self._free_idle = list(memory.idle)[::-1]
-        self._idle: dict[int, str] = {}  # sequence -> namespace, least recently used first
+        self._idle: dict[int, Idle] = {}  # by sequence, least recently used first
         self._saved: set[int] = set()  # idle sequences that the disk was given
+        self._leaving: set[int] = set()  # those of them that go once it has them
         self._n_running = 0
+        self._n_rows = 0
 
     @property
     def n_free(self) -> int:
@@ -177,6 +190,7 @@ class PrefixCache:
 
     def extend(self, lease: Lease, tokens: Sequence[int]) -> None:
         """`tokens` were computed at the end of the lease's sequence."""
+        self._n_rows += len(tokens)
         self._trees[lease.namespace].extend(lease.sequence, tokens)
 
     def release(self, lease: Lease, *, keep: bool) -> None:
@@ -203,7 +217,7 @@ class PrefixCache:
         self._memory.share(lease.sequence, idle, 0, len(tokens))
         tree.open(idle)
         tree.attach(idle, lease.sequence, len(tokens), hit=False)
-        self._idle[idle] = lease.namespace
+        self._idle[idle] = Idle(lease.namespace, self._n_rows)
 
     def reset(self) -> None:
         """Forget every idle prefix; after a failed decode nothing in the memory is believed.
@@ -244,13 +258,12 @@ class PrefixCache:
         if self._disk is None or self._disk.store.busy:
             return False
         if not self._disk.pending:
-            self._drop_surplus()
+            self._drop_left()
             endangered = self._endangered(busy)
             if endangered is not None:
-                namespace = self._idle[endangered]
-                tokens = self._trees[namespace].tokens(endangered)
-                self._disk.want(tokens, namespace, head=False, tail=True)
+                self._disk.want(*self._what(endangered), head=False, tail=True)
                 self._saved.add(endangered)
+                self._leaving.add(endangered)
         if not self._disk.pending:
             return False
         copy = self._disk.next_copy()
@@ -268,16 +281,15 @@ class PrefixCache:
         if self._disk is None:
             return
         end = time.monotonic() + deadline_s
-        for sequence, namespace in reversed(self._idle.items()):
-            tokens = self._trees[namespace].tokens(sequence)
-            self._disk.want(tokens, namespace, head=False, tail=True)
+        for sequence in reversed(self._idle):
+            self._disk.want(*self._what(sequence), head=False, tail=True)
         while self._disk.pending and (left := end - time.monotonic()) > 0:
             if not self.save_some():
                 self._disk.store.flush(left)
         self._disk.close(max(0.0, end - time.monotonic()))
 
     def _endangered(self, busy: bool) -> int | None:
-        """The idle prefix to be dropped next that the disk does not have, if that may be soon.
+        """The idle prefix to be dropped next, if that may be soon and the disk does not have it.
 
         What was computed once is not to be computed again only because the cells ran short. A
         whole state is too large to be written for every answer; its heads are written anyway.
@@ -287,23 +299,27 @@ class PrefixCache:
         oldest = next((s for s in self._idle if s not in self._saved), None)
         if oldest is None:
             return None
-        if busy:
-            soon = self.n_free < self._memory.n_ctx // 4
-        else:
-            soon = self.n_free < self._memory.n_ctx // 2 or self._has_surplus()
-        return oldest if soon else None
+        enough = self._memory.n_ctx // (4 if busy else 2)
+        return oldest if self.n_free < enough or self._outstayed(oldest) else None
 
-    def _has_surplus(self) -> bool:
-        """Whether there are more idle prefixes than it is good for decoding to keep."""
-        if len(self._idle) < 2:
-            return False
-        used = self._memory.n_ctx - self.n_free
-        return used - self.n_leased > IDLE_CELLS
+    def _outstayed(self, idle: int) -> bool:
+        """Whether a prefix has been in the way of others for longer than it is worth."""
+        return self._n_rows - self._idle[idle].since > RENT_ROWS
 
-    def _drop_surplus(self) -> None:
-        """Give up the oldest idle prefixes that the disk has, while there are too many."""
-        while self._saved and next(iter(self._idle)) in self._saved and self._has_surplus():
-            self._drop_idle(next(iter(self._idle)))
+    def _drop_left(self) -> None:
+        """Give up the idle prefixes that are in the way, if the disk really has them."""
+        assert self._disk is not None
+        if not self._leaving or self._disk.store.writing:
+            return
+        for sequence in [s for s in self._leaving if self._outstayed(s)]:
+            self._leaving.remove(sequence)
+            if self._disk.has(*self._what(sequence)):
+                self._drop_idle(sequence)
+
+    def _what(self, idle: int) -> tuple[list[int], str]:
+        """The tokens and the namespace of an idle prefix."""
+        namespace = self._idle[idle].namespace
+        return self._trees[namespace].tokens(idle), namespace
 
     def _keep_if_wanted(self, tree: CellTree, sequence: int, namespace: str) -> None:
         n = tree.n_wanted(sequence, WORTH_WRITING)
@@ -338,17 +354,17 @@ class PrefixCache:
 
     def _touch(self, source: int) -> None:
         """An idle prefix was used: it is the youngest now, or superfluous."""
-        namespace = self._idle.get(source)
-        if namespace is None:
+        idle = self._idle.pop(source, None)
+        if idle is None:
             return
-        if not self._memory.whole_state and self._redundant(self._trees[namespace], source):
+        self._idle[source] = Idle(idle.namespace, self._n_rows)
+        if not self._memory.whole_state and self._redundant(self._trees[idle.namespace], source):
             self._drop_idle(source)
-        else:
-            self._idle[source] = self._idle.pop(source)
 
     def _drop_idle(self, sequence: int) -> None:
-        namespace = self._idle.pop(sequence)
+        namespace = self._idle.pop(sequence).namespace
         self._saved.discard(sequence)
+        self._leaving.discard(sequence)
         self._remove(self._trees[namespace], sequence)
         self._free_idle.append(sequence)
         self._forget_empty(namespace)

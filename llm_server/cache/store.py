@@ -297,6 +297,11 @@ class ChunkStore:
         """Whether the disk is behind: what is put now may be dropped."""
         return self._writer.busy
 
+    @property
+    def writing(self) -> bool:
+        """Whether something that was put is not on the disk yet."""
+        return self._writer.pending
+
     def flush(self, deadline_s: float) -> bool:
         """Wait for what was put, at most `deadline_s` seconds; whether all of it is done."""
         return self._writer.flush(deadline_s)

@@ -51,6 +51,11 @@ class Writer:
             return key in self._pending
 
     @property
+    def pending(self) -> bool:
+        """Whether there is something that was offered and is not done."""
+        return bool(self._pending)
+
+    @property
     def busy(self) -> bool:
         """Whether more than half of the room is taken: offer no more than must be."""
         with self._changed:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_server.cache.disk import DiskTier, Policy, chunk_tokens
-from llm_server.cache.prefix import IDLE_CELLS
+from llm_server.cache.prefix import RENT_ROWS
 from llm_server.cache.store import ChunkStore
 from llm_server.worker.messages import Failed, Finished, Usage
 from tests.engine.fake_context import Bench, FakeContext, reference
@@ -173,14 +173,26 @@ def test_what_the_cells_cannot_hold_is_on_disk_before_it_is_dropped(tmp_path: Pa
 def test_older_prefixes_leave_the_cells_once_the_disk_has_them(tmp_path: Path) -> None:
     """Idle cells slow every decoding step down; what leaves them is not computed again."""
     server = Server(tmp_path, n_ctx=20_000)
-    prompts = [prompt(seed, 900) for seed in range(6)]
+    prompts = [prompt(seed, RENT_ROWS + 100) for seed in range(6)]
+    n = len(prompts[0])
     for id, tokens in enumerate(prompts):
         server.ask(id, tokens)
-    assert server.context.n_used <= IDLE_CELLS + 2 * 910
+        server.store.flush(10)
+    assert server.context.n_used <= 3 * (n + 10)
     newest = server.ask(6, prompts[5])
-    assert (newest.cached_tokens, newest.disk_tokens) == (899, 0)
+    assert (newest.cached_tokens, newest.disk_tokens) == (n - 1, 0)
     oldest = server.ask(7, prompts[0])
-    assert (oldest.cached_tokens, oldest.disk_tokens) == (899, 899)
+    assert (oldest.cached_tokens, oldest.disk_tokens) == (n - 1, n - 1)
+
+
+def test_prefixes_stay_in_the_cells_when_the_disk_cannot_take_them(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    server = Server(tmp_path / "file", n_ctx=20_000)
+    prompts = [prompt(seed, RENT_ROWS + 100) for seed in range(6)]
+    for id, tokens in enumerate(prompts):
+        server.ask(id, tokens)
+    usage = server.ask(6, prompts[0])
+    assert (usage.cached_tokens, usage.disk_tokens) == (len(prompts[0]) - 1, 0)
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("off", 0), ("all", 23 // SIZE + 1)])
