@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from llm_server import cache_commands
+from llm_server.commands import cache
 
 app = typer.Typer(
     name="llm-server",
     help="A local, OpenAI-compatible server for GGUF models.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    # Plain help: rich would load a Markdown parser to print it.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
-
-
-app.add_typer(cache_commands.app, name="cache")
 
 
 @app.command(
@@ -30,6 +31,9 @@ def serve(context: typer.Context) -> None:
     from llm_server import server
 
     raise typer.Exit(server.main(context.args, prog="llm-server serve"))
+
+
+app.add_typer(cache.app, name="cache")
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""The commands of `llm-server`, one module a group; heavy imports wait until a command runs."""

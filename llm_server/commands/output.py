@@ -1,0 +1,69 @@
+"""What the commands share: the folder they mean, sizes, tables, and a way out with one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from llm_server.config import Settings
+
+ModelsDir = Annotated[
+    Path | None,
+    typer.Option(help="folder with GGUF files; default as the server has it", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON for programs instead of a table")]
+
+
+def settings(**given: Any) -> Settings:
+    """The settings a server would have, with the options that were given."""
+    from llm_server import config
+
+    return config.settings_from_environment({k: v for k, v in given.items() if v is not None})
+
+
+def console(stderr: bool = False) -> Console:
+    """A console for tables and progress; nothing in it is marked up or coloured by guesses."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, highlight=False)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on stdout; what does not fit is folded and never cut off."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console().print(table)
+
+
+def print_json(value: object) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """End the program with one line on stderr."""
+    typer.echo(f"llm-server: {message}", err=True)
+    raise typer.Exit(status)
+
+
+def size_text(n_bytes: float) -> str:
+    """Bytes as people read them, in decimal units with three digits."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 999.5:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} GB" if n_bytes < 999.5 else f"{n_bytes:.0f} GB"
