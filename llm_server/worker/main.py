@@ -65,6 +65,7 @@ class Worker:
             ready.context.model.vocab,
             disk=ready.disk,
             wake=lambda: self._inbox.put(None),
+            draft_max=ready.draft_max,
         )
         self._preparing: set[int] = set()
         self._to_persist: set[int] = set()
