@@ -67,12 +67,6 @@ class Settings(BaseSettings):
     n_gpu_layers: int = Field(
         default=-1, ge=-1, le=10_000, description="layers to put on the GPU, -1 for all"
     )
-    draft_max: int = Field(
-        default=16,
-        ge=0,
-        le=64,
-        description="tokens to guess in one step where an answer copies its prompt, 0 for none",
-    )
     queue_size: int = Field(
         default=64,
         ge=0,
@@ -99,6 +93,10 @@ class Settings(BaseSettings):
     )
     cache_write: CacheWrite = Field(
         default="auto", description="what is written of them: auto (what is worth it), all or off"
+    )
+    no_sandbox: bool = Field(
+        default=False,
+        description="let the process that runs the model do whatever this user may",
     )
     log_level: LogLevel = Field(default="info", description="debug, info, warning or error")
 
@@ -166,7 +164,7 @@ def settings_from_environment(given: Mapping[str, Any] | None = None) -> Setting
         sys.exit(2)
 
 
-def _explained(error: ValidationError, flags: dict[str, str]) -> str:
+def _explained(error: ValidationError, flags: dict[str, str | bool]) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     name = str(first["loc"][0])
     source = _flag(name) if name in flags else f"LLM_SERVER_{name.upper()}"
@@ -185,9 +183,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         default = "" if field.default_factory or field.default is None else f" [{field.default}]"
         # The underscore spelling is accepted, and kept out of the help.
         flags = dict.fromkeys([_flag(name), "--" + name])
-        action = parser.add_argument(
-            *flags, dest=name, metavar=_metavar(name), help=f"{field.description}{default}"
-        )
+        if field.annotation is bool:
+            action = parser.add_argument(
+                *flags, dest=name, action="store_true", help=field.description
+            )
+        else:
+            action = parser.add_argument(
+                *flags, dest=name, metavar=_metavar(name), help=f"{field.description}{default}"
+            )
         action.option_strings = [_flag(name)]
     return parser
 

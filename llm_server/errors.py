@@ -110,12 +110,6 @@ class ContextLengthExceeded(InvalidRequest):
         )
 
 
-class RequestTooComplex(InvalidRequest):
-    """Preparing the request takes too long. Repeating it would take as long."""
-
-    code = "request_too_complex"
-
-
 class TemplateError(InvalidRequest):
     """The model's chat template refused these messages or could not be rendered."""
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_server import __version__
+from llm_server import __version__, logs
 from llm_server.config import Settings, settings_from_args, settings_from_environment
 from llm_server.demo import demo_model_path
 from llm_server.errors import ModelNotFound
@@ -128,11 +128,7 @@ def banner(settings: Settings, registry: Registry, listener: socket.socket) -> s
 
 def configure_logging(settings: Settings) -> None:
     """One log on stderr, shared with the workers."""
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        force=True,
-    )
+    logs.install(settings.log_level, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     # At info these two narrate what our own lines already say.
     for name in ("uvicorn", "asyncio"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.root.level))

@@ -65,6 +65,7 @@ def create_app(
         first_model=settings.model_name,
         cache=cache_config(settings),
         log_level=settings.log_level,
+        sandbox=not settings.no_sandbox,
         start_worker=partial(Worker.start, argv=worker_argv or WORKER_ARGV),
     )
     app = App(
@@ -94,7 +95,6 @@ def load_defaults(settings: Settings) -> LoadConfig:
         n_ctx=settings.n_ctx,
         parallel=settings.parallel,
         n_threads=settings.threads,
-        draft_max=settings.draft_max,
         n_gpu_layers=settings.n_gpu_layers,
     )
 

@@ -113,7 +113,7 @@ async def health(request: Request) -> Response:
     now = context_of(request).pool.status()
     message = _health_message(now)
     if now.state == "ready":
-        return json_response({"status": "ok", "message": message})
+        return json_response({"status": "ok", "message": message, "sandbox": now.sandbox})
     error = ModelLoading(message, code=None if now.state == "loading" else "model_not_loaded").info
     body = {"status": now.state, "message": message} | envelope(error)
     return json_response(body, error.status, headers(error))

@@ -124,7 +124,7 @@ def _extents(data: mmap.mmap) -> Iterator[tuple[int, int]]:
                 yield at, at + BLOCK
 
 
-def _parts(path: Path) -> list[Path]:
+def model_parts(path: Path) -> list[Path]:
     """All files of a split model, given its first; the name's pattern is llama.cpp's."""
     match = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})\.gguf", path.name)
     if not match:
@@ -144,7 +144,7 @@ def model_fingerprint(path: Path) -> bytes:
         ValueError: a file is empty.
     """
     digest = hashlib.sha256()
-    for part in _parts(path):
+    for part in model_parts(path):
         with part.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             digest.update(struct.pack("<Q", len(data)))
             for start, end in _extents(data):

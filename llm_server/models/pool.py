@@ -75,6 +75,8 @@ class Status:
     """How much of `loading` has been read, 0 to 1."""
     error: str | None
     """Why the last load failed, if it is the last thing that happened."""
+    sandbox: str | None = None
+    """What the worker gave up: `full`, `partial (...)` or `off`; None while there is none."""
 
 
 @dataclass(slots=True)
@@ -97,6 +99,7 @@ class Pool:
         first_model: str | None = None,
         cache: CacheConfig | None = None,
         log_level: str = "info",
+        sandbox: bool = True,
         start_worker: StartWorker = Worker.start,
         available_memory: Callable[[], int] = lambda: int(psutil.virtual_memory().available),
     ) -> None:
@@ -108,6 +111,7 @@ class Pool:
         self._first_model = first_model
         self._cache = cache
         self._log_level = log_level
+        self._sandbox = sandbox
         self._start_worker = start_worker
         self._available_memory = available_memory
         self._current: Current | None = None
@@ -160,6 +164,7 @@ class Pool:
             loading=loading.name if loading else None,
             fraction=self._fraction,
             error=self._last_error.message if self._last_error else None,
+            sandbox=loaded.sandbox if loaded else None,
         )
 
     # ---- the end -------------------------------------------------------------------------------
@@ -312,6 +317,7 @@ class Pool:
                     config=target.config,
                     cache=self._cache,
                     log_level=self._log_level,
+                    sandbox=self._sandbox,
                 ),
                 on_progress=self._note_progress,
                 totals=self.totals,

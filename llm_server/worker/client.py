@@ -14,10 +14,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import cast
 
 import msgspec
 
+import llm_server
 from llm_server.errors import (
     ErrorInfo,
     InsufficientMemory,
@@ -50,7 +52,8 @@ from llm_server.worker.totals import Totals
 
 logger = logging.getLogger(__name__)
 
-WORKER_ARGV = (sys.executable, "-m", "llm_server.worker.main")
+WORKER_ARGV = (sys.executable, "-P", "-m", "llm_server.worker")
+"""-P: no file of the folder the server was started in shall pass for a library."""
 
 MAX_UNSENT = 64 * 1024 * 1024
 """Bytes of commands that may wait for a worker that does not read its pipe."""
@@ -72,7 +75,13 @@ def worker_environment(environment: dict[str, str]) -> dict[str, str]:
         and not any(word in name.upper() for word in _SECRETS)
     }
     # Without this ggml forks a debugger when it aborts: seconds, and arguments on stderr.
-    return allowed | {"GGML_NO_BACKTRACE": "1"}
+    allowed["GGML_NO_BACKTRACE"] = "1"
+    # A package that runs from its sources is found again without the folder we were started in.
+    source = Path(llm_server.__file__).parents[1]
+    if source.name not in ("site-packages", "dist-packages"):
+        paths = [allowed["PYTHONPATH"]] if allowed.get("PYTHONPATH") else []
+        allowed["PYTHONPATH"] = os.pathsep.join([*paths, str(source)])
+    return allowed
 
 
 class Worker:

@@ -1,4 +1,4 @@
-"""The worker process: `python -m llm_server.worker.main`, spawned by `worker/client`.
+"""A worker at work: loads its model, then answers until told to stop.
 
 The main thread steps the engine and writes frames; others read commands, prepare prompts and wait
 for the disk. All state of a request lives in the main thread's engine. Knows no HTTP.
@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, TypeAlias
 
+import msgspec
+
 from llm_server.engine.engine import Engine
 from llm_server.engine.sequence import Prompt
 from llm_server.errors import ServerError, ShuttingDown
-from llm_server.worker import sandbox
 from llm_server.worker.frames import decode_command, encode_events, read_frame, write_frame
 from llm_server.worker.load import Ready, load
 from llm_server.worker.messages import (
@@ -36,13 +36,13 @@ from llm_server.worker.messages import (
     Submit,
 )
 from llm_server.worker.prepare import STACK_BYTES
-from llm_server.worker.preparing import PreparingThreads
 
 logger = logging.getLogger(__name__)
 
 _PROGRESS_S = 0.2  # a load reports at most this often
 _DISK_WAIT_S = 0.02  # how long an engine with nothing but writes to do waits for the disk
 _FLUSH_S = 30.0
+_PREPARING = 2  # threads: a grammar that takes long to compile must not hold up everybody
 
 Arrival: TypeAlias = Command | Prompt | Failed | Finished | None
 
@@ -54,14 +54,10 @@ class Worker:
     """
 
     def __init__(self, ready: Ready, out: BinaryIO) -> None:
-        preparer = ready.preparer
-        self._threads = PreparingThreads(
-            lambda submit: preparer.prepare(submit.id, submit.request),
-            lambda result: self._inbox.put(result),
-            guard=True,
-        )
+        self._preparer = ready.preparer
         self._disk = ready.disk
         self._out = out
+        self._submitted: queue.SimpleQueue[Submit] = queue.SimpleQueue()
         self._computed: queue.SimpleQueue[Finished] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._engine = Engine(
@@ -69,7 +65,6 @@ class Worker:
             ready.context.model.vocab,
             disk=ready.disk,
             wake=lambda: self._inbox.put(None),
-            draft_max=ready.draft_max,
         )
         self._preparing: set[int] = set()
         self._to_persist: set[int] = set()
@@ -85,8 +80,17 @@ class Worker:
         os._exit(0)
 
     def prepare(self) -> None:
-        """Start preparing what comes."""
-        self._threads.start()
+        """A preparing thread: one prompt after the other, failures as `Failed`."""
+        while True:
+            submit = self._submitted.get()
+            try:
+                self._inbox.put(self._preparer.prepare(submit.id, submit.request))
+            except ServerError as error:
+                self._inbox.put(Failed(submit.id, error.info))
+            except Exception:
+                logger.exception("request %d could not be prepared", submit.id)
+                info = ServerError("The request could not be prepared; see the server's log.").info
+                self._inbox.put(Failed(submit.id, info))
 
     def flush(self) -> None:
         """The flushing thread: requests that are finished once the disk has what was put."""
@@ -149,7 +153,7 @@ class Worker:
                 self._preparing.add(arrived.id)
                 if arrived.request.persist:
                     self._to_persist.add(arrived.id)
-                self._threads.submit(arrived)
+                self._submitted.put(arrived)
             case Cancel():
                 self._preparing.discard(arrived.id)
                 self._engine.cancel(arrived.id)
@@ -183,22 +187,11 @@ class Worker:
             write_frame(self._out, encode_events(events))
 
 
-def main() -> None:
-    """Be a worker on stdin and stdout."""
-    sandbox.enter()
-    source, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    # Whatever native code prints must not corrupt the frames.
-    os.dup2(2, 1)
-    first = read_frame(source)
-    if first is None:
-        return
-    command = decode_command(first)
-    if not isinstance(command, Load):
-        sys.exit("the first command must be Load")
-    logging.basicConfig(
-        level=command.log_level.upper(),
-        format=f"%(asctime)s %(levelname)s worker[{os.getpid()}] %(name)s: %(message)s",
-    )
+def serve(command: Load, confinement: str, source: BinaryIO, out: BinaryIO) -> None:
+    """Load the model and serve it: commands come from `source`, events go to `out`.
+
+    `confinement` is what the process's sandbox came to, for the API process to show.
+    """
     try:
         ready = load(command, _Reporter(out))
     except ServerError as error:
@@ -208,8 +201,10 @@ def main() -> None:
     threading.Thread(target=worker.receive, args=(source,), name="commands", daemon=True).start()
     threading.Thread(target=worker.flush, name="flush", daemon=True).start()
     threading.stack_size(STACK_BYTES)
-    worker.prepare()
-    write_frame(out, encode_events([ready.loaded]))
+    for _ in range(_PREPARING):
+        threading.Thread(target=worker.prepare, name="prepare", daemon=True).start()
+    loaded = msgspec.structs.replace(ready.loaded, sandbox=confinement)
+    write_frame(out, encode_events([loaded]))
     worker.run()
 
 
@@ -225,7 +220,3 @@ class _Reporter:
         if now - self._last >= _PROGRESS_S:
             self._last = now
             write_frame(self._out, encode_events([LoadProgress(fraction)]))
-
-
-if __name__ == "__main__":
-    main()

@@ -30,7 +30,6 @@ class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     may use; 0 lets the worker fit it to the model and the free memory. `n_threads` 0 is the
     number of physical cores, `n_gpu_layers` -1 all layers. `parallel` 0 lets the worker choose
     how many requests may run at once. `kv_type` is the type of keys and values in memory.
-    `draft_max` is how many tokens may be guessed and computed in one step; 0 turns it off.
     """
 
     n_ctx: int = 0
@@ -40,7 +39,6 @@ class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_gpu_layers: int = -1
     parallel: int = 0
     kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
-    draft_max: int = 16
 
 
 class FunctionCall(msgspec.Struct, frozen=True):
@@ -145,13 +143,15 @@ class CacheConfig(msgspec.Struct, frozen=True):
 class Load(msgspec.Struct, frozen=True, tag=True):
     """The first command, sent once. Answered by `Loaded` or `LoadFailed`.
 
-    `cache` None: prompts are cached in memory alone.
+    `cache` None: prompts are cached in memory alone. `sandbox` False leaves the worker all that
+    its user may do.
     """
 
     model_path: str
     config: LoadConfig = LoadConfig()
     cache: CacheConfig | None = None
     log_level: str = "info"
+    sandbox: bool = True
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -193,6 +193,8 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     parallel: int
     n_vocab: int
     description: str
+    sandbox: str = ""
+    """What the worker gave up: `full`, `partial (...)` or `off`."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
@@ -263,17 +265,12 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Timings(msgspec.Struct, frozen=True):
-    """Where a request's time went, in milliseconds. `cache_ms` is attaching what was on disk.
-
-    Of `draft_n` tokens that were guessed and computed, `draft_n_accepted` were right.
-    """
+    """Where a request's time went, in milliseconds. `cache_ms` is attaching what was on disk."""
 
     queue_ms: float
     prompt_ms: float
     predicted_ms: float
     cache_ms: float = 0.0
-    draft_n: int = 0
-    draft_n_accepted: int = 0
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):

@@ -24,7 +24,11 @@ def test_status(live: Live) -> None:
 def test_health_with_a_model(live: Live) -> None:
     response = live.client.get("/health")
     assert response.status_code == 200
-    assert response.json() == {"status": "ok", "message": "a.gguf is loaded."}
+    assert response.json() == {
+        "status": "ok",
+        "message": "a.gguf is loaded.",
+        "sandbox": "",
+    }
 
 
 def test_health_while_loading(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class Process:
 
     def __init__(self) -> None:
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "llm_server.worker.main"],
+            [sys.executable, "-m", "llm_server.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -215,7 +215,7 @@ def test_it_dies_with_a_parent_that_is_killed() -> None:
     """The parent holds the pipes open in a grandchild, so only the kernel's signal can end it."""
     script = (
         "import os, subprocess, sys, time\n"
-        "w = subprocess.Popen([sys.executable, '-m', 'llm_server.worker.main'],"
+        "w = subprocess.Popen([sys.executable, '-m', 'llm_server.worker'],"
         " stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
         "print(w.pid, flush=True)\n"
         "sys.stdin.read()\n"

@@ -1,0 +1,55 @@
+"""A log that nobody reads holds nobody up, and says afterwards what was lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from llm_server.logs import StderrLog
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def record(text: str) -> logging.LogRecord:
+    return logging.LogRecord("name", logging.INFO, __file__, 1, text, None, None)
+
+
+def test_lines_come_out_whole_and_in_order(pipe: tuple[int, int]) -> None:
+    log = StderrLog(pipe[1])
+    for i in range(100):
+        log.emit(record(f"line {i} \udc80"))
+    assert log.drain(10)
+    text = os.read(pipe[0], 1 << 16).decode()
+    assert text.splitlines() == [f"line {i} \\udc80" for i in range(100)]
+
+
+def test_a_stalled_reader_costs_lines_and_no_time(pipe: tuple[int, int]) -> None:
+    log = StderrLog(pipe[1], max_waiting=10)
+    for i in range(200):  # 2 MB into a pipe of 64 KB
+        log.emit(record(f"line {i} " + "x" * 10_000))
+    assert not log.drain(0)
+    text = ""
+    while "dropped" not in text:  # The reader comes back.
+        text += os.read(pipe[0], 1 << 16).decode()
+        log.emit(record("later"))
+    while not log.drain(0.05):
+        text += os.read(pipe[0], 1 << 16).decode()
+    assert "log lines were dropped: nobody read them in time" in text
+
+
+def test_a_closed_reader_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    log = StderrLog(writing)
+    log.emit(record("into the void"))
+    assert log.drain(10)
+    os.close(writing)
