@@ -67,6 +67,12 @@ class Settings(BaseSettings):
     n_gpu_layers: int = Field(
         default=-1, ge=-1, le=10_000, description="layers to put on the GPU, -1 for all"
     )
+    draft_max: int = Field(
+        default=16,
+        ge=0,
+        le=64,
+        description="tokens to guess in one step where an answer copies its prompt, 0 for none",
+    )
     queue_size: int = Field(
         default=64,
         ge=0,

@@ -110,6 +110,12 @@ class ContextLengthExceeded(InvalidRequest):
         )
 
 
+class RequestTooComplex(InvalidRequest):
+    """Preparing the request takes too long. Repeating it would take as long."""
+
+    code = "request_too_complex"
+
+
 class TemplateError(InvalidRequest):
     """The model's chat template refused these messages or could not be rendered."""
 

@@ -95,6 +95,7 @@ def load_defaults(settings: Settings) -> LoadConfig:
         n_ctx=settings.n_ctx,
         parallel=settings.parallel,
         n_threads=settings.threads,
+        draft_max=settings.draft_max,
         n_gpu_layers=settings.n_gpu_layers,
     )
 

@@ -46,6 +46,7 @@ class TimingsJson(msgspec.Struct):
     """Tokens and milliseconds by stage, in llama-server's spelling; `prompt_n` were computed.
 
     `cache_n` were reused, `cache_disk_n` of them read from the disk and attached in `cache_ms`.
+    Of `draft_n` tokens that were guessed and computed, `draft_n_accepted` were right.
     """
 
     queue_ms: float
@@ -58,6 +59,8 @@ class TimingsJson(msgspec.Struct):
     predicted_n: int
     predicted_ms: float
     predicted_per_second: float
+    draft_n: int
+    draft_n_accepted: int
 
 
 class FunctionJson(msgspec.Struct):
@@ -262,6 +265,8 @@ def timings_json(usage: Usage, timings: Timings) -> TimingsJson:
         predicted_n=usage.completion_tokens,
         predicted_ms=round(timings.predicted_ms, 3),
         predicted_per_second=_per_second(usage.completion_tokens, timings.predicted_ms),
+        draft_n=timings.draft_n,
+        draft_n_accepted=timings.draft_n_accepted,
     )
 
 

@@ -207,6 +207,7 @@ class LoadFields(Wire):
     n_gpu_layers: Annotated[int, Field(ge=-1, le=10_000)] | None = None
     parallel: Annotated[int, Field(ge=0, le=256)] | None = None
     kv_type: Literal["f16", "q8_0", "q4_0"] | None = None
+    draft_max: Annotated[int, Field(ge=0, le=64)] | None = None
 
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]

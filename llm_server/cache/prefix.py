@@ -45,6 +45,8 @@ class Memory(Protocol):
 
     def load(self, payload: memoryview, target: int, start: int, stop: int) -> None: ...
 
+    def cut(self, sequence: int, start: int) -> None: ...
+
     def drop(self, sequence: int) -> None: ...
 
     def clear(self) -> None: ...
@@ -192,6 +194,10 @@ class PrefixCache:
         """`tokens` were computed at the end of the lease's sequence."""
         self._n_rows += len(tokens)
         self._trees[lease.namespace].extend(lease.sequence, tokens)
+
+    def cut(self, lease: Lease, n: int) -> None:
+        """Forget what was computed behind the first `n` tokens and never told to `extend`."""
+        self._memory.cut(lease.sequence, n)
 
     def release(self, lease: Lease, *, keep: bool) -> None:
         """End a lease. With `keep`, its cells stay as an idle prefix while there is room."""

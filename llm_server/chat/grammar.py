@@ -150,11 +150,12 @@ class Grammars:
             raise _refused("The schema is too large.", param)
         with self._lock:
             matcher = self._compiled.get(source)
-            if matcher is None:
-                matcher = LLMatcher(self.tokenizer, source, log_level=0, limits=_LIMITS)
-                _check(matcher, param, probe)
-                self._keep(source, matcher)
-            self._compiled.move_to_end(source)
+        if matcher is None:
+            # Without the lock: nobody waits for somebody else's slow grammar.
+            matcher = LLMatcher(self.tokenizer, source, log_level=0, limits=_LIMITS)
+            _check(matcher, param, probe)
+        with self._lock:
+            self._keep(source, matcher)
             return matcher.deep_copy()
 
     @cached_property
@@ -175,8 +176,10 @@ class Grammars:
             )
 
     def _keep(self, source: str, matcher: LLMatcher) -> None:
-        self._compiled[source] = matcher
-        self._size += len(source)
+        if source not in self._compiled:
+            self._compiled[source] = matcher
+            self._size += len(source)
+        self._compiled.move_to_end(source)
         while self._size > CACHE_BYTES:
             oldest, _ = self._compiled.popitem(last=False)
             self._size -= len(oldest)

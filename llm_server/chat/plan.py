@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -30,7 +31,11 @@ from llm_server.chat.syntax.literal import (
     pieces,
     text_of,
 )
+from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import ChatRequest, JsonObject, ResponseFormat
+
+COMPILE_SECONDS = 5.0
+"""After so long no further schema of a request is compiled; one takes about a second at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +116,7 @@ class Planner:
     def _check_schemas(self, demand: Demand) -> None:
         """Refuse the schemas that cannot be forced, each by its own place in the request."""
         wanted = demand.request.response_format
+        deadline = time.monotonic() + COMPILE_SECONDS
         if wanted.schema is not None:
             check_schema(self.grammars, wanted.schema, lenient=False, param=wanted.param)
         for i, tool in enumerate(demand.request.tools):
@@ -118,6 +124,12 @@ class Planner:
             if tool in demand.tools and function.get("parameters"):
                 lenient = not function.get("strict")
                 param = f"tools[{i}].function.parameters"
+                if time.monotonic() > deadline:
+                    raise InvalidRequest(
+                        f"Compiling the tools' schemas takes longer than {COMPILE_SECONDS:g} s.",
+                        param=param,
+                        code="invalid_json_schema",
+                    )
                 check_schema(self.grammars, function["parameters"], lenient=lenient, param=param)
 
     def _way_out(self, tools: list[JsonObject]) -> WayOut:

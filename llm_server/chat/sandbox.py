@@ -10,19 +10,21 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import wraps
+from operator import contains, eq, ge, gt, le, lt, ne
 from typing import Any, NoReturn
 
-from jinja2 import Undefined, nodes
-from jinja2.compiler import CodeGenerator, Frame
+from jinja2 import Undefined
 from jinja2.exceptions import SecurityError, TemplateRuntimeError
-from jinja2.ext import Extension, loopcontrols
+from jinja2.ext import loopcontrols
 from jinja2.filters import do_replace, make_attrgetter
-from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import pass_context
+
+from llm_server.chat.compile import CheckingGenerator, GenerationTag
 
 RENDER_SECONDS = 2.0
 """Wall-clock limit of one render."""
@@ -42,6 +44,26 @@ MAX_WIDTH = 10_000
 _REMOVED_FILTERS = (
     "batch center filesizeformat format groupby pprint random slice urlize wordwrap xmlattr"
 ).split()
+_SHALLOW_FILTERS = frozenset(
+    "attr count d default first items last length list map reject rejectattr reverse select "
+    "selectattr string tojson".split()
+)
+"""Filters that look at no more than the items of a value, or weigh it themselves."""
+
+_SHALLOW_TESTS = frozenset(
+    "boolean callable defined divisibleby escaped even false filter float integer iterable mapping "
+    "none number odd sameas sequence string test true undefined".split()
+)
+_COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "eq": eq,
+    "ne": ne,
+    "gt": gt,
+    "gteq": ge,
+    "lt": lt,
+    "lteq": le,
+    "in": lambda left, right: contains(right, left),
+    "notin": lambda left, right: not contains(right, left),
+}
 _REMOVED_METHODS = frozenset({"translate", "maketrans", "format_map", "to_bytes", "encode"})
 _LIST_MUTATIONS = frozenset({"append", "extend", "insert", "pop", "remove", "reverse", "clear"})
 _DICT_MUTATIONS = frozenset({"update", "setdefault", "pop", "popitem", "clear"})
@@ -59,43 +81,17 @@ class LimitExceeded(TemplateRuntimeError):
     """The template wants more time or memory than a render may have."""
 
 
-class _GenerationTag(Extension):
-    """`{% generation %}...{% endgeneration %}` marks what to train on."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        lineno = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=lineno)
-
-
-class _TickingGenerator(CodeGenerator):
-    """Calls `environment.tick()` at the start of every block and checks `~`."""
-
-    def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
-        self.writeline("environment.tick()")
-        super().blockvisit(nodes, frame)
-
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        self.write("environment.join_text((")
-        for arg in node.nodes:
-            self.visit(arg, frame)
-            self.write(", ")
-        self.write("))")
-
-
 class ChatEnvironment(ImmutableSandboxedEnvironment):
     """One template's environment. Not for use by two threads at once: it holds one budget."""
 
-    code_generator_class = _TickingGenerator
+    code_generator_class = CheckingGenerator
     intercepted_binops = frozenset({"*", "**", "%", "+"})
 
     def __init__(self) -> None:
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            extensions=[loopcontrols, _GenerationTag],
+            extensions=[loopcontrols, GenerationTag],
             finalize=self._finalize,
             cache_size=0,
         )
@@ -113,6 +109,9 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             "indent": self._indent,
             "sum": self._sum,
         }
+        for named, shallow in ((self.filters, _SHALLOW_FILTERS), (self.tests, _SHALLOW_TESTS)):
+            for name, function in list[tuple[str, Any]](named.items()):
+                named[name] = self._watched(function, deep=name not in shallow)
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
         # Jinja's generated code joins every buffer with this attribute.
         self.concat = self._concat  # type: ignore[method-assign]
@@ -125,7 +124,11 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def tick(self) -> None:
         """Called by the compiled template wherever a block begins; raises LimitExceeded."""
         self._ticks += 1
-        if not self._ticks & 31 and time.monotonic() > self._deadline:
+        if not self._ticks & 31:
+            self._look_at_clock()
+
+    def _look_at_clock(self) -> None:
+        if time.monotonic() > self._deadline:
             raise LimitExceeded("the chat template takes too long")
 
     # ---- sizes ---------------------------------------------------------------------------------
@@ -134,6 +137,43 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         self._chars_left -= n_chars
         if n_chars > MAX_CHARS or self._chars_left < 0:
             raise LimitExceeded("the chat template makes too much text")
+
+    def weighed(self, value: Any) -> Any:
+        """`value`, which is about to be compared, hashed or turned into text in one go.
+
+        Lists that hold each other many times over are small until something walks through them,
+        and then nothing interrupts Python. Raises LimitExceeded.
+        """
+        if isinstance(value, (list, tuple, dict)):
+            self._look_at_clock()
+            self._charge(_count_nodes(value))
+        return value
+
+    def _watched(self, function: Callable[..., Any], *, deep: bool) -> Callable[..., Any]:
+        """A filter or a test that looks at the clock and, if `deep`, weighs what it is given."""
+
+        @wraps(function)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self._look_at_clock()
+            if deep:
+                for arg in (*args, *kwargs.values()):
+                    self.weighed(arg)
+            return function(*args, **kwargs)
+
+        return watched
+
+    def compare(self, left: Any, *rest: Any) -> Any:
+        """Jinja's comparisons, `a < b` as `left, "lt", right`, also in a row."""
+        result: Any = True
+        for name, right in zip(rest[::2], rest[1::2], strict=True):
+            if not isinstance(left, str) or not isinstance(right, str):
+                self.weighed(left)
+                self.weighed(right)
+            result = _COMPARISONS[name](left, right)
+            if not result:
+                break
+            left = right
+        return result
 
     def _text(self, value: Any) -> str:
         """`str(value)`, after a look at how big that would be."""
@@ -154,6 +194,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def join_text(self, values: Iterable[Any]) -> str:
         """Jinja's `~` operator."""
         return self._concat([self._text(value) for value in values])
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Subscript an object; a key is hashed."""
+        return super().getitem(obj, self.weighed(argument))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Run an operator whose result could be huge."""
@@ -213,7 +257,11 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call from a template; methods of built-in values are checked for size first."""
         owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, (str, bytes, list, int)):
+        __self._look_at_clock()
+        if not isinstance(__obj, Macro):
+            for arg in (*args, *kwargs.values()):
+                __self.weighed(arg)
+        if isinstance(owner, (str, bytes, list, tuple, int)):
             args = __self._check_method(owner, __obj.__name__, args)
             for arg in (*args, *kwargs.values()):
                 if isinstance(arg, int) and abs(arg) > MAX_ITEMS:
@@ -221,8 +269,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return super().call(__context, __obj, *args, **kwargs)
 
     def _check_method(self, owner: Any, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if isinstance(owner, list):
-            if name == "extend" and args:
+        if isinstance(owner, (list, tuple)):
+            if name in ("index", "count", "remove"):
+                self.weighed(owner)
+            elif name == "extend" and args:
                 args = (list(args[0]),)
                 self._check_sequence_operator("+", owner, args[0])
         elif isinstance(owner, str):
@@ -325,6 +375,7 @@ def _count_nodes(value: Any) -> int:
         item = stack.pop()
         count += 1
         if isinstance(item, dict):
+            stack.extend(item)
             stack.extend(item.values())
         elif isinstance(item, (list, tuple)):
             stack.extend(item)

@@ -92,6 +92,11 @@ class Answer:
         self._tokens: list[int] = []
         self._deltas: list[Delta] = []
 
+    @property
+    def n_left(self) -> int:
+        """The most tokens that may still come."""
+        return self._limit - self.n_tokens
+
     def next(self, row: int) -> tuple[list[int], list[Delta]]:
         """The tokens that come after the ones computed, whose logits are those of `row`.
 

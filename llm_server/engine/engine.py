@@ -15,6 +15,7 @@ from llm_server.cache.disk import DiskTier
 from llm_server.cache.prefix import Memory, PrefixCache
 from llm_server.cache.tree import common_prefix
 from llm_server.engine.answer import Vocabulary
+from llm_server.engine.draft import guesses
 from llm_server.engine.pace import Pace
 from llm_server.engine.scheduler import Want, plan
 from llm_server.engine.sequence import Prompt, Sequence
@@ -38,13 +39,14 @@ class Rows(Protocol):
 
     def clear(self) -> None: ...
 
-    def add(self, seq_id: int, start: int, tokens: list[int], *, logits: bool) -> int: ...
+    def add(self, seq_id: int, start: int, tokens: list[int], *, logits: int) -> int: ...
 
 
 class Decoder(Memory, Protocol):
     """What computes the rows (`llama.context.Context`; a fake in tests)."""
 
     n_batch: int
+    max_outputs: int
 
     @property
     def batch(self) -> Rows: ...
@@ -53,14 +55,18 @@ class Decoder(Memory, Protocol):
 
 
 class Row:
-    """A sequence's part of a step: its next `n` tokens, the last of them at `index`."""
+    """A sequence's part of a step: its next `n` tokens, the last of them at `index`.
 
-    __slots__ = ("index", "n", "sequence")
+    Behind them come those of a `draft`: guesses, to be kept as far as they turn out right.
+    """
 
-    def __init__(self, sequence: Sequence, n: int, index: int) -> None:
+    __slots__ = ("draft", "index", "n", "sequence")
+
+    def __init__(self, sequence: Sequence, n: int, index: int, draft: list[int]) -> None:
         self.sequence = sequence
         self.n = n
         self.index = index
+        self.draft = draft
 
 
 class Engine:
@@ -74,15 +80,21 @@ class Engine:
         disk: DiskTier | None = None,
         wake: Callable[[], None] = lambda: None,
         pace: Pace | None = None,
+        draft_max: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`wake` is called, from another thread, when a `blocked` engine can go on."""
+        """`wake` is called, from another thread, when a `blocked` engine can go on.
+
+        `draft_max` tokens may be guessed for a sequence in a step; none where the memory keeps
+        whole states, which cannot give wrong guesses back.
+        """
         self._context = context
         self._vocabulary = vocabulary
         self._cache = PrefixCache(context, disk)
         self._wake = wake
         self._batch = context.batch
         self._pace = pace or Pace(context.n_batch)
+        self._draft_max = 0 if context.whole_state else draft_max
         self._clock = clock
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []  # oldest first
@@ -209,9 +221,12 @@ class Engine:
             running = [s for s in self._running if not s.is_restoring]
             wants = [self._want(s, now) for s in running]
             budget = self._pace.prompt_budget(sum(want.is_decode for want in wants))
-            for i, n in plan(wants, budget, self._context.n_batch):
-                if self._make_room(sum(row.n for row in rows) + n, running[i], wants[i].is_decode):
-                    rows.append(self._add_row(running[i], n))
+            planned = list(plan(wants, budget, self._context.n_batch))
+            drafts = self._drafts([running[i] for i, n in planned if n == 1], len(planned))
+            for i, n in planned:
+                n_before = sum(row.n + len(row.draft) for row in rows)
+                if self._make_room(n_before + n, running[i], wants[i].is_decode):
+                    rows.append(self._add_row(running[i], n, n_before, drafts))
             if rows or not running:
                 return rows
             # Only prompts are running and none finds a cell: the youngest gives its own back.
@@ -233,7 +248,8 @@ class Engine:
     def _commit(self, rows: list[Row], seconds: float) -> None:
         """The cells are computed: account for them and learn what they cost."""
         n_decoding = sum(row.n == 1 for row in rows)
-        self._pace.learn(n_decoding, sum(row.n for row in rows) - n_decoding, seconds)
+        n_prompt = sum(row.n for row in rows) - n_decoding
+        self._pace.learn(n_decoding, n_prompt, seconds, sum(len(row.draft) for row in rows))
         for row in rows:
             sequence = row.sequence
             assert sequence.lease is not None
@@ -256,12 +272,16 @@ class Engine:
             return [Progress(sequence.id, sequence.n_prompt, n_done, cached)]
         if sequence.persist and sequence.is_prefilling and sequence.lease is not None:
             sequence.state_bytes = self._cache.size(sequence.lease)
+        n_before = sequence.n_computed
         try:
-            events = sequence.advance(row.index)
+            events = sequence.advance(row.index, row.draft)
         except Exception:
             logger.exception("request %d failed", sequence.id)
             self._retire(sequence)
             return [Failed(sequence.id, _internal_error())]
+        if row.draft and sequence.lease is not None:
+            self._cache.extend(sequence.lease, sequence.tokens[n_before : sequence.n_computed])
+            self._cache.cut(sequence.lease, sequence.n_computed)
         if sequence.is_over:
             self._retire(sequence)
         return events
@@ -280,13 +300,29 @@ class Engine:
             is_decode=n == 1 or (not sequence.is_prefilling and n <= MAX_FORCED),
         )
 
-    def _add_row(self, sequence: Sequence, n: int) -> Row:
+    def _drafts(self, decoding: list[Sequence], n_planned: int) -> dict[int, list[int]]:
+        """Guesses that pay, by sequence; none beside prompts, which leave no time for them."""
+        if not self._draft_max or len(decoding) < n_planned:
+            return {}
+        room = min(self._context.max_outputs, self._context.n_batch)
+        return guesses(decoding, self._draft_max, room, self._pace.decode_seconds)
+
+    def _add_row(
+        self, sequence: Sequence, n: int, n_before: int, drafts: dict[int, list[int]]
+    ) -> Row:
+        """Add the next `n` tokens to the batch, behind `n_before` others, and a draft if it fits.
+
+        Guesses take only cells that nobody else wants.
+        """
         assert sequence.lease is not None
+        guess = drafts.get(sequence.id, [])
+        if self._cache.n_free < n_before + n + len(guess):
+            guess = []
         start = sequence.n_computed
         tokens = sequence.tokens[start : start + n]
-        last = n == sequence.n_wanted
-        index = self._batch.add(sequence.lease.sequence, start, tokens, logits=last)
-        return Row(sequence, n, index)
+        n_outputs = 1 + len(guess) if n == sequence.n_wanted else 0
+        last = self._batch.add(sequence.lease.sequence, start, tokens + guess, logits=n_outputs)
+        return Row(sequence, n, last - len(guess), guess)
 
     def _follows_another(self, sequence: Sequence) -> bool:
         """Whether to wait for tokens that a running sequence is about to compute for both."""

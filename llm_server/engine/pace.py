@@ -12,6 +12,9 @@ TILE = 16
 _LEAST = 4  # rows that are nearly free beside a decoding one, however slow the machine
 _SMOOTHING = 0.3  # weight of the newest step in the running means
 _FASTEST_S = 1e-6  # a coarse clock may measure nothing at all
+_ROW_COST = {1: 1.0, 2: 2.1, 4: 2.5, 8: 3.6, 16: 4.8, 32: 10.2, 64: 17.0}
+"""Cost of a step by its rows against one of one row, before anything was learnt: CPU kernels with
+quantized weights (Qwen2.5-0.5B's shape, 2 cores)."""
 
 
 class Pace:
@@ -27,6 +30,7 @@ class Pace:
         self._alone_s = alone_s
         self._token_s: float | None = None
         self._decode_s = 0.0
+        self._rows_s: dict[int, float] = {}
 
     def prompt_budget(self, n_decoding: int) -> int:
         """Prompt tokens the next step may compute beside `n_decoding` rows of other sequences."""
@@ -38,17 +42,37 @@ class Pace:
         whole_tiles = (n + n_decoding) // TILE * TILE - n_decoding
         return max(1, min(room, whole_tiles if whole_tiles >= _LEAST else n))
 
-    def learn(self, n_decoding: int, n_prompt: int, seconds: float) -> None:
+    def learn(self, n_decoding: int, n_prompt: int, seconds: float, n_draft: int = 0) -> None:
         """A step of so many rows took `seconds`."""
         if n_prompt == 0:
+            size = _round_up(n_decoding + n_draft)
+            self._rows_s[size] = _mean(self._rows_s.get(size), max(seconds, _FASTEST_S))
+        if n_prompt == n_draft == 0:
             self._decode_s = _mean(self._decode_s or None, seconds)
-        elif n_prompt >= TILE // 2:
+        if n_prompt >= TILE // 2:
             own = max(seconds - (self._decode_s if n_decoding else 0.0), seconds / 4)
             self._token_s = _mean(self._token_s, max(own / n_prompt, _FASTEST_S))
 
     def prompt_seconds(self, n: int) -> float:
         """Expected time to compute `n` prompt tokens; 0 before anything was learnt."""
         return n * (self._token_s or 0.0)
+
+    def decode_seconds(self, n_rows: int) -> float:
+        """Expected time of a step of `n_rows` rows without prompts; only ratios mean something."""
+        size = _round_up(n_rows)
+        if size in self._rows_s:
+            return self._rows_s[size]
+        known = next(iter(self._rows_s), 1)
+        return self._rows_s.get(known, 1.0) * _row_cost(size) / _row_cost(known)
+
+
+def _round_up(n_rows: int) -> int:
+    """The next power of 2."""
+    return 1 << (n_rows - 1).bit_length()
+
+
+def _row_cost(size: int) -> float:
+    return _ROW_COST.get(size, size / 4)
 
 
 def _mean(old: float | None, new: float) -> float:

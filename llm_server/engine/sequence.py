@@ -11,6 +11,7 @@ from collections.abc import Sequence as SequenceOf
 
 from llm_server.cache.disk import Fetch
 from llm_server.cache.prefix import Lease
+from llm_server.cache.tree import common_prefix
 from llm_server.engine.answer import (
     Answer,
     TextParser,
@@ -18,7 +19,8 @@ from llm_server.engine.answer import (
     TokenSampler,
     Vocabulary,
 )
-from llm_server.worker.messages import Finished, RequestEvent, Timings, Usage
+from llm_server.engine.draft import Lookup
+from llm_server.worker.messages import Delta, Finished, RequestEvent, Timings, Usage
 
 
 class Prompt:
@@ -99,6 +101,8 @@ class Sequence:
         self._admitted: float | None = None
         self._first_token: float | None = None
         self._cache_s = 0.0
+        self._lookup: Lookup | None = None
+        self._n_draft = self._n_right = 0
 
     @property
     def n_wanted(self) -> int:
@@ -110,6 +114,11 @@ class Sequence:
         """Tokens wanted up to the next boundary, or all of them."""
         ahead = [b - self.n_computed for b in self.boundaries if b > self.n_computed]
         return min([*ahead, self.n_wanted])
+
+    @property
+    def n_left(self) -> int:
+        """The most tokens the answer may still have."""
+        return self._answer.n_left
 
     @property
     def is_over(self) -> bool:
@@ -148,15 +157,35 @@ class Sequence:
         lease, self.lease, self.n_computed = self.lease, None, 0
         return lease
 
-    def advance(self, row: int) -> list[RequestEvent]:
-        """Everything is computed: go on from the logits of `row`.
+    @property
+    def lookup(self) -> Lookup:
+        """What it may copy from itself."""
+        if self._lookup is None:
+            self._lookup = Lookup(self.tokens)
+        return self._lookup
 
-        Returns the deltas it makes visible, and `Finished` when it was the last one.
+    def advance(self, row: int, draft: SequenceOf[int] = ()) -> list[RequestEvent]:
+        """Everything is computed: go on from the logits of `row`, and of as many as `draft` has.
+
+        As long as what is sampled agrees with the draft, that is computed too. Returns the deltas
+        it makes visible, and `Finished` when it was the last one.
         """
         if self._first_token is None:
             self._first_token = time.monotonic()
-        tokens, deltas = self._answer.next(row)
-        self.tokens += tokens
+        n_before, n_right, deltas = len(self.tokens), 0, list[Delta]()
+        while True:
+            tokens, visible = self._answer.next(row + n_right)
+            self.tokens += tokens
+            deltas += visible
+            n = common_prefix(tokens, 0, draft, n_right)
+            n_right += n
+            if self.is_over or n == 0 or n < len(tokens):
+                break
+        self.n_computed += n_right
+        self._n_draft += len(draft)
+        self._n_right += n_right
+        if self._lookup is not None:
+            self._lookup.extend(self.tokens[n_before:])
         if self._answer.reason is None:
             return list(deltas)
         end = Finished(self.id, self._answer.reason, self.usage(), self._timings())
@@ -182,4 +211,6 @@ class Sequence:
             cache_ms=1000 * self._cache_s,
             prompt_ms=1000 * (first - admitted - self._cache_s),
             predicted_ms=1000 * (now - first),
+            draft_n=self._n_draft,
+            draft_n_accepted=self._n_right,
         )

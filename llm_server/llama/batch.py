@@ -41,8 +41,8 @@ class Batch:
         self.n_rows = 0
         self.struct.n_tokens = 0
 
-    def add(self, seq_id: int, start: int, tokens: Sequence[int], *, logits: bool) -> int:
-        """Append `tokens` of one sequence at positions from `start`; `logits` for the last one.
+    def add(self, seq_id: int, start: int, tokens: Sequence[int], *, logits: int) -> int:
+        """Append `tokens` of one sequence at positions from `start`; `logits` for that many last.
 
         Returns the row of the last token, for `Context.logits` and samplers.
         """
@@ -52,7 +52,7 @@ class Batch:
         self._pos[first:end] = np.arange(start, start + len(tokens))
         self._seq[first:end] = seq_id
         self._logits[first:end] = 0
-        self._logits[end - 1] = logits
+        self._logits[end - logits : end] = 1
         self.n_rows = end
         self.struct.n_tokens = end
         return end - 1

@@ -159,6 +159,10 @@ class Context:
             self.share(self._transit, target, start, stop)
             self.drop(self._transit)
 
+    def cut(self, sequence: int, start: int) -> None:
+        """Forget the positions from `start` on. Not of a whole state."""
+        lib.llama_memory_seq_rm(self._memory, sequence, start, -1)
+
     def drop(self, sequence: int) -> None:
         """Forget all of a sequence; cells that no other sequence has become free."""
         lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)

@@ -42,6 +42,7 @@ class Ready:
     preparer: Preparer
     disk: DiskTier | None
     loaded: Loaded
+    draft_max: int
 
 
 def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
@@ -78,7 +79,7 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
     )
     preparer = Preparer(context, dialogue.result())
     logger.info("loaded %s with %d cells", model.description, context.n_ctx)
-    return Ready(context, preparer, open_cache(command, context), loaded)
+    return Ready(context, preparer, open_cache(command, context), loaded, config.draft_max)
 
 
 def open_context(model: Model, config: LoadConfig, free_bytes: int) -> Context:

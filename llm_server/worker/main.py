@@ -36,13 +36,13 @@ from llm_server.worker.messages import (
     Submit,
 )
 from llm_server.worker.prepare import STACK_BYTES
+from llm_server.worker.preparing import PreparingThreads
 
 logger = logging.getLogger(__name__)
 
 _PROGRESS_S = 0.2  # a load reports at most this often
 _DISK_WAIT_S = 0.02  # how long an engine with nothing but writes to do waits for the disk
 _FLUSH_S = 30.0
-_PREPARING = 2  # threads: a grammar that takes long to compile must not hold up everybody
 
 Arrival: TypeAlias = Command | Prompt | Failed | Finished | None
 
@@ -54,10 +54,14 @@ class Worker:
     """
 
     def __init__(self, ready: Ready, out: BinaryIO) -> None:
-        self._preparer = ready.preparer
+        preparer = ready.preparer
+        self._threads = PreparingThreads(
+            lambda submit: preparer.prepare(submit.id, submit.request),
+            lambda result: self._inbox.put(result),
+            guard=True,
+        )
         self._disk = ready.disk
         self._out = out
-        self._submitted: queue.SimpleQueue[Submit] = queue.SimpleQueue()
         self._computed: queue.SimpleQueue[Finished] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._engine = Engine(
@@ -65,6 +69,7 @@ class Worker:
             ready.context.model.vocab,
             disk=ready.disk,
             wake=lambda: self._inbox.put(None),
+            draft_max=ready.draft_max,
         )
         self._preparing: set[int] = set()
         self._to_persist: set[int] = set()
@@ -80,17 +85,8 @@ class Worker:
         os._exit(0)
 
     def prepare(self) -> None:
-        """A preparing thread: one prompt after the other, failures as `Failed`."""
-        while True:
-            submit = self._submitted.get()
-            try:
-                self._inbox.put(self._preparer.prepare(submit.id, submit.request))
-            except ServerError as error:
-                self._inbox.put(Failed(submit.id, error.info))
-            except Exception:
-                logger.exception("request %d could not be prepared", submit.id)
-                info = ServerError("The request could not be prepared; see the server's log.").info
-                self._inbox.put(Failed(submit.id, info))
+        """Start preparing what comes."""
+        self._threads.start()
 
     def flush(self) -> None:
         """The flushing thread: requests that are finished once the disk has what was put."""
@@ -153,7 +149,7 @@ class Worker:
                 self._preparing.add(arrived.id)
                 if arrived.request.persist:
                     self._to_persist.add(arrived.id)
-                self._submitted.put(arrived)
+                self._threads.submit(arrived)
             case Cancel():
                 self._preparing.discard(arrived.id)
                 self._engine.cancel(arrived.id)
@@ -201,8 +197,7 @@ def serve(command: Load, confinement: str, source: BinaryIO, out: BinaryIO) -> N
     threading.Thread(target=worker.receive, args=(source,), name="commands", daemon=True).start()
     threading.Thread(target=worker.flush, name="flush", daemon=True).start()
     threading.stack_size(STACK_BYTES)
-    for _ in range(_PREPARING):
-        threading.Thread(target=worker.prepare, name="prepare", daemon=True).start()
+    worker.prepare()
     loaded = msgspec.structs.replace(ready.loaded, sandbox=confinement)
     write_frame(out, encode_events([loaded]))
     worker.run()

@@ -30,6 +30,7 @@ class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     may use; 0 lets the worker fit it to the model and the free memory. `n_threads` 0 is the
     number of physical cores, `n_gpu_layers` -1 all layers. `parallel` 0 lets the worker choose
     how many requests may run at once. `kv_type` is the type of keys and values in memory.
+    `draft_max` is how many tokens may be guessed and computed in one step; 0 turns it off.
     """
 
     n_ctx: int = 0
@@ -39,6 +40,7 @@ class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_gpu_layers: int = -1
     parallel: int = 0
     kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    draft_max: int = 16
 
 
 class FunctionCall(msgspec.Struct, frozen=True):
@@ -265,12 +267,17 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Timings(msgspec.Struct, frozen=True):
-    """Where a request's time went, in milliseconds. `cache_ms` is attaching what was on disk."""
+    """Where a request's time went, in milliseconds. `cache_ms` is attaching what was on disk.
+
+    Of `draft_n` tokens that were guessed and computed, `draft_n_accepted` were right.
+    """
 
     queue_ms: float
     prompt_ms: float
     predicted_ms: float
     cache_ms: float = 0.0
+    draft_n: int = 0
+    draft_n_accepted: int = 0
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):

@@ -316,6 +316,15 @@ def test_a_schema_bomb_works_or_is_refused_soon(schema: Any) -> None:
     assert time.process_time() - begin < 2
 
 
+def test_many_slow_schemas_are_refused_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_server.chat.plan.COMPILE_SECONDS", 0)
+    d, _ = build()
+    with pytest.raises(InvalidRequest) as caught:
+        d.prepare(1, ChatRequest(QUESTION, [tool("a", COUNT), tool("b", COUNT)]))
+    info = caught.value.info
+    assert (info.code, info.param) == ("invalid_json_schema", "tools[0].function.parameters")
+
+
 def test_a_bad_tool_is_named() -> None:
     d, _ = build()
     bad = tool("bad", {"type": "object", "properties": {"x": {"$ref": "http://localhost/"}}})

@@ -170,7 +170,38 @@ def test_arguments_are_text_where_the_template_wants_text() -> None:
     assert template(source).render_text(messages) == 'f\n{"a":"\\u00e9"}'
 
 
+DOUBLED = (
+    "{% set ns = namespace(a=[1], b=[1], t=(1, 1)) %}{% for i in range(60) %}"
+    "{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% set ns.t = (ns.t, ns.t) %}"
+    "{% endfor %}"
+)
+"""Lists and a tuple of 2^60 values each, in a few hundred objects."""
+
 HOSTILE = [
+    *(
+        DOUBLED + walk
+        for walk in (
+            "{{ ns.a == ns.b }}",
+            "{{ 1 if ns.a < ns.b }}",
+            "{{ ns.a in [ns.b] }}",
+            "{{ ns.a is eq ns.b }}",
+            "{{ [ns.a] | select('==', ns.b) | list }}",
+            "{{ [ns.a, ns.b] | sort }}",
+            "{{ [ns.t, ns.t] | unique | list }}",
+            "{{ [ns.b].index(ns.a) }}",
+            "{{ (ns.b, 1).count(ns.a) }}",
+            "{% for x in [ns.a, ns.b] %}{{ loop.changed(x) }}{% endfor %}",
+            "{{ {ns.t: 1} }}",
+            "{{ {}[ns.t] }}",
+            "{{ {}.get(ns.t) }}",
+            "{{ dict([(ns.t, 1)]) }}",
+            "{{ ns.a | upper }}",
+            "{{ ns.a is lower }}",
+            "{{ [ns.a, ns.b] | max }}",
+        )
+    ),
+    "{% set s = 'a' * 10**7 %}{{ s" + "|upper|lower" * 4000 + " }}",
+    "{% set s = 'a' * 10**7 %}{{ s" + ".upper().lower()" * 4000 + " }}",
     "{{ 'a' * 10**10 }}",
     "{{ [1] * 10**10 }}",
     "{{ 10 ** (10 ** 10) }}",

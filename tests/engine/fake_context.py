@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from llm_server.cache.disk import DiskTier
 from llm_server.engine.answer import Mask, TokenConstraint
@@ -27,16 +27,19 @@ N_VOCAB = 64
 EOG = 0
 
 
+Model: TypeAlias = Callable[[Sequence[int]], int]
+
+
 def next_token(tokens: Sequence[int]) -> int:
     """What the fake model answers to a sequence."""
     return zlib.crc32(bytes(tokens)) % N_VOCAB
 
 
-def reference(prompt: Sequence[int], max_tokens: int) -> str:
+def reference(prompt: Sequence[int], max_tokens: int, model: Model = next_token) -> str:
     """The text that an engine must produce for a prompt, whatever else it runs."""
     tokens, text = list(prompt), ""
     for _ in range(max_tokens):
-        token = next_token(tokens)
+        token = model(tokens)
         if token == EOG:
             break
         tokens.append(token)
@@ -56,12 +59,12 @@ class FakeVocabulary:
 class FakeBatch:
     def __init__(self, context: FakeContext) -> None:
         self._context = context
-        self.rows: list[tuple[int, int, list[int], bool]] = []
+        self.rows: list[tuple[int, int, list[int], int]] = []
 
     def clear(self) -> None:
         self.rows = []
 
-    def add(self, seq_id: int, start: int, tokens: list[int], *, logits: bool) -> int:
+    def add(self, seq_id: int, start: int, tokens: list[int], *, logits: int) -> int:
         assert seq_id in self._context.running and tokens
         self.rows.append((seq_id, start, list(tokens), logits))
         return sum(len(row[2]) for row in self.rows) - 1
@@ -78,13 +81,16 @@ class FakeContext:
         n_seq: int = 24,
         n_batch: int = 128,
         whole_state: bool = False,
+        model: Model = next_token,
     ) -> None:
         self.n_ctx, self.n_batch = n_ctx, n_batch
+        self.max_outputs = 32
+        self._model = model
         self.running, self.idle = range(parallel), range(parallel, n_seq)
         self.whole_state = whole_state
         self.batch = FakeBatch(self)
         self.sequences: dict[int, list[list[int]]] = {s: [] for s in range(n_seq)}
-        self.steps: list[list[tuple[int, int, list[int], bool]]] = []
+        self.steps: list[list[tuple[int, int, list[int], int]]] = []
         self.failures: list[Exception | Literal["no_cells"]] = []
         self.on_decode: Callable[[int], None] = lambda n_rows: None
         self.on_load: Callable[[], None] = lambda: None
@@ -119,10 +125,12 @@ class FakeContext:
         for seq_id, start, tokens, logits in rows:
             cells = self.sequences[seq_id]
             assert start == len(cells), f"position {start} after {len(cells)} cells"
-            cells.extend([token] for token in tokens)
-            index += len(tokens)
-            if logits:
-                self._outputs[index] = next_token([cell[0] for cell in cells])
+            for n_left, token in zip(range(len(tokens), 0, -1), tokens, strict=True):
+                cells.append([token])
+                index += 1
+                if n_left <= logits:
+                    self._outputs[index] = self._model([cell[0] for cell in cells])
+        assert len(self._outputs) <= self.max_outputs
         return "done"
 
     def output(self, row: int) -> int:
@@ -155,6 +163,10 @@ class FakeContext:
         assert len(tokens) == stop - start
         self.sequences[target] = self.sequences[target] + [[token] for token in tokens]
         assert self.n_used <= self.n_ctx
+
+    def cut(self, sequence: int, start: int) -> None:
+        assert not self.whole_state, "a whole state cannot be cut"
+        self.sequences[sequence] = self.sequences[sequence][:start]
 
     def drop(self, sequence: int) -> None:
         self.sequences[sequence] = []
@@ -216,10 +228,18 @@ class Bench:
         *,
         disk: DiskTier | None = None,
         wake: Callable[[], None] = lambda: None,
+        draft_max: int = 0,
     ) -> None:
         self.context = context or FakeContext()
         self.clock = Clock()
-        self.engine = Engine(self.context, FakeVocabulary(), disk=disk, wake=wake, clock=self.clock)
+        self.engine = Engine(
+            self.context,
+            FakeVocabulary(),
+            disk=disk,
+            wake=wake,
+            draft_max=draft_max,
+            clock=self.clock,
+        )
         self.samplers: list[FakeSampler] = []
         self.texts: dict[int, str] = {}
         self.ends: dict[int, Finished | Failed] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from llm_server.cache.disk import DiskTier
 from llm_server.engine.answer import Mask
 from llm_server.engine.engine import Engine
+from llm_server.engine.pace import Pace
 from llm_server.engine.sequence import Prompt
 from llm_server.llama.context import Context
 from llm_server.llama.model import Model
@@ -54,8 +55,12 @@ class Recorder:
         self._sampler.close()
 
 
-def assert_greedy(context: Context, prompt: str, picked: Sequence[int]) -> None:
+def assert_greedy(
+    context: Context, prompt: str, picked: Sequence[int], among: Sequence[int] | None = None
+) -> None:
     """Each picked token is the model's best one after the prompt and those before, computed alone.
+
+    With `among` the best one of those; other tokens must not be picked.
 
     Unlike comparing two answers this does not break on a tie that another batch shape decides
     the other way.
@@ -73,16 +78,30 @@ def assert_greedy(context: Context, prompt: str, picked: Sequence[int]) -> None:
     assert context.decode() == "done"
     for row, token in zip(rows, picked, strict=True):
         logits = context.logits(row)
-        assert logits[token] >= logits.max() - TOLERANCE
+        best = logits.max() if among is None else logits[among].max()
+        assert among is None or token in among
+        assert logits[token] >= best - TOLERANCE
+
+
+class FreeGuesses(Pace):
+    """Every step takes as long as any other, so that guessing always pays."""
+
+    def decode_seconds(self, n_rows: int) -> float:
+        return 1.0
 
 
 class Runner:
     """Feeds an engine and collects what it answers."""
 
-    def __init__(self, context: Context, disk: DiskTier | None = None) -> None:
+    def __init__(
+        self, context: Context, disk: DiskTier | None = None, *, draft_max: int = 0
+    ) -> None:
         context.clear()  # a new engine knows of no cells
         self.context = context
-        self.engine = Engine(context, context.model.vocab, disk=disk)
+        pace = FreeGuesses(context.n_batch)
+        self.engine = Engine(
+            context, context.model.vocab, disk=disk, pace=pace, draft_max=draft_max
+        )
         self.texts: dict[int, str] = {}
         self.ends: dict[int, Finished] = {}
         self.recorders: dict[int, Recorder] = {}

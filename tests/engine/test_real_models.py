@@ -12,7 +12,7 @@ import pytest
 
 from llm_server.llama.context import Context
 from llm_server.worker.messages import Sampling
-from tests.engine.real import GREEDY, Runner, open_context
+from tests.engine.real import GREEDY, Runner, assert_greedy, open_context
 
 KINDS = ["attention", "spm", "sliding", "recurrent", "hybrid"]
 HEAD = "<|im_start|>system\n" + "you may make a name for each word " * 12 + "<|im_end|>\n"
@@ -77,6 +77,26 @@ def test_thirty_two_streams_on_four_sequences(runner: Runner) -> None:
     prompts = [turn(f"name {i} {'word ' * (i % 7)}") for i in range(32)]
     runner.answers(prompts)
     runner.assert_all_greedy(prompts)
+
+
+def test_guessing_changes_no_answer(context: Context) -> None:
+    """Confined to two tokens an answer repeats itself, so that some guesses are right."""
+    runner = Runner(context, draft_max=16)
+    two = context.model.vocab.tokenize("you may", parse_special=False)[:2]
+    bias = dict.fromkeys(two, 1000.0)
+    runner.answers(QUESTIONS, Sampling(temperature=0, max_tokens=60, logit_bias=bias))
+    timings = [end.timings for end in runner.ends.values()]
+    n_right = sum(t.draft_n_accepted for t in timings)
+    assert (0 < n_right < sum(t.draft_n for t in timings)) is not context.whole_state
+    for id, prompt in enumerate(QUESTIONS):
+        assert_greedy(context, prompt, runner.recorders[id].tokens, among=two)
+
+
+def test_guessing_follows_the_seed(context: Context) -> None:
+    """With a temperature too: the sampler draws as if nobody had guessed."""
+    warm = Sampling(temperature=0.3, seed=7, max_tokens=60)
+    guessed = Runner(context, draft_max=16).answers(QUESTIONS[:1], warm)
+    assert guessed == Runner(context).answers(QUESTIONS[:1], warm)
 
 
 def test_logits_do_not_depend_on_the_batch(context: Context) -> None:
