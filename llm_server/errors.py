@@ -101,11 +101,11 @@ class ContextLengthExceeded(InvalidRequest):
 
     code = "context_length_exceeded"
 
-    def __init__(self, n_prompt_tokens: int, n_ctx: int) -> None:
+    def __init__(self, n_prompt_tokens: int, n_ctx: int, *, param: str = "messages") -> None:
         super().__init__(
-            f"This model's maximum context length is {n_ctx} tokens. However, your messages "
-            f"resulted in {n_prompt_tokens} tokens. Please reduce the length of the messages.",
-            param="messages",
+            f"This model's maximum context length is {n_ctx} tokens. However, your {param} "
+            f"resulted in {n_prompt_tokens} tokens. Please reduce the length of the {param}.",
+            param=param,
             details={"n_prompt_tokens": n_prompt_tokens, "n_ctx": n_ctx},
         )
 

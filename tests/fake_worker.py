@@ -12,7 +12,8 @@ model name     `broken*` refuses to load, `crash*` aborts while loading, `gate*`
 `tool`         a tool call in fragments            `think`  reasoning, then an answer
 `prefill:P`    progress, the answer once P exists  `report` the request itself, as JSON
 `flood`        6 MB of text at once
-`count:N`      N words, one event a frame          anything else: the words back
+`count:N`      N words, one event a frame          `scores` two tokens with their logprobs
+anything else: the words back. A completion is told its prompt, with a seed if it has one
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from llm_server.errors import ErrorInfo
 from llm_server.worker import frames
 from llm_server.worker.messages import (
     Cancel,
+    ChatRequest,
     Content,
     Event,
     Failed,
@@ -41,11 +43,14 @@ from llm_server.worker.messages import (
     Loaded,
     LoadFailed,
     LoadProgress,
+    Logprobs,
     Progress,
     Reasoning,
     Stop,
     Submit,
     Timings,
+    TokenLogprob,
+    TokenLogprobs,
     ToolCall,
     Usage,
 )
@@ -94,11 +99,14 @@ def load(command: Load) -> None:
     parallel = command.config.parallel or 4
     note("loads.log", f"{path.name} n_ctx={n_ctx} pid={os.getpid()}")
     note("commands.log", msgspec.json.encode(command).decode())
-    send(Loaded(n_ctx=n_ctx, n_ctx_train=8192, parallel=parallel, n_vocab=1000, description="fake"))
+    settled = {"n_ctx": n_ctx, "n_ctx_train": 8192, "parallel": parallel, "n_vocab": 1000}
+    send(Loaded(**settled, description="fake", fingerprint="fp_fake"))
 
 
 def finished(submit: Submit, n: int, reason: str = "stop") -> Finished:
-    usage = Usage(len(submit.request.messages), n, 0)
+    request = submit.request
+    n_prompt = len(request.messages) if isinstance(request, ChatRequest) else len(request.prompt)
+    usage = Usage(n_prompt, n, 0)
     return Finished(submit.id, reason, usage, Timings(0.0, 1.0, 2.0))  # type: ignore[arg-type]
 
 
@@ -142,6 +150,11 @@ def special(submit: Submit, text: str) -> bool:  # noqa: C901 - one case a behav
             send(Content(id, "Yes."), finished(submit, 5))
         case "report", _:
             send(Content(id, msgspec.json.encode(submit.request).decode()), finished(submit, 1))
+        case "scores", _:
+            yes, no = TokenLogprob(b"yes", -0.25), TokenLogprob(b"\xff", -1.5)
+            n_top = submit.request.sampling.top_logprobs or 0
+            send(Logprobs(id, [TokenLogprobs(yes, [yes, no][:n_top])]), Content(id, "yes"))
+            send(Logprobs(id, [TokenLogprobs(no, [yes, no][:n_top])]), finished(submit, 2))
         case "count", n:
             for i in range(int(n)):
                 send(Content(id, f"{i} "))
@@ -152,11 +165,17 @@ def special(submit: Submit, text: str) -> bool:  # noqa: C901 - one case a behav
 
 
 def answer(submit: Submit) -> None:
-    text = submit.request.messages[-1].content or ""
+    request = submit.request
+    if isinstance(request, ChatRequest):
+        text = request.messages[-1].content or ""
+    else:
+        text = request.prompt if isinstance(request.prompt, str) else str(request.prompt)
     if submit.request.sampling.max_tokens == 0:
         send(Progress(submit.id, 7, 7, 0), finished(submit, 0, "length"))
     elif not special(submit, text):
         words = [word + " " for word in text.split(" ")]
+        if request.sampling.seed is not None:
+            words.append(f"#{request.sampling.seed}")
         send(Progress(submit.id, len(words), len(words), 0))
         send(*(Content(submit.id, word) for word in words), finished(submit, len(words)))
 

@@ -41,6 +41,7 @@ class LiveServer:
         deadline = time.monotonic() + 60
         while self.client.get("/health").status_code != 200:
             assert time.monotonic() < deadline, "no model was loaded in time"
+            self.drain_log()  # A full pipe would stop the server.
 
     def drain_log(self) -> str:
         """What the server has logged so far."""

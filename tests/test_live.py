@@ -244,3 +244,89 @@ def test_many_clients_that_leave_early_do_no_harm(server: LiveServer) -> None:
         list(pool.map(leave, range(24)))
     again = text_of(server.client.post("/chat/completions", json={**CHAT, "max_tokens": 8}))
     assert again == expected
+
+
+# ---- plain prompts, choices, probabilities ------------------------------------------------------
+
+
+def test_the_openai_client_completes_text_and_tokens(server: LiveServer) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    fixed: Any = {"model": "a.gguf", "temperature": 0, "max_tokens": 6}
+    whole = client.completions.create(prompt="hello world", **fixed, logprobs=2)
+    (choice,) = whole.choices
+    assert choice.logprobs is not None and choice.logprobs.tokens is not None
+    assert whole.usage is not None
+    assert len(choice.logprobs.tokens) == whole.usage.completion_tokens == 6
+    for token, at in zip(choice.logprobs.tokens, choice.logprobs.text_offset or [], strict=True):
+        assert choice.text[at:].startswith(token) or token.startswith("bytes:")
+    stream = client.completions.create(prompt="hello world", **fixed, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == choice.text
+    echoed = client.completions.create(prompt="hello world", **fixed, echo=True)
+    assert echoed.choices[0].text == "hello world" + choice.text
+    only_echoed = client.completions.create(
+        prompt="hello world", **(fixed | {"max_tokens": 0}), echo=True
+    )
+    assert only_echoed.choices[0].text == "hello world"
+    both = client.completions.create(prompt=["hello world", "one two"], **fixed, n=2)
+    assert [c.text == choice.text for c in both.choices][:2] == [True, True]
+    assert [c.index for c in both.choices] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": [1, 1_000_000]}, "prompt"),
+        ({"prompt": [[1], [2**31 - 1]]}, "prompt"),
+        ({"prompt": "x", "suffix": "y"}, "suffix"),
+        ({"prompt": "x", "logit_bias": {"1000000": 1}}, "logit_bias"),
+        ({"prompt": "word " * 50_000}, "prompt"),
+        ({"prompt": [1] * 5000}, "prompt"),
+    ],
+)
+def test_prompts_that_do_not_fit_the_model_are_refused(
+    server: LiveServer, fields: dict[str, Any], param: str
+) -> None:
+    response = server.client.post("/v1/completions", json=fields)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
+def test_choices_are_reproducible_share_their_prompt_and_differ(server: LiveServer) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "tell me more about " + "water and oil " * 40}],
+        "max_tokens": 8,
+        "temperature": 1.5,
+        "n": 4,
+        "seed": 7,
+    }
+    answers = [server.client.post("/v1/chat/completions", json=body).json() for _ in range(2)]
+    texts = [[c["message"]["content"] for c in answer["choices"]] for answer in answers]
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) > 1
+    assert answers[0]["usage"]["completion_tokens"] > 8
+
+
+def test_logprobs_of_an_answer_under_a_grammar_are_the_models_own(server: LiveServer) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "name"}],
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"x": {"const": "you"}},
+                    "required": ["x"],
+                }
+            },
+        },
+        "logprobs": True,
+        "top_logprobs": 3,
+        "temperature": 0,
+    }
+    (choice,) = server.client.post("/v1/chat/completions", json=body).json()["choices"]
+    tokens = choice["logprobs"]["content"]
+    spelled = bytes(byte for token in tokens for byte in token["bytes"]).decode()
+    assert spelled == choice["message"]["content"]
+    # A random model would not say this by itself: what the grammar makes certain is not so by it.
+    assert sum(token["logprob"] for token in tokens) < -len(tokens)
+    assert all(len(token["top_logprobs"]) == 3 for token in tokens)

@@ -1,7 +1,7 @@
-"""One chat call from the queue to the last byte: waiting, streaming, folding, giving up.
+"""One call from the queue to the last byte: waiting, streaming, folding, giving up.
 
 A client that goes away cancels its request at once, wherever it is. What answers look like is
-`completion.py`'s business, what an event stream is `sse.py`'s.
+the business of `completion.py` and its like, what an event stream is `sse.py`'s.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llm_server.api import sse
-from llm_server.api.completion import Chunks, Fold
 from llm_server.api.errors import INTERNAL, envelope, json_response
-from llm_server.api.requests import ChatCall
+from llm_server.api.requests import Call
+from llm_server.api.usage import Origin
 from llm_server.errors import ErrorInfo, RemoteError, ServerError
 from llm_server.models.lease import Lease
 from llm_server.models.pool import Pool
@@ -42,10 +42,26 @@ class Patience:
     """Longest time a client may take to accept a write."""
 
 
+class Chunker(Protocol):
+    """Writes one stream in some dialect: what goes out first, and what each event becomes."""
+
+    def opening(self) -> Sequence[object]: ...
+
+    def of(self, event: RequestEvent) -> Sequence[object]: ...
+
+
+class Folder(Protocol):
+    """Folds all events into one object of some dialect. `add` raises RemoteError for Failed."""
+
+    def add(self, event: RequestEvent) -> None: ...
+
+    def whole(self) -> object: ...
+
+
 class Answer:
     """The events of one call: waits for a lease, submits, and says how far things are."""
 
-    def __init__(self, pool: Pool, call: ChatCall) -> None:
+    def __init__(self, pool: Pool, call: Call) -> None:
         self._pool = pool
         self._call = call
         self._lease: Lease | None = None
@@ -53,15 +69,16 @@ class Answer:
         self._progress: Progress | None = None
 
     @property
-    def model(self) -> str:
-        """Name of the model that answers, once there is a lease."""
-        assert self._lease is not None
-        return self._lease.model.name
+    def origin(self) -> Origin:
+        """Who answers, once the call has begun."""
+        assert self._lease is not None and self._stream is not None
+        fingerprint = self._lease.worker.loaded.fingerprint
+        return Origin(self._lease.model.name, fingerprint, self._stream.ids, self._call.n)
 
     async def begin(self) -> list[RequestEvent]:
         """The first batch with more in it than progress. Raises ServerError, also for Failed."""
         self._lease = await self._pool.acquire(self._call.model, self._call.overrides)
-        self._stream = self._lease.worker.submit(self._call.request)
+        self._stream = self._lease.worker.submit(*self._call.requests)
         async for batch in self._stream:
             events = self._without_progress(batch)
             if events and isinstance(events[0], Failed):
@@ -120,14 +137,14 @@ class FoldedResponse(Response):
     def __init__(
         self,
         pool: Pool,
-        call: ChatCall,
-        render: Callable[[Fold, str], object],
+        call: Call,
+        make_fold: Callable[[Origin], Folder],
         headers: dict[str, str],
     ) -> None:
         super().__init__(headers=headers)
         self._pool = pool
         self._call = call
-        self._render = render
+        self._make_fold = make_fold
         self._extra = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,22 +152,26 @@ class FoldedResponse(Response):
         await until_disconnected(receive, self._answer(scope, receive, send))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        fold = Fold()
         with contextlib.closing(Answer(self._pool, self._call)) as answer:
             batch: list[RequestEvent] | None = await answer.begin()
+            fold = self._make_fold(answer.origin)
             while batch is not None:
                 for event in batch:
                     fold.add(event)
                 batch = await answer.rest()
-            value = self._render(fold, answer.model)
-        await json_response(value, headers=self._extra)(scope, receive, send)
+        await json_response(fold.whole(), headers=self._extra)(scope, receive, send)
 
 
 class StreamedResponse(Response):
     """Answers with an event stream. Errors before its start leave as exceptions."""
 
     def __init__(
-        self, pool: Pool, call: ChatCall, patience: Patience, headers: dict[str, str]
+        self,
+        pool: Pool,
+        call: Call,
+        make_chunks: Callable[[Origin], Chunker],
+        patience: Patience,
+        headers: dict[str, str],
     ) -> None:
         super().__init__(
             media_type="text/event-stream",
@@ -158,6 +179,7 @@ class StreamedResponse(Response):
         )
         self._pool = pool
         self._call = call
+        self._make_chunks = make_chunks
         self._patience = patience
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -185,8 +207,8 @@ class StreamedResponse(Response):
 
     async def _stream(self, answer: Answer, writer: sse.EventWriter) -> None:
         batch: list[RequestEvent] | None = await self._begin(answer, writer)
-        chunks = Chunks(answer.model, self._call.include_usage)
-        out = [sse.data(chunks.opening())]
+        chunks = self._make_chunks(answer.origin)
+        out = [sse.data(chunk) for chunk in chunks.opening()]
         while batch is not None:
             for event in batch:
                 if isinstance(event, Failed):

@@ -7,60 +7,24 @@ every token of every stream. It knows nothing of HTTP, queues or where events co
 from __future__ import annotations
 
 import secrets
-import time
 from typing import Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from llm_server.api.logprobs import ChatLogprobs, TokenLogprobJson, chat_logprobs
+from llm_server.api.usage import Ends, Origin, TimingsJson, UsageJson, timings_json, usage_json
 from llm_server.errors import RemoteError
 from llm_server.worker.messages import (
     Content,
     Failed,
     Finished,
     FinishReason,
+    Logprobs,
     Reasoning,
     RequestEvent,
-    Timings,
     ToolCall,
-    Usage,
 )
-
-
-class CachedJson(msgspec.Struct):
-    """How much of the prompt was not computed."""
-
-    cached_tokens: int
-
-
-class UsageJson(msgspec.Struct):
-    """OpenAI's `usage`."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: CachedJson
-
-
-class TimingsJson(msgspec.Struct):
-    """Tokens and milliseconds by stage, in llama-server's spelling; `prompt_n` were computed.
-
-    `cache_n` were reused, `cache_disk_n` of them read from the disk and attached in `cache_ms`.
-    Of `draft_n` tokens that were guessed and computed, `draft_n_accepted` were right.
-    """
-
-    queue_ms: float
-    cache_ms: float
-    cache_n: int
-    cache_disk_n: int
-    prompt_n: int
-    prompt_ms: float
-    prompt_per_second: float
-    predicted_n: int
-    predicted_ms: float
-    predicted_per_second: float
-    draft_n: int
-    draft_n_accepted: int
 
 
 class FunctionJson(msgspec.Struct):
@@ -89,11 +53,12 @@ class DeltaJson(msgspec.Struct):
 
 
 class ChunkChoice(msgspec.Struct):
-    """The one choice of a chunk."""
+    """The one choice that a chunk adds to."""
 
     delta: DeltaJson
     index: int = 0
     finish_reason: FinishReason | None = None
+    logprobs: ChatLogprobs | UnsetType = UNSET
 
 
 class Chunk(msgspec.Struct):
@@ -102,6 +67,7 @@ class Chunk(msgspec.Struct):
     id: str
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChunkChoice]
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     usage: UsageJson | None | UnsetType = UNSET
@@ -119,12 +85,12 @@ class MessageJson(msgspec.Struct):
 
 
 class CompletionChoice(msgspec.Struct):
-    """The one choice of a whole answer."""
+    """One choice of a whole answer."""
 
     message: MessageJson
     finish_reason: FinishReason
-    index: int = 0
-    logprobs: None = None
+    index: int
+    logprobs: ChatLogprobs | None
 
 
 class Completion(msgspec.Struct):
@@ -133,6 +99,7 @@ class Completion(msgspec.Struct):
     id: str
     created: int
     model: str
+    system_fingerprint: str
     choices: list[CompletionChoice]
     usage: UsageJson
     timings: TimingsJson
@@ -142,88 +109,126 @@ class Completion(msgspec.Struct):
 class Chunks:
     """Makes the chunks of one stream: each method returns those that belong to one moment."""
 
-    def __init__(self, model: str, include_usage: bool) -> None:
+    def __init__(self, origin: Origin, include_usage: bool) -> None:
         self._id = new_id()
-        self._created = int(time.time())
-        self._model = model
+        self._origin = origin
+        self._first = origin.ids[0]
+        self._ends = Ends(origin)
         # With usage asked for, OpenAI has a null on every chunk before the last.
         self._usage: None | UnsetType = None if include_usage else UNSET
+        self._scored: dict[int, list[TokenLogprobJson]] = {}
 
-    def opening(self) -> Chunk:
-        """The chunk that says whose message this is."""
-        return self._chunk(DeltaJson(role="assistant", content=""))
+    def opening(self) -> list[Chunk]:
+        """The chunks that say whose messages these are."""
+        return [self._chunk(id, DeltaJson(role="assistant", content="")) for id in self._origin.ids]
 
     def of(self, event: RequestEvent) -> list[Chunk]:
         """The chunks an event becomes; none for Progress and Failed."""
         if isinstance(event, Content):
-            return [self._chunk(DeltaJson(content=event.text))]
+            return [self._chunk(event.id, DeltaJson(content=event.text))]
         if isinstance(event, Reasoning):
-            return [self._chunk(DeltaJson(reasoning_content=event.text))]
+            return [self._chunk(event.id, DeltaJson(reasoning_content=event.text))]
         if isinstance(event, ToolCall):
-            return [self._chunk(DeltaJson(tool_calls=[_tool_call_delta(event)]))]
+            return [self._chunk(event.id, DeltaJson(tool_calls=[_tool_call_delta(event)]))]
+        if isinstance(event, Logprobs):
+            # They go with what they made visible, which is next.
+            self._scored.setdefault(event.id, []).extend(chat_logprobs(event.tokens))
         if isinstance(event, Finished):
             return self._closing(event)
         return []
 
     def _closing(self, event: Finished) -> list[Chunk]:
-        last = self._chunk(DeltaJson())
+        self._ends.add(event)
+        last = self._chunk(event.id, DeltaJson())
         last.choices[0].finish_reason = event.reason
-        last.timings = timings_json(event.usage, event.timings)
+        if not self._ends.all_in:
+            return [last]
+        usage = self._ends.usage
+        last.timings = timings_json(usage, self._ends.timings)
         if self._usage is UNSET:
             return [last]
-        usage = Chunk(self._id, self._created, self._model, [], usage=usage_json(event.usage))
-        return [last, usage]
+        total = self._chunk(event.id, DeltaJson())
+        total.choices, total.usage = [], usage_json(usage)
+        return [last, total]
 
-    def _chunk(self, delta: DeltaJson) -> Chunk:
-        choices = [ChunkChoice(delta)]
-        return Chunk(self._id, self._created, self._model, choices, usage=self._usage)
+    def _chunk(self, id: int, delta: DeltaJson) -> Chunk:
+        choice = ChunkChoice(delta, index=id - self._first)
+        if self._scored and (scored := self._scored.pop(id, None)):
+            choice.logprobs = ChatLogprobs(scored)
+        return Chunk(
+            self._id,
+            self._origin.created,
+            self._origin.model,
+            self._origin.fingerprint,
+            [choice],
+            usage=self._usage,
+        )
 
 
 class Fold:
-    """Collects the events of one request into a whole answer."""
+    """Collects the events of one answer into one object."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self._choices = {id: _Choice() for id in origin.ids}
+        self._ends = Ends(origin)
+
+    def add(self, event: RequestEvent) -> None:
+        """Take the next event. Raises RemoteError when the request failed."""
+        if isinstance(event, Finished):
+            self._ends.add(event)
+        elif isinstance(event, Failed):
+            raise RemoteError(event.error)
+        else:
+            self._choices[event.id].add(event)
+
+    def whole(self) -> Completion:
+        """The whole answer, after the last event."""
+        usage = self._ends.usage
+        return Completion(
+            id=new_id(),
+            created=self._origin.created,
+            model=self._origin.model,
+            system_fingerprint=self._origin.fingerprint,
+            choices=[
+                CompletionChoice(choice.message(), self._ends[i].reason, i, choice.logprobs())
+                for i, choice in enumerate(self._choices.values())
+            ],
+            usage=usage_json(usage),
+            timings=timings_json(usage, self._ends.timings),
+        )
+
+
+class _Choice:
+    """One choice while it grows."""
 
     def __init__(self) -> None:
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, ToolCallJson] = {}
-        self._finished: Finished | None = None
+        self._scored: list[TokenLogprobJson] = []
 
     def add(self, event: RequestEvent) -> None:
-        """Take the next event. Raises RemoteError when the request failed."""
         if isinstance(event, Content):
             self._content.append(event.text)
         elif isinstance(event, Reasoning):
             self._reasoning.append(event.text)
         elif isinstance(event, ToolCall):
             self._add_call(event)
-        elif isinstance(event, Finished):
-            self._finished = event
-        elif isinstance(event, Failed):
-            raise RemoteError(event.error)
+        elif isinstance(event, Logprobs):
+            self._scored += chat_logprobs(event.tokens)
 
-    @property
-    def finished(self) -> Finished:
-        """The end of the request, which must have come."""
-        assert self._finished is not None, "a stream of events ends in Finished or Failed"
-        return self._finished
-
-    def completion(self, model: str) -> Completion:
-        """The whole answer, after the last event."""
+    def message(self) -> MessageJson:
         content = "".join(self._content)
         message = MessageJson(content=None if self._calls and not content else content)
         if self._reasoning:
             message.reasoning_content = "".join(self._reasoning)
         if self._calls:
             message.tool_calls = [self._calls[index] for index in sorted(self._calls)]
-        end = self.finished
-        return Completion(
-            id=new_id(),
-            created=int(time.time()),
-            model=model,
-            choices=[CompletionChoice(message, end.reason)],
-            usage=usage_json(end.usage),
-            timings=timings_json(end.usage, end.timings),
-        )
+        return message
+
+    def logprobs(self) -> ChatLogprobs | None:
+        return ChatLogprobs(self._scored) if self._scored else None
 
     def _add_call(self, event: ToolCall) -> None:
         call = self._calls.get(event.index)
@@ -239,39 +244,6 @@ class Fold:
 def new_id() -> str:
     """An id for an answer, as unguessable as OpenAI's."""
     return "chatcmpl-" + secrets.token_hex(12)
-
-
-def usage_json(usage: Usage) -> UsageJson:
-    """The worker's counts in OpenAI's shape."""
-    return UsageJson(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.prompt_tokens + usage.completion_tokens,
-        prompt_tokens_details=CachedJson(usage.cached_tokens),
-    )
-
-
-def timings_json(usage: Usage, timings: Timings) -> TimingsJson:
-    """The worker's times, with the rates people compare."""
-    computed = usage.prompt_tokens - usage.cached_tokens
-    return TimingsJson(
-        queue_ms=round(timings.queue_ms, 3),
-        cache_ms=round(timings.cache_ms, 3),
-        cache_n=usage.cached_tokens,
-        cache_disk_n=usage.disk_tokens,
-        prompt_n=computed,
-        prompt_ms=round(timings.prompt_ms, 3),
-        prompt_per_second=_per_second(computed, timings.prompt_ms),
-        predicted_n=usage.completion_tokens,
-        predicted_ms=round(timings.predicted_ms, 3),
-        predicted_per_second=_per_second(usage.completion_tokens, timings.predicted_ms),
-        draft_n=timings.draft_n,
-        draft_n_accepted=timings.draft_n_accepted,
-    )
-
-
-def _per_second(count: int, milliseconds: float) -> float:
-    return round(count * 1000 / milliseconds, 2) if milliseconds > 0 else 0.0
 
 
 def _tool_call_delta(event: ToolCall) -> ToolCallJson:

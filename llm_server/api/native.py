@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -15,15 +16,15 @@ from llm_server import __version__
 from llm_server.api import openai
 from llm_server.api.body import read_json_object
 from llm_server.api.chat import FoldedResponse
-from llm_server.api.completion import Fold
 from llm_server.api.context import context_of, ignored_header
 from llm_server.api.errors import envelope, headers, json_response
 from llm_server.api.requests import restore_call, set_model_call
 from llm_server.api.schema import body_of
+from llm_server.api.usage import Ends, Origin
 from llm_server.api.wire import ChatBody, SetModelBody
-from llm_server.errors import ModelLoading
+from llm_server.errors import ModelLoading, RemoteError
 from llm_server.models.pool import Status
-from llm_server.worker.messages import Usage
+from llm_server.worker.messages import Failed, Finished, RequestEvent, Usage
 
 router = APIRouter()
 
@@ -150,13 +151,31 @@ async def set_model(request: Request) -> Response:
 async def restore_cache(request: Request) -> Response:
     """Compute and store a prompt: the next request that begins like it starts at once."""
     call = restore_call(await read_json_object(request))
-    started = time.monotonic()
+    make_fold = partial(RestoredFold, started=time.monotonic())
+    return FoldedResponse(context_of(request).pool, call, make_fold, ignored_header(call.ignored))
 
-    def render(fold: Fold, model: str) -> RestoredJson:
-        usage = fold.finished.usage
-        ms = round((time.monotonic() - started) * 1000, 3)
+
+class RestoredFold:
+    """Makes the answer about a prompt that was warmed (`chat.Folder`)."""
+
+    def __init__(self, origin: Origin, started: float) -> None:
+        self._origin = origin
+        self._started = started
+        self._ends = Ends(origin)
+
+    def add(self, event: RequestEvent) -> None:
+        """Take the next event. Raises RemoteError when the request failed."""
+        if isinstance(event, Finished):
+            self._ends.add(event)
+        elif isinstance(event, Failed):
+            raise RemoteError(event.error)
+
+    def whole(self) -> RestoredJson:
+        """What it took, after the last event."""
+        usage = self._ends.usage
+        ms = round((time.monotonic() - self._started) * 1000, 3)
         return RestoredJson(
-            model,
+            self._origin.model,
             usage.prompt_tokens,
             usage.cached_tokens,
             _source(usage),
@@ -164,8 +183,6 @@ async def restore_cache(request: Request) -> Response:
             ms,
             ms,
         )
-
-    return FoldedResponse(context_of(request).pool, call, render, ignored_header(call.ignored))
 
 
 def _source(usage: Usage) -> Literal["cells", "disk", "computed"]:
@@ -196,4 +213,4 @@ def _endpoints(request: Request) -> list[str]:
     return [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
 
 
-router.include_router(openai.chat)
+router.include_router(openai.shared)

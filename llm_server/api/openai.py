@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llm_server.api import completions
 from llm_server.api.body import read_json_object
 from llm_server.api.chat import FoldedResponse, StreamedResponse
-from llm_server.api.completion import Fold
+from llm_server.api.completion import Chunks, Fold
 from llm_server.api.context import context_of, ignored_header
 from llm_server.api.errors import json_response
 from llm_server.api.requests import chat_call
@@ -19,7 +21,8 @@ from llm_server.api.schema import body_of
 from llm_server.api.wire import ChatBody
 from llm_server.models.registry import ModelFile
 
-chat = APIRouter()
+shared = APIRouter()
+"""What there is both at the root and under /v1."""
 router = APIRouter(prefix="/v1")
 
 
@@ -39,15 +42,16 @@ class ModelListJson(msgspec.Struct):
     object: str = "list"
 
 
-@chat.post("/chat/completions", openapi_extra=body_of(ChatBody))
+@shared.post("/chat/completions", openapi_extra=body_of(ChatBody))
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation, at once or as a stream of server-sent events."""
     context = context_of(request)
     call = chat_call(await read_json_object(request))
     headers = ignored_header(call.ignored)
     if call.stream:
-        return StreamedResponse(context.pool, call, context.patience, headers)
-    return FoldedResponse(context.pool, call, Fold.completion, headers)
+        make_chunks = partial(Chunks, include_usage=call.include_usage)
+        return StreamedResponse(context.pool, call, make_chunks, context.patience, headers)
+    return FoldedResponse(context.pool, call, Fold, headers)
 
 
 @router.get("/models")
@@ -58,7 +62,7 @@ async def list_models(request: Request) -> Response:
     return json_response(ModelListJson([model_json(model) for model in registry.models()]))
 
 
-@router.get("/models/{name:path}")
+@shared.get("/models/{name:path}")
 async def get_model(request: Request, name: str) -> Response:
     """One model, by any of its names."""
     registry = context_of(request).registry
@@ -71,4 +75,5 @@ def model_json(model: ModelFile) -> ModelJson:
     return ModelJson(id=model.name, created=model.modified)
 
 
-router.include_router(chat)
+shared.include_router(completions.router)
+router.include_router(shared)

@@ -1,56 +1,60 @@
-"""From a client's JSON to one `ChatRequest`: which fields count, and what they mean.
+"""From the JSON of a conversation to `ChatRequest`s: what its fields mean.
 
-This is where OpenAI's and llama.cpp's names for the same thing meet. It knows nothing of models,
-queues or answers.
+It knows nothing of models, queues or answers; the fields that all endpoints share are
+`fields.py`'s business.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import msgspec
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
-from llm_server.api.body import Json, printable
+from llm_server.api.body import Json
+from llm_server.api.fields import (
+    check_generation,
+    check_names,
+    overrides_of,
+    sampling_of,
+    validated,
+)
 from llm_server.api.wire import (
-    HARMLESS,
     MAX_SCHEMA_BYTES,
-    MAX_STOP_BYTES,
-    NO_EFFECT,
-    REFUSED,
     CacheOptions,
     ChatBody,
-    LoadFields,
     NamedToolChoice,
-    SamplingFields,
     SetModelBody,
-    Wire,
     WireMessage,
     WireResponseFormat,
     WireTool,
 )
-from llm_server.errors import InvalidRequest, UnsupportedParameter
+from llm_server.errors import InvalidRequest
 from llm_server.models.lease import Overrides
 from llm_server.worker.messages import (
     ChatRequest,
+    CompletionRequest,
     FunctionCall,
     JsonObject,
     Message,
+    Request,
     ResponseFormat,
-    Sampling,
 )
 
-W = TypeVar("W", bound=Wire)
+R = TypeVar("R", ChatRequest, CompletionRequest)
 
 
 @dataclass(frozen=True, slots=True)
-class ChatCall:
-    """A checked chat request: what to ask which model, and how the answer is wanted."""
+class Call:
+    """A checked request: what to ask which model, and how the answer is wanted.
 
-    request: ChatRequest
+    `requests` make one answer, prompt by prompt, `n` choices to each.
+    """
+
+    requests: Sequence[Request]
+    n: int = 1
     model: str | None = None
     overrides: Overrides = field(default_factory=dict)
     stream: bool = False
@@ -67,47 +71,46 @@ class SetModelCall:
     ignored: list[str]
 
 
-def chat_call(body: dict[str, Json]) -> ChatCall:
+def chat_call(body: dict[str, Json]) -> Call:
     """The body of a chat request, understood. Raises InvalidRequest."""
-    ignored = _check_names(body, ChatBody)
-    configs = body.get("inference_configs")
-    if isinstance(configs, dict):
-        ignored += _check_names(configs, SamplingFields, "inference_configs.")
+    ignored = check_generation(body, ChatBody)
     options = body.get("prompt_cache_options")
     if isinstance(options, dict):
-        ignored += _check_names(options, CacheOptions, "prompt_cache_options.")
-    chat = _validated(ChatBody, body)
-    if chat.stream_options is not None and not chat.stream:
-        raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
-    call = ChatCall(
-        request=ChatRequest(
-            messages=_messages(chat.messages),
-            tools=_tools(chat.tools or []),
-            sampling=_sampling(chat),
-            template_kwargs=_template_kwargs(chat),
-            parallel_tool_calls=chat.parallel_tool_calls is not False,
-            response_format=_response_format(chat.response_format),
-            reasoning_budget=None if chat.reasoning_budget == -1 else chat.reasoning_budget,
-            **_tool_choice(chat),
-        ),
+        ignored += check_names(options, CacheOptions, "prompt_cache_options.")
+    chat = validated(ChatBody, body)
+    call = Call(
+        choices(_chat_request(chat), chat.n or 1),
+        n=chat.n or 1,
         model=chat.model,
-        overrides=_overrides(chat.load_model_configs),
+        overrides=overrides_of(chat.load_model_configs),
         stream=bool(chat.stream),
         include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
         ignored=ignored,
     )
     prewarm = chat.prompt_cache_options is not None and chat.prompt_cache_options.prewarm
-    return _warming(call) if prewarm or call.request.sampling.max_tokens == 0 else call
+    return _warming(call) if prewarm or call.requests[0].sampling.max_tokens == 0 else call
 
 
-def _warming(call: ChatCall) -> ChatCall:
+def _warming(call: Call) -> Call:
     """The same request, of which the prompt is computed and stored, and nothing generated."""
-    sampling = msgspec.structs.replace(call.request.sampling, max_tokens=0)
-    request = msgspec.structs.replace(call.request, sampling=sampling, persist=True)
-    return replace(call, request=request)
+    request = call.requests[0]
+    sampling = msgspec.structs.replace(request.sampling, max_tokens=0)
+    return replace(
+        call, requests=[msgspec.structs.replace(request, sampling=sampling, persist=True)], n=1
+    )
 
 
-def restore_call(body: dict[str, Json]) -> ChatCall:
+def choices(request: R, n: int) -> list[R]:
+    """`n` requests for as many choices: the same but for their seeds, one up each if one is set."""
+    sampling, seed = request.sampling, request.sampling.seed
+    if seed is None:
+        return [request] * n
+    seeds = [(seed + i) & 0xFFFFFFFF for i in range(n)]
+    samplings = [msgspec.structs.replace(sampling, seed=seed) for seed in seeds]
+    return [msgspec.structs.replace(request, sampling=sampling) for sampling in samplings]
+
+
+def restore_call(body: dict[str, Json]) -> Call:
     """The body of `POST /restore_cache`: a chat request of which only the prompt is computed."""
     return _warming(
         chat_call({k: v for k, v in body.items() if k not in ("stream", "stream_options")})
@@ -116,70 +119,27 @@ def restore_call(body: dict[str, Json]) -> ChatCall:
 
 def set_model_call(body: dict[str, Json]) -> SetModelCall:
     """The body of `POST /setModel`, understood. Raises InvalidRequest."""
-    ignored = _check_names(body, SetModelBody)
-    wanted = _validated(SetModelBody, body)
-    return SetModelCall(wanted.model_name, _overrides(wanted.load_model_configs), ignored)
+    ignored = check_names(body, SetModelBody)
+    wanted = validated(SetModelBody, body)
+    return SetModelCall(wanted.model_name, overrides_of(wanted.load_model_configs), ignored)
 
 
-# ---- names and types ---------------------------------------------------------------------------
-
-
-def _check_names(body: dict[str, Json], model: type[Wire], prefix: str = "") -> list[str]:
-    """The unknown fields of `body`. Raises UnsupportedParameter for those we must not ignore."""
-    ignored = []
-    for name, value in body.items():
-        if name in model.model_fields or name in HARMLESS or value is None:
-            continue
-        if name in REFUSED or (name in NO_EFFECT and value not in NO_EFFECT[name]):
-            raise UnsupportedParameter(
-                f"The parameter '{name}' is not supported with this value."
-                if name in NO_EFFECT
-                else f"The parameter '{name}' is not supported.",
-                param=prefix + name,
-            )
-        if name not in NO_EFFECT:
-            ignored.append(prefix + name)
-    return ignored
-
-
-def _validated(model: type[W], body: dict[str, Json]) -> W:
-    try:
-        return model.model_validate(body)
-    except ValidationError as error:
-        raise _invalid(error.errors(include_url=False, include_context=False)[0]) from None
-
-
-def _invalid(error: ErrorDetails) -> InvalidRequest:
-    """A pydantic error in our words. The client's own input is never repeated."""
-    param = _param(error["loc"])
-    kind = error["type"]
-    if kind == "missing":
-        message = f"Missing required parameter: '{param}'."
-        return InvalidRequest(message, param=param, code="missing_required_parameter")
-    if kind == "extra_forbidden":
-        return UnsupportedParameter("This parameter is not supported.", param=param)
-    wrong_type = kind.endswith("_type") or (
-        kind == "literal_error" and not isinstance(error["input"], str)
+def _chat_request(chat: ChatBody) -> ChatRequest:
+    sampling = sampling_of(chat)
+    if chat.logprobs:
+        sampling = msgspec.structs.replace(sampling, top_logprobs=chat.top_logprobs or 0)
+    elif chat.top_logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
+    return ChatRequest(
+        messages=_messages(chat.messages),
+        tools=_tools(chat.tools or []),
+        sampling=sampling,
+        template_kwargs=_template_kwargs(chat),
+        parallel_tool_calls=chat.parallel_tool_calls is not False,
+        response_format=_response_format(chat.response_format),
+        reasoning_budget=_reasoning_budget(chat),
+        **_tool_choice(chat),
     )
-    code = "invalid_type" if wrong_type else "invalid_value"
-    message = error["msg"]
-    if message.startswith("Input "):
-        return InvalidRequest(f"'{param}' {message[6:]}.", param=param, code=code)
-    return InvalidRequest(f"'{param}': {message[0].lower()}{message[1:]}.", param=param, code=code)
-
-
-def _param(location: tuple[int | str, ...]) -> str:
-    """A location as clients write it: messages[0].content."""
-    path = ""
-    for step in location:
-        if isinstance(step, int):
-            path += f"[{step}]"
-        elif not step.startswith(("(", "[")):  # A tag of one of our unions, or "[key]".
-            path += f".{step}" if path else step
-    return printable(path)
-
-
-# ---- meanings ----------------------------------------------------------------------------------
 
 
 def _messages(wire: list[WireMessage]) -> list[Message]:
@@ -276,38 +236,11 @@ def _check_schema(schema: JsonObject | None, param: str) -> None:
         raise InvalidRequest(message, param=param, code="invalid_json_schema")
 
 
-def _sampling(chat: ChatBody) -> Sampling:
-    """Top level over `inference_configs` over the defaults; an unset field is None in both."""
-    chosen = _set_fields(chat.inference_configs) if chat.inference_configs else {}
-    chosen |= _set_fields(chat)
-    if isinstance(stop := chosen.get("stop"), str):
-        chosen["stop"] = [stop]
-    for text in chosen.get("stop", []):
-        if len(text.encode()) > MAX_STOP_BYTES:
-            message = f"A stop string is longer than {MAX_STOP_BYTES} bytes."
-            raise InvalidRequest(message, param="stop")
-    if (seed := chosen.get("seed")) is not None:
-        # -1 is llama.cpp's "draw one"; it takes 32 bits, and OpenAI's clients may send 64.
-        chosen["seed"] = None if seed == -1 else seed & 0xFFFFFFFF
-    if "logit_bias" in chosen:
-        chosen["logit_bias"] = {int(token): bias for token, bias in chosen["logit_bias"].items()}
-    return Sampling(**chosen)
-
-
-def _set_fields(fields: SamplingFields) -> dict[str, Any]:
-    """The fields that are set, under one name each."""
-    given = {
-        name: value
-        for name in SamplingFields.model_fields
-        if (value := getattr(fields, name)) is not None
-    }
-    for other, name in (
-        ("max_completion_tokens", "max_tokens"),
-        ("repetition_penalty", "repeat_penalty"),
-    ):
-        if other in given:
-            given[name] = given.pop(other)
-    return given
+def _reasoning_budget(chat: ChatBody) -> int | None:
+    """Effort "none" is no thought at all, in whatever way the model could be talked out of one."""
+    if chat.reasoning_budget is None:
+        return 0 if chat.reasoning_effort == "none" else None
+    return None if chat.reasoning_budget == -1 else chat.reasoning_budget
 
 
 def _template_kwargs(chat: ChatBody) -> dict[str, str | int | float | bool]:
@@ -317,7 +250,3 @@ def _template_kwargs(chat: ChatBody) -> dict[str, str | int | float | bool]:
     if chat.chat_template_kwargs is not None:
         kwargs |= chat.chat_template_kwargs.model_dump(exclude_none=True)
     return kwargs
-
-
-def _overrides(fields: LoadFields | None) -> Overrides:
-    return fields.model_dump(exclude_none=True) if fields is not None else {}

@@ -17,6 +17,9 @@ MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_SCHEMA_BYTES = 256 * 1024
 MAX_INT32 = 2**31 - 1
+MAX_N = 8
+MAX_TOP_LOGPROBS = 20
+MAX_PROMPTS = 16
 
 
 class Wire(BaseModel):
@@ -225,35 +228,74 @@ class TemplateKwargs(Wire):
     clear_thinking: bool | None = None
 
 
-class ChatBody(SamplingFields):
+ModelName = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class GenerationFields(SamplingFields):
+    """What every request for an answer may say besides its prompt."""
+
+    model: ModelName | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    inference_configs: SamplingFields | None = None
+    load_model_configs: LoadFields | None = None
+
+
+class ChatBody(GenerationFields):
     """`POST /chat/completions`, and with fewer fields in use `POST /restore_cache`."""
 
     messages: Annotated[list[WireMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
-    model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: Annotated[list[WireTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
     response_format: WireResponseFormat | None = None
     reasoning_budget: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
     prompt_cache_options: CacheOptions | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    inference_configs: SamplingFields | None = None
-    load_model_configs: LoadFields | None = None
     chat_template_kwargs: TemplateKwargs | None = None
     reasoning_effort: ReasoningEffort | None = None
+
+
+def _prompt_kind(value: object) -> str:
+    if not isinstance(value, list):
+        return "(text)"
+    first = value[0] if value else None
+    if isinstance(first, list):
+        return "(arrays)"
+    return "(tokens)" if isinstance(first, int) else "(texts)"
+
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_INT32)]], Field(min_length=1)]
+
+
+class CompletionBody(GenerationFields):
+    """`POST /completions`: text that goes on, without a conversation."""
+
+    prompt: Annotated[
+        Annotated[str, Tag("(text)")]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS), Tag("(texts)")]
+        | Annotated[TokenIds, Tag("(tokens)")]
+        | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS), Tag("(arrays)")],
+        Discriminator(_prompt_kind),
+    ]
+    suffix: str | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
 
 
 class SetModelBody(Wire):
     """`POST /setModel`."""
 
-    model_name: Annotated[str, Field(min_length=1, max_length=512)]
+    model_name: ModelName
     load_model_configs: LoadFields | None = None
 
 
 HARMLESS = frozenset(
     "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention "
-    "cache_prompt".split()
+    "cache_prompt include_obfuscation".split()
 )
 """Fields that change nothing about the answer here: accepted as they are."""
 
@@ -264,13 +306,15 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
     "modalities": (["text"],),
     "echo": (False,),
+    "verbosity": ("medium",),
 }
 """Known fields, not honoured yet, with the values that ask for nothing beyond the usual."""
 
 REFUSED = frozenset(
-    "audio chat_format chat_parser chat_template function_call functions grammar guided_choice "
-    "guided_grammar guided_json guided_regex image_url json_schema lora min_tokens n_discard "
-    "n_keep prediction prompt prompt_embeds suffix thinking_budget_tokens "
-    "tfs_z top_n_sigma web_search_options".split()
+    "audio chat_format chat_parser chat_template chat_template_kwargs function_call functions "
+    "grammar guided_choice guided_grammar guided_json guided_regex image_url json_schema lora "
+    "messages min_tokens moderation n_discard n_keep parallel_tool_calls prediction prompt "
+    "prompt_embeds reasoning_budget reasoning_effort response_format suffix "
+    "thinking_budget_tokens tfs_z tool_choice tools top_n_sigma web_search_options".split()
 )
-"""Known fields that would change the answer and are not honoured: refused unless null."""
+"""Known fields that would change the answer, where they are not honoured: refused unless null."""

@@ -99,7 +99,7 @@ class Planner:
             thought=reasoning.open.encode() if reasoning and demand.may_think else b"",
             close=reasoning.close.encode() if reasoning else b"",
             close_tokens=self._close_tokens,
-            budget=demand.request.reasoning_budget,
+            budget=demand.request.reasoning_budget if reasoning else None,
             once=first is not None or not demand.request.parallel_tool_calls,
             bulk=self._bulk(demand.tools),
         )

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_server.engine.detokenize import StopStrings, Utf8Stream
-from llm_server.worker.messages import Delta, FinishReason
+from llm_server.engine.logprobs import Scores
+from llm_server.worker.messages import Delta, FinishReason, Logprobs
 
 Mask = npt.NDArray[np.int32]
 """Allowed tokens as bits, 32 to a word, the lowest first."""
@@ -64,8 +65,8 @@ class Vocabulary(Protocol):
 class Answer:
     """The tokens and the text of one answer of at most `limit` tokens.
 
-    `visible` are control tokens that the parser needs to see as text. `reason` is set once it
-    is over.
+    `visible` are control tokens that the parser needs to see as text. With `scores` each token is
+    told with its probability. `reason` is set once it is over.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Answer:
         stop: Sequence[str],
         visible: frozenset[int],
         limit: int,
+        scores: Scores | None = None,
     ) -> None:
         self.reason: FinishReason | None = None
         self.n_tokens = 0
@@ -89,15 +91,17 @@ class Answer:
         self._stops = StopStrings(stop)
         self._visible = visible
         self._limit = limit
+        self._scores = scores
+        self._pending: list[int] = []
         self._tokens: list[int] = []
-        self._deltas: list[Delta] = []
+        self._deltas: list[Delta | Logprobs] = []
 
     @property
     def n_left(self) -> int:
         """The most tokens that may still come."""
         return self._limit - self.n_tokens
 
-    def next(self, row: int) -> tuple[list[int], list[Delta]]:
+    def next(self, row: int) -> tuple[list[int], list[Delta | Logprobs]]:
         """The tokens that come after the ones computed, whose logits are those of `row`.
 
         Usually one; more where a grammar leaves no choice. None if the answer is over without.
@@ -109,19 +113,21 @@ class Answer:
             return [], self._deltas
         if self._sampler is None:
             self._sampler = self._make_sampler()
-        mask = self._constraint.mask() if self._constraint else None
-        token = self._sampler.sample(row, mask)
-        if token in self._vocabulary.eog and token not in self._visible:
-            self._take_forced(self._constraint.instead_of_end() if self._constraint else [])
-            if not self._tokens:
-                self._end("stop")
+        if self._scores:
+            self._scores.look(row)
+        if self._pending:
+            self._take_forced([self._pending.pop(0)])
         else:
-            self._take(token)
-        while self._constraint and self.reason is None:
+            self._sample(self._sampler, row)
+        while self._constraint and self.reason is None and not self._pending:
             forced = self._constraint.forced(self._limit - self.n_tokens)
             if not forced:
                 break
-            self._take_forced(forced)
+            if self._scores:
+                # Each is scored by logits that are yet to be computed.
+                self._pending = list(forced)
+            else:
+                self._take_forced(forced)
         return self._tokens, self._deltas
 
     def close(self) -> None:
@@ -129,6 +135,19 @@ class Answer:
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None
+
+    def _sample(self, sampler: TokenSampler, row: int) -> None:
+        mask = self._constraint.mask() if self._constraint else None
+        token = sampler.sample(row, mask)
+        if token not in self._vocabulary.eog or token in self._visible:
+            self._take(token)
+            return
+        instead = self._constraint.instead_of_end() if self._constraint else []
+        if self._scores:
+            instead, self._pending = instead[:1], instead[1:]
+        self._take_forced(instead)
+        if not self._tokens:
+            self._end("stop")
 
     def _take_forced(self, tokens: Sequence[int]) -> None:
         assert self._sampler is not None
@@ -148,7 +167,11 @@ class Answer:
         if self._constraint:
             self._constraint.accept(token)
         piece = self._vocabulary.piece(token, special=token in self._visible)
-        text, stopped = self._stops.feed(self._characters.feed(piece))
+        decoded = self._characters.feed(piece)
+        text, stopped = self._stops.feed(decoded)
+        if self._scores:
+            self._scores.took(token, len(decoded))
+            self._deltas += self._scores.shown(len(text), cut=stopped)
         if text:
             self._deltas.extend(self._parser.feed(text))
         if stopped or (self._constraint and self._constraint.finished):
@@ -158,6 +181,8 @@ class Answer:
 
     def _end(self, reason: FinishReason) -> None:
         held = self._stops.flush()
+        if self._scores:
+            self._deltas += self._scores.shown(len(held))
         if held:
             self._deltas.extend(self._parser.feed(held))
         self._deltas.extend(self._parser.close())

@@ -20,7 +20,8 @@ from llm_server.engine.answer import (
     Vocabulary,
 )
 from llm_server.engine.draft import Lookup
-from llm_server.worker.messages import Delta, Finished, RequestEvent, Timings, Usage
+from llm_server.engine.logprobs import Scores
+from llm_server.worker.messages import Delta, Finished, Logprobs, RequestEvent, Timings, Usage
 
 
 class Prompt:
@@ -39,6 +40,7 @@ class Prompt:
         make_sampler: Callable[[], TokenSampler],
         parser: TextParser,
         constraint: TokenConstraint | None = None,
+        scores: Scores | None = None,
         max_tokens: int | None = None,
         stop: SequenceOf[str] = (),
         namespace: str = "",
@@ -53,6 +55,7 @@ class Prompt:
         self.make_sampler = make_sampler
         self.parser = parser
         self.constraint = constraint
+        self.scores = scores
         self.max_tokens = max_tokens
         self.stop = stop
         self.namespace = namespace
@@ -97,6 +100,7 @@ class Sequence:
             prompt.stop,
             prompt.visible,
             room if prompt.max_tokens is None else min(prompt.max_tokens, room),
+            prompt.scores,
         )
         self._admitted: float | None = None
         self._first_token: float | None = None
@@ -172,7 +176,7 @@ class Sequence:
         """
         if self._first_token is None:
             self._first_token = time.monotonic()
-        n_before, n_right, deltas = len(self.tokens), 0, list[Delta]()
+        n_before, n_right, deltas = len(self.tokens), 0, list[Delta | Logprobs]()
         while True:
             tokens, visible = self._answer.next(row + n_right)
             self.tokens += tokens

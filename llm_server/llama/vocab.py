@@ -34,6 +34,12 @@ class Vocab:
         return handle
 
     @functools.cached_property
+    def fill_in(self) -> tuple[int, int, int]:
+        """Ids of the markers before a prefix, a suffix and the middle; `NO_TOKEN` for none."""
+        pre, suf = lib.llama_vocab_fim_pre(self._vocab), lib.llama_vocab_fim_suf(self._vocab)
+        return pre, suf, lib.llama_vocab_fim_mid(self._vocab)
+
+    @functools.cached_property
     def eog(self) -> frozenset[int]:
         """Ids of the tokens that end a generation (`llama_vocab_is_eog`)."""
         return frozenset(t for t in range(self.n_tokens) if lib.llama_vocab_is_eog(self._vocab, t))

@@ -35,7 +35,6 @@ from llm_server.worker import frames
 from llm_server.worker.messages import (
     CacheStats,
     Cancel,
-    ChatRequest,
     Command,
     Event,
     Failed,
@@ -44,6 +43,7 @@ from llm_server.worker.messages import (
     Loaded,
     LoadFailed,
     LoadProgress,
+    Request,
     Stop,
     Submit,
 )
@@ -150,21 +150,24 @@ class Worker:
         """Whether requests may be submitted."""
         return self._usable
 
-    def submit(self, request: ChatRequest) -> EventStream:
-        """Start a request; its events come from the stream returned, which must be closed.
+    def submit(self, *requests: Request) -> EventStream:
+        """Start requests that make one answer; their events come from the stream returned, which
+        must be closed. One that fails ends them all.
 
         On a dead worker the stream holds one `Failed`. Raises RequestTooLarge, QueueFull.
         """
-        self._last_id += 1
-        stream = EventStream(self._last_id, self._cancel)
-        self._streams[stream.id] = stream
+        first = self._last_id + 1
+        self._last_id += len(requests)
+        stream = EventStream(range(first, first + len(requests)), self._cancel)
+        self._streams.update(dict.fromkeys(stream.ids, stream))
         if not self._usable:
             self._fail_all(WorkerCrashed(_CRASHED).info)
             return stream
         try:
-            self._send(Submit(id=stream.id, request=request))
+            for id, request in zip(stream.ids, requests, strict=True):
+                self._send(Submit(id=id, request=request))
         except ServerError:
-            del self._streams[stream.id]
+            self._withdraw(stream)
             raise
         return stream
 
@@ -194,7 +197,7 @@ class Worker:
 
     def fail_running(self, error: ErrorInfo) -> None:
         """End every open stream with `error`, cancelling the requests in the worker."""
-        for stream in list(self._streams.values()):
+        for stream in set(self._streams.values()):
             self._fail(stream, error)
             stream.wake()
 
@@ -261,8 +264,11 @@ class Worker:
         touched.add(stream)
         if not stream.add(event):
             self._fail(stream, QueueFull("The client reads its answer too slowly.").info)
-        elif isinstance(event, Finished | Failed):
+        elif isinstance(event, Finished):
             del self._streams[event.id]
+            self._totals.add(event)
+        elif isinstance(event, Failed):
+            self._withdraw(stream, ended=event.id)
             self._totals.add(event)
 
     def _route_load(self, event: LoadProgress | Loaded | LoadFailed) -> None:
@@ -288,24 +294,28 @@ class Worker:
         if self._withdraw(stream):
             self._totals.requests["cancelled"] += 1
 
-    def _withdraw(self, stream: EventStream) -> bool:
-        """Take a request back from the worker; False if it has ended."""
-        if self._streams.pop(stream.id, None) is None:
-            return False
+    def _withdraw(self, stream: EventStream, ended: int = 0) -> bool:
+        """Take what runs of a stream's requests back from the worker; False if nothing does.
+
+        `ended` has just ended there by itself.
+        """
+        running = [id for id in stream.ids if self._streams.pop(id, None) is not None]
         if self._usable:
-            self._send(Cancel(id=stream.id))
-        return True
+            for id in running:
+                if id != ended:
+                    self._send(Cancel(id=id))
+        return bool(running)
 
     def _fail(self, stream: EventStream, error: ErrorInfo) -> None:
         if self._withdraw(stream):
-            failed = Failed(id=stream.id, error=error)
+            failed = Failed(id=stream.ids[0], error=error)
             self._totals.add(failed)
             stream.add(failed)
 
     def _fail_all(self, error: ErrorInfo) -> None:
         streams, self._streams = self._streams, {}
-        for stream in streams.values():
-            failed = Failed(id=stream.id, error=error)
+        for stream in set(streams.values()):
+            failed = Failed(id=stream.ids[0], error=error)
             self._totals.add(failed)
             stream.add(failed)
             stream.wake()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable
@@ -70,16 +71,19 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
         # Both take a while, one in native code and one mostly in Python.
         dialogue = pool.submit(open_dialogue, model)
         context = open_context(model, config, free_bytes)
+    print_ = state_fingerprint(command, context)
     loaded = Loaded(
         n_ctx=context.n_ctx,
         n_ctx_train=model.n_ctx_train,
         parallel=len(context.running),
         n_vocab=model.vocab.n_tokens,
         description=model.description,
+        fingerprint=system_fingerprint(print_, context, config),
     )
     preparer = Preparer(context, dialogue.result())
     logger.info("loaded %s with %d cells", model.description, context.n_ctx)
-    return Ready(context, preparer, open_cache(command, context), loaded, config.draft_max)
+    disk = open_cache(command, context, print_)
+    return Ready(context, preparer, disk, loaded, config.draft_max)
 
 
 def open_context(model: Model, config: LoadConfig, free_bytes: int) -> Context:
@@ -107,14 +111,12 @@ def open_context(model: Model, config: LoadConfig, free_bytes: int) -> Context:
     return context
 
 
-def open_cache(command: Load, context: Context) -> DiskTier | None:
-    """The prompt cache on disk for this model, if there is to be one."""
-    if command.cache is None:
-        return None
+def state_fingerprint(command: Load, context: Context) -> bytes:
+    """What makes KV memory of this worker compatible with that of another."""
     model = context.model
     arch = model.metadata("general.architecture")
     original = int(model.metadata(f"{arch}.rope.scaling.original_context_length") or 0)
-    print_ = fingerprint(
+    return fingerprint(
         model_fingerprint(Path(command.model_path)),
         {
             "llama.cpp": version(),
@@ -125,6 +127,19 @@ def open_cache(command: Load, context: Context) -> DiskTier | None:
             "long": bool(original) and context.n_ctx > original,
         },
     )
+
+
+def system_fingerprint(print_: bytes, context: Context, config: LoadConfig) -> str:
+    """OpenAI's `system_fingerprint`: the same for the same model in the same configuration."""
+    settings = msgspec.json.encode([context.n_ctx, len(context.running), config])
+    return "fp_" + hashlib.sha256(print_ + settings).hexdigest()[:10]
+
+
+def open_cache(command: Load, context: Context, print_: bytes) -> DiskTier | None:
+    """The prompt cache on disk for this model, if there is to be one."""
+    if command.cache is None:
+        return None
+    model = context.model
     store = ChunkStore(Path(command.cache.folder), print_, command.cache.size_bytes)
     return DiskTier(
         store,

@@ -67,6 +67,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `max_tokens` None means up to the end of the context; 0 computes the prompt and stops.
     `seed` None draws one. `repeat_last_n` and `dry_penalty_last_n`: -1 is the whole context.
+    `top_logprobs` asks for `Logprobs`, each with so many alternatives; None asks for none.
     """
 
     max_tokens: int | None = None
@@ -92,6 +93,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     dry_sequence_breakers: list[str] = msgspec.field(default_factory=lambda: ["\n", ":", '"', "*"])
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
+    top_logprobs: int | None = None
 
 
 class ResponseFormat(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -105,8 +107,8 @@ class ResponseFormat(msgspec.Struct, frozen=True, omit_defaults=True):
     param: str = "response_format"
 
 
-class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One answer wanted to one conversation: what every API dialect becomes.
+class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """One answer wanted to one conversation: what every dialect of chat becomes.
 
     `tools` are OpenAI tool objects (`{"type": "function", "function": {...}}`), validated at the
     edge. `template_kwargs` are extra scalar variables of the chat template (`enable_thinking`).
@@ -126,6 +128,24 @@ class ChatRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     parallel_tool_calls: bool = True
     response_format: ResponseFormat = ResponseFormat()
     reasoning_budget: int | None = None
+
+
+class CompletionRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """One continuation wanted of one prompt: text, in which markers are recognised, or token ids.
+
+    `suffix` is what comes behind the gap that is to be filled. `echo` asks for the prompt's text
+    as the first `Content`.
+    """
+
+    prompt: str | list[int]
+    suffix: str | None = None
+    echo: bool = False
+    sampling: Sampling = Sampling()
+    cache_salt: str = ""
+    persist: bool = False
+
+
+Request: TypeAlias = ChatRequest | CompletionRequest
 
 
 # ---- commands: API process -> worker -----------------------------------------------------------
@@ -160,7 +180,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Start a request. Ids are chosen by the API process and never used twice."""
 
     id: int
-    request: ChatRequest
+    request: Request
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -197,6 +217,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     description: str
     sandbox: str = ""
     """What the worker gave up: `full`, `partial (...)` or `off`."""
+    fingerprint: str = ""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
@@ -252,6 +273,32 @@ class ToolCall(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     name: str | None = None
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """A token's bytes, and the natural logarithm of its probability."""
+
+    piece: bytes
+    logprob: float
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """A token of the answer, and the `top` most probable ones in its place, best first."""
+
+    token: TokenLogprob
+    top: list[TokenLogprob]
+
+
+class Logprobs(msgspec.Struct, frozen=True, tag=True):
+    """More of the answer's tokens, in order, before the delta that they made visible.
+
+    Every token counts: also of thoughts and calls, and those that show nothing. Left out are the
+    end of the turn, and what a stop string cut off. The probabilities are the model's own, before
+    bias, penalties, constraints, temperature and truncation.
+    """
+
+    id: int
+    tokens: list[TokenLogprobs]
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Tokens of one request; `cached_tokens` of the prompt were reused, not computed.
 
@@ -297,5 +344,5 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 Delta: TypeAlias = Content | Reasoning | ToolCall
-RequestEvent: TypeAlias = Progress | Delta | Finished | Failed
+RequestEvent: TypeAlias = Progress | Delta | Logprobs | Finished | Failed
 Event: TypeAlias = LoadProgress | Loaded | LoadFailed | CacheStats | RequestEvent

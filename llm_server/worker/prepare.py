@@ -1,4 +1,4 @@
-"""From a `ChatRequest` to the engine's `Prompt`: render, tokenize, check the length.
+"""From a request to the engine's `Prompt`: render, tokenize, check the length.
 
 Runs in a thread of its own with a deep stack, so that a slow template never stalls decoding and
 a long run of one character does not overflow llama.cpp's recursive tokenizer.
@@ -7,7 +7,7 @@ a long run of one character does not overflow llama.cpp's recursive tokenizer.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -15,12 +15,15 @@ from llm_server.cache.disk import WORTH_READING
 from llm_server.cache.tree import common_prefix
 from llm_server.chat.dialogue import N_TURNS, Dialogue
 from llm_server.chat.segments import Segment
+from llm_server.chat.stream import EchoedText, PlainText
+from llm_server.engine.logprobs import Scores
 from llm_server.engine.sequence import Prompt
-from llm_server.errors import ContextLengthExceeded, InvalidRequest
+from llm_server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from llm_server.llama.context import Context
 from llm_server.llama.model import Model
 from llm_server.llama.sampler import Sampler
-from llm_server.worker.messages import ChatRequest, Sampling
+from llm_server.llama.vocab import NO_TOKEN
+from llm_server.worker.messages import ChatRequest, CompletionRequest, Request, Sampling
 
 STACK_BYTES = 1 << 30
 """Stack of the preparing thread. llama.cpp's std::regex needs about 0.4 KB a character of one run;
@@ -50,7 +53,7 @@ class Preparer:
         self._vocab = context.model.vocab
         self._dialogue = dialogue
 
-    def prepare(self, id: int, request: ChatRequest) -> Prompt:
+    def prepare(self, id: int, request: Request) -> Prompt:
         """The prompt of a request.
 
         Raises:
@@ -59,6 +62,11 @@ class Preparer:
             InvalidRequest: a field does not fit this model.
         """
         self._check_bias(request.sampling)
+        if isinstance(request, CompletionRequest):
+            return self._prepare_completion(id, request)
+        return self._prepare_chat(id, request)
+
+    def _prepare_chat(self, id: int, request: ChatRequest) -> Prompt:
         prepared = self._dialogue.prepare(id, request)
         tokens = self._tokenize(prepared.segments)
         sampling = _with_bans(request.sampling, prepared.banned)
@@ -69,6 +77,7 @@ class Preparer:
             make_sampler=lambda: Sampler(self._context, sampling, tokens),
             parser=prepared.parser,
             constraint=prepared.constraint,
+            scores=self._scores(id, sampling),
             max_tokens=sampling.max_tokens,
             stop=sampling.stop,
             namespace=request.cache_salt,
@@ -78,15 +87,60 @@ class Preparer:
             persist=request.persist,
         )
 
-    def _check_bias(self, sampling: Sampling) -> None:
-        n_vocab = self._vocab.n_tokens
-        for token in sampling.logit_bias:
-            if not 0 <= token < n_vocab:
-                raise InvalidRequest(
-                    f"logit_bias names token {token}, but this model's tokens are 0 to "
-                    f"{n_vocab - 1}.",
-                    param="logit_bias",
+    def _prepare_completion(self, id: int, request: CompletionRequest) -> Prompt:
+        sampling = request.sampling
+        tokens = self._prompt_tokens(request)
+        if len(tokens) >= self._context.n_ctx:
+            raise ContextLengthExceeded(len(tokens), self._context.n_ctx, param="prompt")
+        return Prompt(
+            id,
+            tokens,
+            make_sampler=lambda: Sampler(self._context, sampling, tokens),
+            parser=EchoedText(id, self._echo(request)) if request.echo else PlainText(id),
+            scores=self._scores(id, sampling),
+            max_tokens=sampling.max_tokens,
+            stop=sampling.stop,
+            namespace=request.cache_salt,
+            persist=request.persist,
+        )
+
+    def _prompt_tokens(self, request: CompletionRequest) -> list[int]:
+        vocab, prompt, suffix = self._vocab, request.prompt, request.suffix
+        tokens = self._tokenize_text(prompt) if isinstance(prompt, str) else prompt
+        check_tokens(tokens, vocab.n_tokens, "prompt")
+        if suffix is not None:
+            before, after, middle = vocab.fill_in
+            if NO_TOKEN in vocab.fill_in:
+                raise UnsupportedParameter(
+                    "This model has no tokens to fill in a middle: it cannot honour a suffix.",
+                    param="suffix",
                 )
+            tokens = [before, *tokens, after, *self._tokenize_text(suffix), middle]
+        if isinstance(prompt, str) and vocab.add_bos and tokens[:1] != [vocab.bos]:
+            tokens = [vocab.bos, *tokens]
+        if not tokens:
+            raise InvalidRequest("The prompt is empty.", param="prompt")
+        return tokens
+
+    def _tokenize_text(self, text: str) -> list[int]:
+        n_ctx, at_least = self._context.n_ctx, len(text.encode()) // self._vocab.max_token_bytes
+        if at_least >= n_ctx:
+            raise ContextLengthExceeded(at_least, n_ctx, param="prompt")
+        return self._vocab.tokenize(text, parse_special=True)
+
+    def _echo(self, request: CompletionRequest) -> str:
+        if isinstance(request.prompt, str):
+            return request.prompt
+        pieces = [self._vocab.piece(token, special=True) for token in request.prompt]
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    def _scores(self, id: int, sampling: Sampling) -> Scores | None:
+        if sampling.top_logprobs is None:
+            return None
+        return Scores(id, self._context.logits, self._vocab, sampling.top_logprobs)
+
+    def _check_bias(self, sampling: Sampling) -> None:
+        check_tokens(sampling.logit_bias, self._vocab.n_tokens, "logit_bias")
 
     def _tokenize(self, segments: Sequence[Segment]) -> list[int]:
         n_ctx = self._context.n_ctx
@@ -122,6 +176,16 @@ class Preparer:
             # A token may reach over the boundary: only those that are the same count.
             found.add(common_prefix(before, 0, tokens, 0))
         return sorted(n for n in found if WORTH_READING <= n < len(tokens))
+
+
+def check_tokens(tokens: Iterable[int], n_vocab: int, param: str) -> None:
+    """Refuse ids that are not in a vocabulary: llama.cpp would abort. Raises InvalidRequest."""
+    for token in tokens:
+        if not 0 <= token < n_vocab:
+            raise InvalidRequest(
+                f"{param} names token {token}, but this model's tokens are 0 to {n_vocab - 1}.",
+                param=param,
+            )
 
 
 def _cut(segments: Sequence[Segment], n_chars: int) -> list[Segment]:

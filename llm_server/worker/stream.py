@@ -1,4 +1,4 @@
-"""The events of one request on their way from a worker's pipe to the task that answers it.
+"""The events of one answer on their way from a worker's pipe to the task that answers it.
 
 One writer, `worker/client.py`, and one reading task. It bounds what may lie unread, and knows
 nothing of processes, pipes and HTTP.
@@ -9,7 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from llm_server.worker.messages import Content, Failed, Finished, Reasoning, RequestEvent, ToolCall
+from llm_server.worker.messages import (
+    Content,
+    Failed,
+    Finished,
+    Logprobs,
+    Reasoning,
+    RequestEvent,
+    ToolCall,
+)
 
 MAX_UNREAD = 1024 * 1024
 """Bytes of events one request may leave unread before it is given up: its reader is stuck."""
@@ -18,19 +26,20 @@ MAX_UNREAD = 1024 * 1024
 class EventStream:
     """The events of one request as batches, each holding all those of one frame or more.
 
-    The last batch ends in `Finished` or `Failed`. Iterated by one task. `close` at any time:
-    a request that has not ended is cancelled in the worker.
+    `ids` are those of the requests that make the answer. Each ends in `Finished`, or the last
+    event is a `Failed` for them all. Iterated by one task. `close` at any time: requests that
+    have not ended are cancelled in the worker.
     """
 
-    __slots__ = ("_close", "_ended", "_poked", "_unread", "_unread_bytes", "_waiter", "id")
+    __slots__ = ("_close", "_n_open", "_poked", "_unread", "_unread_bytes", "_waiter", "ids")
 
-    def __init__(self, id: int, close: Callable[[EventStream], None]) -> None:
-        self.id = id
+    def __init__(self, ids: range, close: Callable[[EventStream], None]) -> None:
+        self.ids = ids
         self._close = close
+        self._n_open = len(ids)
         self._unread: list[RequestEvent] = []
         self._unread_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
-        self._ended = False
         self._poked = False
 
     def __aiter__(self) -> EventStream:
@@ -38,7 +47,7 @@ class EventStream:
 
     async def __anext__(self) -> list[RequestEvent]:
         if not self._unread and not self._poked:
-            if self._ended:
+            if not self._n_open:
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -55,17 +64,19 @@ class EventStream:
         self.wake()
 
     def close(self) -> None:
-        """Nobody reads on. Cancels the request unless it has ended. Safe to repeat."""
-        if not self._ended:
-            self._ended = True
+        """Nobody reads on. Cancels what has not ended. Safe to repeat."""
+        if self._n_open:
+            self._n_open = 0
             self._close(self)
 
     def add(self, event: RequestEvent) -> bool:
         """Take an event, to be read after `wake`. False when the reader is too far behind."""
         self._unread.append(event)
         self._unread_bytes += 100 + _text_length(event)
-        if isinstance(event, Finished | Failed):
-            self._ended = True
+        if isinstance(event, Finished):
+            self._n_open -= 1
+        elif isinstance(event, Failed):
+            self._n_open = 0
         return self._unread_bytes <= MAX_UNREAD
 
     def wake(self) -> None:
@@ -79,4 +90,6 @@ def _text_length(event: RequestEvent) -> int:
         return len(event.text)
     if isinstance(event, ToolCall):
         return len(event.arguments)
+    if isinstance(event, Logprobs):
+        return sum(50 * (1 + len(token.top)) for token in event.tokens)
     return 0

@@ -339,3 +339,62 @@ def test_many_streams_at_once_do_not_mix(live: Live) -> None:
         thread.join()
     assert answers == {i: f"answer {i} is here " for i in range(32)}
     assert live.is_quiet()
+
+
+# ---- several choices, and their probabilities ---------------------------------------------------
+
+
+def test_choices_have_their_own_indexes_and_one_usage(live: Live) -> None:
+    body = live.chat("hello", n=3, seed=1).json()
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    texts = [choice["message"]["content"] for choice in body["choices"]]
+    assert texts == ["hello #1", "hello #2", "hello #3"]
+    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (1, 6)
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = events(live.chat("hello", n=3, seed=1, **options).text)[:-1]
+    assert chunks[-1]["usage"] == body["usage"] and chunks[-1]["choices"] == []
+    told = [chunk["choices"][0] for chunk in chunks[:-1]]
+    for i in range(3):
+        choices = [choice for choice in told if choice["index"] == i]
+        assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+        assert "".join(c["delta"].get("content", "") for c in choices) == texts[i]
+        assert [c["finish_reason"] for c in choices][-1:] == ["stop"]
+
+
+def test_a_client_that_leaves_cancels_all_choices(live: Live) -> None:
+    before = len(live.notes("cancels.log"))
+    with live.client.stream("POST", PATHS[0], json=chat_body("hang", n=3, stream=True)) as response:
+        next(response.iter_lines())
+    until(lambda: len(live.notes("cancels.log")) == before + 3)
+    until(live.is_quiet)
+
+
+def test_a_failure_of_one_choice_ends_the_stream_once(live: Live) -> None:
+    chunks = events(live.chat("late-fail", n=2, stream=True).text)
+    assert [("error" in chunk) for chunk in chunks].count(True) == 1
+    assert "error" in chunks[-1]
+
+
+def test_logprobs_in_openais_shape(live: Live) -> None:
+    body = live.chat("scores", logprobs=True, top_logprobs=2).json()
+    yes = {"token": "yes", "logprob": -0.25, "bytes": [121, 101, 115]}
+    no = {"token": "\ufffd", "logprob": -1.5, "bytes": [255]}
+    expected = [{**yes, "top_logprobs": [yes, no]}, {**no, "top_logprobs": [yes, no]}]
+    assert body["choices"][0]["logprobs"] == {"content": expected, "refusal": None}
+    chunks = events(live.chat("scores", logprobs=True, top_logprobs=2, stream=True).text)[:-1]
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [c.get("logprobs") for c in choices] == [
+        None,
+        {"content": expected[:1], "refusal": None},
+        {"content": expected[1:], "refusal": None},
+    ]
+    assert choices[1]["delta"] == {"content": "yes"}
+    bare = live.chat("scores", logprobs=True).json()["choices"][0]["logprobs"]["content"]
+    assert [entry["top_logprobs"] for entry in bare] == [[], []]
+    assert live.chat("hello").json()["choices"][0]["logprobs"] is None
+
+
+def test_answers_name_the_configuration_that_made_them(live: Live) -> None:
+    assert live.chat("hi").json()["system_fingerprint"] == "fp_fake"
+    chunks = events(live.chat("hi", stream=True).text)[:-1]
+    assert {chunk["system_fingerprint"] for chunk in chunks} == {"fp_fake"}

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_type_hints
 
+import msgspec
 import pytest
+from openai.types import completion_create_params as text_params
+from openai.types.chat import completion_create_params as chat_params
 
-from llm_server.api.requests import chat_call, restore_call, set_model_call
-from llm_server.api.wire import ChatBody, SamplingFields
+from llm_server.api.requests import Call, chat_call, restore_call, set_model_call
+from llm_server.api.wire import (
+    HARMLESS,
+    NO_EFFECT,
+    REFUSED,
+    ChatBody,
+    CompletionBody,
+    SamplingFields,
+    Wire,
+)
 from llm_server.errors import ServerError
-from llm_server.worker.messages import FunctionCall, Message, ResponseFormat, Sampling
+from llm_server.worker.messages import ChatRequest, FunctionCall, Message, ResponseFormat, Sampling
 
 HELLO = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -23,12 +34,19 @@ def refusal(**fields: Any) -> tuple[str | None, str | None]:
     return info.code, info.param
 
 
+def only(call: Call) -> ChatRequest:
+    """The one request of a call."""
+    (request,) = call.requests
+    assert isinstance(request, ChatRequest)
+    return request
+
+
 def sampling(**fields: Any) -> Sampling:
-    return chat_call({"messages": HELLO} | fields).request.sampling
+    return only(chat_call({"messages": HELLO} | fields)).sampling
 
 
 def messages(*wire: dict[str, Any]) -> list[Message]:
-    return chat_call({"messages": list(wire)}).request.messages
+    return only(chat_call({"messages": list(wire)})).messages
 
 
 # ---- messages ----------------------------------------------------------------------------------
@@ -36,9 +54,9 @@ def messages(*wire: dict[str, Any]) -> list[Message]:
 
 def test_the_plain_request() -> None:
     call = chat_call({"messages": HELLO})
-    assert call.request.messages == [Message(role="user", content="hello")]
+    assert only(call).messages == [Message(role="user", content="hello")]
     assert (call.model, call.overrides, call.stream, call.include_usage) == (None, {}, False, False)
-    assert call.request.sampling == Sampling()
+    assert only(call).sampling == Sampling()
     assert call.ignored == []
 
 
@@ -245,7 +263,7 @@ def test_tools_pass_through_in_one_order() -> None:
         "function": {"parameters": {"default": None}, "description": "d", "name": "f"},
         "type": "function",
     }
-    tools = chat_call({"messages": HELLO, "tools": [shuffled]}).request.tools
+    tools = only(chat_call({"messages": HELLO, "tools": [shuffled]})).tools
     assert [list(tool["function"]) for tool in tools] == [["name", "description", "parameters"]]
     assert tools[0]["function"]["parameters"] == {"default": None}
 
@@ -261,23 +279,22 @@ def test_tools_pass_through_in_one_order() -> None:
     ],
 )
 def test_tool_choice_reaches_the_worker(choice: Any, expected: tuple[str, str | None]) -> None:
-    request = chat_call({"messages": HELLO, "tools": [TOOL], "tool_choice": choice}).request
+    request = only(chat_call({"messages": HELLO, "tools": [TOOL], "tool_choice": choice}))
     assert (request.tool_choice, request.tool_name) == expected
     assert request.tools == [TOOL]
 
 
 def test_parallel_calls_and_the_reasoning_budget_reach_the_worker() -> None:
-    request = chat_call(
-        {"messages": HELLO, "parallel_tool_calls": False, "reasoning_budget": 5}
-    ).request
+    fields = {"parallel_tool_calls": False, "reasoning_budget": 5}
+    request = only(chat_call({"messages": HELLO, **fields}))
     assert (request.parallel_tool_calls, request.reasoning_budget) == (False, 5)
-    default = chat_call({"messages": HELLO, "reasoning_budget": -1}).request
+    default = only(chat_call({"messages": HELLO, "reasoning_budget": -1}))
     assert (default.parallel_tool_calls, default.reasoning_budget) == (True, None)
 
 
 def test_response_formats_reach_the_worker() -> None:
     def format_of(value: Any) -> ResponseFormat:
-        return chat_call({"messages": HELLO, "response_format": value}).request.response_format
+        return only(chat_call({"messages": HELLO, "response_format": value})).response_format
 
     assert format_of({"type": "text"}) == ResponseFormat()
     assert format_of({"type": "json_object"}) == ResponseFormat("json_object")
@@ -338,14 +355,14 @@ def test_a_tools_schema_is_bounded() -> None:
     ],
 )
 def test_a_chat_may_only_warm_its_prompt(fields: dict[str, Any]) -> None:
-    request = chat_call({"messages": HELLO, **fields}).request
+    request = only(chat_call({"messages": HELLO, **fields}))
     assert request.persist and request.sampling.max_tokens == 0
 
 
 def test_other_cache_options_are_ignored_and_named() -> None:
     call = chat_call({"messages": HELLO, "prompt_cache_options": {"ttl": 5, "prewarm": False}})
     assert call.ignored == ["prompt_cache_options.ttl"]
-    assert not call.request.persist
+    assert not only(call).persist
 
 
 @pytest.mark.parametrize(
@@ -371,7 +388,7 @@ def test_template_variables_come_from_a_list() -> None:
             "chat_template_kwargs": {"enable_thinking": False},
         }
     )
-    assert call.request.template_kwargs == {"reasoning_effort": "low", "enable_thinking": False}
+    assert only(call).template_kwargs == {"reasoning_effort": "low", "enable_thinking": False}
     assert refusal(chat_template_kwargs={"messages": []}) == (
         "unsupported_parameter",
         "chat_template_kwargs.messages",
@@ -384,9 +401,10 @@ def test_template_variables_come_from_a_list() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"n": 2},
-        {"logprobs": True},
-        {"top_logprobs": 3},
+        {"best_of": 2},
+        {"echo": True},
+        {"verbosity": "low"},
+        {"prompt": "x"},
         {"grammar": "root ::= x"},
         {"prompt_embeds": "x"},
         {"chat_template": "x"},
@@ -398,6 +416,53 @@ def test_template_variables_come_from_a_list() -> None:
 )
 def test_what_is_known_and_not_honoured_is_refused(fields: dict[str, Any]) -> None:
     assert refusal(**fields) == ("unsupported_parameter", next(iter(fields)))
+
+
+def test_choices_share_everything_but_their_seed() -> None:
+    call = chat_call({"messages": HELLO, "n": 3, "seed": 2**32 - 2, "logprobs": True})
+    first, second, third = call.requests
+    assert [r.sampling.seed for r in call.requests] == [2**32 - 2, 2**32 - 1, 0]
+    assert msgspec.structs.replace(third, sampling=first.sampling) == first
+    assert (call.n, second.sampling.top_logprobs) == (3, 0)
+    unseeded = chat_call({"messages": HELLO, "n": 2, "logprobs": True, "top_logprobs": 5}).requests
+    assert [r.sampling.seed for r in unseeded] == [None, None]
+    assert unseeded[1].sampling.top_logprobs == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": False, "top_logprobs": 3}, "top_logprobs"),
+    ],
+)
+def test_choices_and_logprobs_are_bounded(fields: dict[str, Any], param: str) -> None:
+    assert refusal(**fields) == ("invalid_value", param)
+
+
+def test_no_effort_is_no_thought() -> None:
+    def budget(**fields: Any) -> int | None:
+        return only(chat_call({"messages": HELLO, **fields})).reasoning_budget
+
+    assert budget(reasoning_effort="none") == 0
+    assert budget(reasoning_effort="low") is None
+    assert budget(reasoning_effort="none", reasoning_budget=7) == 7
+
+
+@pytest.mark.parametrize(
+    ("model", "params"),
+    [
+        (ChatBody, chat_params.CompletionCreateParamsStreaming),
+        (CompletionBody, text_params.CompletionCreateParamsStreaming),
+    ],
+)
+def test_every_field_that_openai_knows_is_known_here(model: type[Wire], params: type) -> None:
+    known = {*model.model_fields, *HARMLESS, *NO_EFFECT, *REFUSED}
+    assert set(get_type_hints(params)) - known == set()
 
 
 def test_values_that_ask_for_nothing_special_are_fine() -> None:
@@ -449,8 +514,8 @@ def test_restoring_computes_the_prompt_only() -> None:
     call = restore_call(
         {"messages": HELLO, "stream": True, "inference_configs": {"max_tokens": 9, "top_k": 3}}
     )
-    assert call.request.sampling.max_tokens == 0
-    assert call.request.sampling.top_k == 3
+    assert only(call).sampling.max_tokens == 0
+    assert only(call).sampling.top_k == 3
     assert not call.stream
 
 

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 from llm_server.cache.disk import DiskTier
 from llm_server.engine.answer import Mask, TokenConstraint
 from llm_server.engine.engine import Engine
+from llm_server.engine.logprobs import Scores
 from llm_server.engine.sequence import Prompt
 from llm_server.worker.messages import (
     Content,
@@ -255,6 +256,7 @@ class Bench:
         head: int = 0,
         persist: bool = False,
         constraint: TokenConstraint | None = None,
+        scores: Scores | None = None,
     ) -> None:
         self.texts[id] = ""
         self.engine.submit(
@@ -264,6 +266,7 @@ class Bench:
                 make_sampler=self._sampler,
                 parser=Text(id),
                 constraint=constraint,
+                scores=scores,
                 max_tokens=max_tokens,
                 stop=stop,
                 namespace=namespace,

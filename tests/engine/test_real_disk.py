@@ -7,14 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llm_server.cache.disk import DiskTier
 from llm_server.cache.store import ChunkStore
-from llm_server.worker.load import open_cache
+from llm_server.llama.context import Context
+from llm_server.worker.load import open_cache, state_fingerprint
 from llm_server.worker.messages import CacheConfig, Load, Sampling
 from tests.engine.real import Runner, assert_greedy, open_context
 
 KINDS = ["attention", "spm", "sliding", "recurrent", "hybrid"]
 HEAD = "<|im_start|>system\n" + "you may make a name for each word " * 40 + "<|im_end|>\n"
 GREEDY = Sampling(temperature=0, max_tokens=12)
+
+
+def opened(load: Load, context: Context) -> DiskTier | None:
+    return open_cache(load, context, state_fingerprint(load, context))
 
 
 def turn(text: str) -> str:
@@ -28,13 +34,13 @@ def test_a_second_question_after_a_restart_is_fast_and_exact(
     path: Path = request.getfixturevalue(f"{kind}_gguf")
     load = Load(str(path), cache=CacheConfig(str(tmp_path), 1 << 30))
     with open_context(path, parallel=4) as context:
-        runner = Runner(context, open_cache(load, context))
+        runner = Runner(context, opened(load, context))
         n_head = len(context.model.vocab.tokenize(HEAD, parse_special=True))
         runner.answer(HEAD + turn("what is oil"), GREEDY, head=n_head)
         assert runner.ends[0].usage.cached_tokens == 0
         runner.engine.close(10)
     with open_context(path, parallel=4) as context:
-        runner = Runner(context, open_cache(load, context))
+        runner = Runner(context, opened(load, context))
         other = HEAD + turn("who are people")
         runner.answer(other, GREEDY, head=n_head)
         usage = runner.ends[0].usage
@@ -98,13 +104,13 @@ def test_another_models_chunks_are_never_used(
 ) -> None:
     load = Load(str(attention_gguf), cache=CacheConfig(str(tmp_path), 1 << 30))
     with open_context(attention_gguf) as context:
-        runner = Runner(context, open_cache(load, context))
+        runner = Runner(context, opened(load, context))
         runner.answer(HEAD, GREEDY, head=200)
         runner.engine.close(10)
     assert any(tmp_path.rglob("*.kv"))
     with open_context(spm_gguf) as context:
         other = Load(str(spm_gguf), cache=load.cache)
-        disk = open_cache(other, context)
+        disk = opened(other, context)
         assert disk is not None and disk.store.stats().chunks == 0
 
 
@@ -113,7 +119,7 @@ def test_a_corrupt_file_is_a_miss_and_the_answer_is_right(
 ) -> None:
     load = Load(str(attention_gguf), cache=CacheConfig(str(tmp_path), 1 << 30))
     with open_context(attention_gguf) as context:
-        runner = Runner(context, open_cache(load, context))
+        runner = Runner(context, opened(load, context))
         runner.answer(HEAD, GREEDY, head=300)
         runner.engine.close(10)
     victim = max(tmp_path.rglob("*.kv"), key=lambda file: file.stat().st_size)
@@ -121,7 +127,7 @@ def test_a_corrupt_file_is_a_miss_and_the_answer_is_right(
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
     with open_context(attention_gguf) as context:
-        disk = open_cache(load, context)
+        disk = opened(load, context)
         assert disk is not None
         runner = Runner(context, disk)
         runner.answer(HEAD, GREEDY)
@@ -135,7 +141,7 @@ def test_a_folder_that_cannot_be_used_leaves_requests_alone(
     (tmp_path / "file").write_text("not a folder")
     load = Load(str(attention_gguf), cache=CacheConfig(str(tmp_path / "file" / "x"), 1 << 30))
     with open_context(attention_gguf) as context:
-        disk = open_cache(load, context)
+        disk = opened(load, context)
         assert disk is not None and isinstance(disk.store, ChunkStore)
         runner = Runner(context, disk)
         runner.answer(HEAD, GREEDY, head=100, persist=True)

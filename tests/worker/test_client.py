@@ -156,7 +156,7 @@ def test_closing_a_stream_cancels_once_and_only_what_runs(tmp_path: Path) -> Non
         gone.close()
         await collect(worker.submit(ask("the worker has read all before this")))
         notes = (tmp_path / "cancels.log").read_text().split()
-        assert notes == [str(hanging.id), str(gone.id)]
+        assert notes == [str(hanging.ids[0]), str(gone.ids[0])]
 
     with_worker(tmp_path, test)
 

@@ -1,0 +1,224 @@
+"""OpenAI's older endpoint, `POST /completions`: text that goes on, without a conversation.
+
+From its JSON to `CompletionRequest`s, and from events to its own shapes of answers.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
+
+import msgspec
+from fastapi import APIRouter
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llm_server.api.body import Json, read_json_object
+from llm_server.api.chat import FoldedResponse, StreamedResponse
+from llm_server.api.context import context_of, ignored_header
+from llm_server.api.fields import check_generation, overrides_of, sampling_of, validated
+from llm_server.api.logprobs import TextLogprobs, TextOffsets
+from llm_server.api.requests import Call, choices
+from llm_server.api.schema import body_of
+from llm_server.api.usage import Ends, Origin, TimingsJson, UsageJson, timings_json, usage_json
+from llm_server.api.wire import CompletionBody
+from llm_server.errors import InvalidRequest, RemoteError, UnsupportedParameter
+from llm_server.worker.messages import (
+    CompletionRequest,
+    Content,
+    Failed,
+    Finished,
+    FinishReason,
+    Logprobs,
+    RequestEvent,
+    TokenLogprobs,
+)
+
+router = APIRouter()
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's, here alone."""
+
+
+class TextChoice(msgspec.Struct):
+    """One choice; in a stream, what a chunk adds to it."""
+
+    text: str
+    index: int
+    logprobs: TextLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class TextCompletion(msgspec.Struct):
+    """One `text_completion`, whole or as a chunk."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[TextChoice]
+    object: Literal["text_completion"] = "text_completion"
+    usage: UsageJson | None | UnsetType = UNSET
+    timings: TimingsJson | UnsetType = UNSET
+
+
+@router.post("/completions", openapi_extra=body_of(CompletionBody))
+async def completions(request: Request) -> Response:
+    """Continue a prompt, at once or as a stream of server-sent events."""
+    context = context_of(request)
+    call = completion_call(await read_json_object(request))
+    headers = ignored_header(call.ignored)
+    if call.stream:
+        make_chunks = partial(TextChunks, include_usage=call.include_usage)
+        return StreamedResponse(context.pool, call, make_chunks, context.patience, headers)
+    return FoldedResponse(context.pool, call, TextFold, headers)
+
+
+def completion_call(body: dict[str, Json]) -> Call:
+    """The body of a completion request, understood. Raises InvalidRequest."""
+    ignored = check_generation(body, CompletionBody)
+    wanted = validated(CompletionBody, body)
+    n = wanted.n or 1
+    if wanted.best_of not in (None, n):
+        raise UnsupportedParameter(
+            "best_of is supported only as the number of choices, n.", param="best_of"
+        )
+    if wanted.echo and wanted.logprobs is not None:
+        raise UnsupportedParameter(
+            "logprobs of an echoed prompt are not supported. Leave out echo.", param="logprobs"
+        )
+    if wanted.echo and wanted.suffix is not None:
+        raise InvalidRequest("A prompt with a suffix cannot be echoed.", param="echo")
+    prompts = _prompts(wanted.prompt)
+    sampling = sampling_of(wanted)
+    if sampling.max_tokens is None:
+        sampling = msgspec.structs.replace(sampling, max_tokens=DEFAULT_MAX_TOKENS)
+    sampling = msgspec.structs.replace(sampling, top_logprobs=wanted.logprobs)
+    return Call(
+        [
+            request
+            for prompt in prompts
+            for request in choices(
+                CompletionRequest(prompt, wanted.suffix, bool(wanted.echo), sampling), n
+            )
+        ],
+        n=n,
+        model=wanted.model,
+        overrides=overrides_of(wanted.load_model_configs),
+        stream=bool(wanted.stream),
+        include_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
+        ignored=ignored,
+    )
+
+
+def _prompts(
+    prompt: str | list[str] | list[int] | list[list[int]],
+) -> Sequence[str | list[int]]:
+    if isinstance(prompt, str):
+        return [prompt]
+    tokens = [token for token in prompt if isinstance(token, int)]
+    return [tokens] if tokens else [text for text in prompt if not isinstance(text, int)]
+
+
+class TextChunks:
+    """Makes the chunks of one stream (`chat.Chunker`)."""
+
+    def __init__(self, origin: Origin, include_usage: bool) -> None:
+        self._id = new_id()
+        self._origin = origin
+        self._ends = Ends(origin)
+        self._usage: None | UnsetType = None if include_usage else UNSET
+        self._offsets = {id: TextOffsets() for id in origin.ids}
+        self._scored: dict[int, list[TokenLogprobs]] = {}
+
+    def opening(self) -> list[TextCompletion]:
+        """Nothing comes before the text."""
+        return []
+
+    def of(self, event: RequestEvent) -> list[TextCompletion]:
+        """The chunks an event becomes; none for Progress and Failed."""
+        if isinstance(event, Content):
+            return [self._chunk(event.id, event.text)]
+        if isinstance(event, Logprobs):
+            self._scored.setdefault(event.id, []).extend(event.tokens)
+        if isinstance(event, Finished):
+            return self._closing(event)
+        return []
+
+    def _closing(self, event: Finished) -> list[TextCompletion]:
+        self._ends.add(event)
+        last = self._chunk(event.id, "")
+        last.choices[0].finish_reason = event.reason
+        if not self._ends.all_in:
+            return [last]
+        usage = self._ends.usage
+        last.timings = timings_json(usage, self._ends.timings)
+        if self._usage is UNSET:
+            return [last]
+        total = self._chunk(event.id, "")
+        total.choices, total.usage = [], usage_json(usage)
+        return [last, total]
+
+    def _chunk(self, id: int, text: str) -> TextCompletion:
+        choice = TextChoice(text, id - self._origin.ids[0])
+        if self._scored and (scored := self._scored.pop(id, None)):
+            choice.logprobs = self._offsets[id].logprobs(scored)
+        return TextCompletion(
+            self._id,
+            self._origin.created,
+            self._origin.model,
+            self._origin.fingerprint,
+            [choice],
+            usage=self._usage,
+        )
+
+
+class TextFold:
+    """Collects the events of one answer into one object (`chat.Folder`)."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self._texts: dict[int, list[str]] = {id: [] for id in origin.ids}
+        self._scored: dict[int, list[TokenLogprobs]] = {id: [] for id in origin.ids}
+        self._ends = Ends(origin)
+
+    def add(self, event: RequestEvent) -> None:
+        """Take the next event. Raises RemoteError when the request failed."""
+        if isinstance(event, Content):
+            self._texts[event.id].append(event.text)
+        elif isinstance(event, Logprobs):
+            self._scored[event.id] += event.tokens
+        elif isinstance(event, Finished):
+            self._ends.add(event)
+        elif isinstance(event, Failed):
+            raise RemoteError(event.error)
+
+    def whole(self) -> TextCompletion:
+        """The whole answer, after the last event."""
+        usage = self._ends.usage
+        return TextCompletion(
+            new_id(),
+            self._origin.created,
+            self._origin.model,
+            self._origin.fingerprint,
+            [self._choice(index, id) for index, id in enumerate(self._origin.ids)],
+            usage=usage_json(usage),
+            timings=timings_json(usage, self._ends.timings),
+        )
+
+    def _choice(self, index: int, id: int) -> TextChoice:
+        scored = self._scored[id]
+        return TextChoice(
+            "".join(self._texts[id]),
+            index,
+            TextOffsets().logprobs(scored) if scored else None,
+            self._ends[index].reason,
+        )
+
+
+def new_id() -> str:
+    """An id for an answer, as unguessable as OpenAI's."""
+    return "cmpl-" + secrets.token_hex(12)

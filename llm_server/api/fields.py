@@ -1,0 +1,138 @@
+"""The fields of bodies, whatever the endpoint: which count, of which type, and how to pick tokens.
+
+This is where OpenAI's and llama.cpp's names for the same thing meet.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from llm_server.api.body import Json, printable
+from llm_server.api.wire import (
+    HARMLESS,
+    MAX_STOP_BYTES,
+    NO_EFFECT,
+    REFUSED,
+    GenerationFields,
+    LoadFields,
+    SamplingFields,
+    StreamOptions,
+    Wire,
+)
+from llm_server.errors import InvalidRequest, UnsupportedParameter
+from llm_server.models.lease import Overrides
+from llm_server.worker.messages import Sampling
+
+W = TypeVar("W", bound=Wire)
+
+
+def check_names(body: dict[str, Json], model: type[Wire], prefix: str = "") -> list[str]:
+    """The unknown fields of `body`. Raises UnsupportedParameter for those we must not ignore."""
+    ignored = []
+    for name, value in body.items():
+        if name in model.model_fields or name in HARMLESS or value is None:
+            continue
+        if name in REFUSED or (name in NO_EFFECT and value not in NO_EFFECT[name]):
+            raise UnsupportedParameter(
+                f"The parameter '{name}' is not supported with this value."
+                if name in NO_EFFECT
+                else f"The parameter '{name}' is not supported.",
+                param=prefix + name,
+            )
+        if name not in NO_EFFECT:
+            ignored.append(prefix + name)
+    return ignored
+
+
+def check_generation(body: dict[str, Json], model: type[GenerationFields]) -> list[str]:
+    """`check_names` for a request that generates, with the objects in it."""
+    ignored = check_names(body, model)
+    configs = body.get("inference_configs")
+    if isinstance(configs, dict):
+        ignored += check_names(configs, SamplingFields, "inference_configs.")
+    options = body.get("stream_options")
+    if isinstance(options, dict):
+        ignored += check_names(options, StreamOptions, "stream_options.")
+        if not body.get("stream"):
+            raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
+    return ignored
+
+
+def validated(model: type[W], body: dict[str, Json]) -> W:
+    """`body` as that model. Raises InvalidRequest."""
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        raise _invalid(error.errors(include_url=False, include_context=False)[0]) from None
+
+
+def _invalid(error: ErrorDetails) -> InvalidRequest:
+    """A pydantic error in our words. The client's own input is never repeated."""
+    param = _param(error["loc"])
+    kind = error["type"]
+    if kind == "missing":
+        message = f"Missing required parameter: '{param}'."
+        return InvalidRequest(message, param=param, code="missing_required_parameter")
+    if kind == "extra_forbidden":
+        return UnsupportedParameter("This parameter is not supported.", param=param)
+    wrong_type = kind.endswith("_type") or (
+        kind == "literal_error" and not isinstance(error["input"], str)
+    )
+    code = "invalid_type" if wrong_type else "invalid_value"
+    message = error["msg"]
+    if message.startswith("Input "):
+        return InvalidRequest(f"'{param}' {message[6:]}.", param=param, code=code)
+    return InvalidRequest(f"'{param}': {message[0].lower()}{message[1:]}.", param=param, code=code)
+
+
+def _param(location: tuple[int | str, ...]) -> str:
+    """A location as clients write it: messages[0].content."""
+    path = ""
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif not step.startswith(("(", "[")):  # A tag of one of our unions, or "[key]".
+            path += f".{step}" if path else step
+    return printable(path)
+
+
+def sampling_of(body: GenerationFields) -> Sampling:
+    """Top level over `inference_configs` over the defaults; an unset field is None in both."""
+    chosen = _set_fields(body.inference_configs) if body.inference_configs else {}
+    chosen |= _set_fields(body)
+    if isinstance(stop := chosen.get("stop"), str):
+        chosen["stop"] = [stop]
+    for text in chosen.get("stop", []):
+        if len(text.encode()) > MAX_STOP_BYTES:
+            message = f"A stop string is longer than {MAX_STOP_BYTES} bytes."
+            raise InvalidRequest(message, param="stop")
+    if (seed := chosen.get("seed")) is not None:
+        # -1 is llama.cpp's "draw one"; it takes 32 bits, and OpenAI's clients may send 64.
+        chosen["seed"] = None if seed == -1 else seed & 0xFFFFFFFF
+    if "logit_bias" in chosen:
+        chosen["logit_bias"] = {int(token): bias for token, bias in chosen["logit_bias"].items()}
+    return Sampling(**chosen)
+
+
+def _set_fields(fields: SamplingFields) -> dict[str, Any]:
+    """The fields that are set, under one name each."""
+    given = {
+        name: value
+        for name in SamplingFields.model_fields
+        if (value := getattr(fields, name)) is not None
+    }
+    for other, name in (
+        ("max_completion_tokens", "max_tokens"),
+        ("repetition_penalty", "repeat_penalty"),
+    ):
+        if other in given:
+            given[name] = given.pop(other)
+    return given
+
+
+def overrides_of(fields: LoadFields | None) -> Overrides:
+    """How the model is to be loaded, as far as a request says."""
+    return fields.model_dump(exclude_none=True) if fields is not None else {}

@@ -1,0 +1,81 @@
+"""How probable the tokens of an answer were: read from the logits, told with the text they made."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_server.worker.messages import Logprobs, TokenLogprob, TokenLogprobs
+
+LEAST = -9999.0
+"""What is said of a token that cannot come: JSON has no minus infinity. OpenAI's number."""
+
+
+class Spelling(Protocol):
+    """What a token is called (`llama.vocab.Vocab`; a fake in tests)."""
+
+    def piece(self, token: int, *, special: bool) -> bytes: ...
+
+
+class Scores:
+    """Scores the tokens of one answer by the model's own distribution, with `top` alternatives.
+
+    `id` is the request's. `logits` returns those of a row, [n_vocab], as llama.cpp computed them.
+    For each token: `look` before anybody changes them, `took` once it is chosen, and `shown` says
+    what may be told.
+    """
+
+    def __init__(
+        self,
+        id: int,
+        logits: Callable[[int], npt.NDArray[np.float32]],
+        vocabulary: Spelling,
+        top: int,
+    ) -> None:
+        self._id = id
+        self._logits = logits
+        self._vocabulary = vocabulary
+        self._top = top
+        self._row: npt.NDArray[np.float32] = np.empty(0, np.float32)
+        self._held: deque[tuple[int, int, TokenLogprobs]] = deque()
+        self._n_chars = 0
+        self._n_shown = 0
+
+    def look(self, row: int) -> None:
+        """The next token has the logits of `row`."""
+        logits = self._logits(row)
+        highest = logits.max()
+        self._row = logits - (highest + np.log(np.exp(logits - highest).sum()))
+
+    def took(self, token: int, n_chars: int) -> None:
+        """`token` was chosen, and completed so many characters of text."""
+        row, start = self._row, self._n_chars
+        n = min(self._top, len(row))
+        best = np.argpartition(row, len(row) - n)[len(row) - n :] if n else ()
+        top = [self._of(int(t)) for t in sorted(best, key=lambda t: (-row[t], t))]
+        self._n_chars += n_chars
+        self._held.append((start, self._n_chars, TokenLogprobs(self._of(token), top)))
+
+    def shown(self, n_chars: int, *, cut: bool = False) -> list[Logprobs]:
+        """So many more characters are out: the tokens whose text now is, if any.
+
+        With `cut` no more text will be: tokens that begin behind it are never told.
+        """
+        self._n_shown += n_chars
+        told = []
+        while self._held:
+            start, end, token = self._held[0]
+            if (start >= self._n_shown) if cut else (end > self._n_shown):
+                break
+            told.append(token)
+            self._held.popleft()
+        return [Logprobs(self._id, told)] if told else []
+
+    def _of(self, token: int) -> TokenLogprob:
+        return TokenLogprob(
+            self._vocabulary.piece(token, special=True), max(float(self._row[token]), LEAST)
+        )
