@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+NODE := tests/clients/javascript/node_modules
 
-.PHONY: help serve test lint types unit lock clean
+.PHONY: help serve test lint types unit clients lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -13,7 +14,7 @@ help:  ## list the targets
 serve: $(VENV)/.serve  ## install what the server needs and start it (ARGS="--port 8080 ...")
 	$(BIN)/llm-server serve $(ARGS)
 
-test: lint types unit  ## lint, types and tests: what CI runs
+test: lint types unit clients  ## lint, types and tests: what CI runs
 
 lint: $(VENV)/.dev  ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -25,15 +26,27 @@ types: $(VENV)/.dev  ## mypy, strict
 unit: $(VENV)/.dev  ## pytest, the default suite
 	$(BIN)/pytest $(ARGS)
 
-lock:  ## resolve the dependencies anew into requirements/ (needs uv)
+clients: $(VENV)/.dev $(VENV)-clients/.done $(VENV)-clients-openai-2/.done $(NODE)/.done  ## pytest, with frameworks and JavaScript packages as clients
+	$(BIN)/pytest tests/clients/test_javascript.py
+	SERVER_PYTHON=$(BIN)/python $(VENV)-clients/bin/python -m pytest -c tests/clients/pytest.ini \
+	  $(addprefix tests/clients/test_,langchain.py openai_agents.py pydantic_ai.py smolagents.py)
+	SERVER_PYTHON=$(BIN)/python $(VENV)-clients-openai-2/bin/python -m pytest -c tests/clients/pytest.ini \
+	  $(addprefix tests/clients/test_,instructor.py litellm.py llama_index.py)
+
+lock:  ## resolve the dependencies anew into requirements/ (needs uv and npm)
 	uv pip compile -q --upgrade --generate-hashes --no-header --no-annotate --universal \
 	  --python-version 3.11 pyproject.toml --group build -o requirements/serve.txt
 	uv pip compile -q --upgrade --generate-hashes --no-header --no-annotate --universal \
 	  --python-version 3.11 pyproject.toml --group build --group dev -c requirements/serve.txt \
 	  -o requirements/dev.txt
+	for group in clients clients-openai-2; do \
+	  uv pip compile -q --upgrade --generate-hashes --no-header --no-annotate --universal \
+	    --python-version 3.11 --only-binary :all: --group $$group -o requirements/$$group.txt; \
+	done
+	npm update --prefix tests/clients/javascript --package-lock-only --omit-lockfile-registry-resolved
 
 clean:  ## remove the virtual environment and the caches of the tools
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* $(NODE) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=python3.X")'
@@ -47,4 +60,16 @@ $(VENV)/.serve: requirements/serve.txt pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.serve
 	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(VENV)-%/.done: requirements/%.txt | $(BIN)/python
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check --only-binary :all: --require-hashes -r $<
+	@touch $@
+
+$(NODE)/.done: tests/clients/javascript/package-lock.json
+	@mkdir -p $(@D)
+	@if command -v npm > /dev/null; \
+	then npm ci --prefix $(<D) --ignore-scripts --no-audit --no-fund --loglevel=error; \
+	else echo "npm is not installed: the JavaScript clients are not tested"; fi
 	@touch $@

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,41 +17,36 @@ import psutil
 class LiveServer:
     """`python -m llm_server.server` on a free port, with its folder of models."""
 
-    def __init__(self, models_dir: Path, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, models_dir: Path, options: Sequence[str] = (), python: str = sys.executable
+    ) -> None:
+        # A file, because a pipe that nobody reads stops the server once it is full.
+        self._log = tempfile.NamedTemporaryFile(prefix="llm-server-", suffix=".log")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llm_server.server", "--port", "0"]
+            [python, "-m", "llm_server.server", "--port", "0"]
             + ["--models-dir", str(models_dir), "--threads", "1", *options],
-            stderr=subprocess.PIPE,
-            text=True,
+            stderr=self._log,
         )
-        self.log = ""
         self.url = self._read_until(r"http://[\d.]+:\d+")
         self.client = httpx.Client(base_url=self.url, timeout=60)
 
     def _read_until(self, pattern: str) -> str:
-        assert self.process.stderr is not None
         while not (match := re.search(pattern, self.log)):
-            line = self.process.stderr.readline()
-            assert line, f"the server ended: {self.log}"
-            self.log += line
+            assert self.process.poll() is None, f"the server ended: {self.log}"
+            time.sleep(0.01)
         return match.group()
+
+    @property
+    def log(self) -> str:
+        """What the server has logged so far."""
+        return Path(self._log.name).read_text()
 
     def wait_ready(self) -> None:
         """Until a model is loaded. The server answers at once, so this is a poll over HTTP."""
         deadline = time.monotonic() + 60
         while self.client.get("/health").status_code != 200:
             assert time.monotonic() < deadline, "no model was loaded in time"
-            self.drain_log()  # A full pipe would stop the server.
-
-    def drain_log(self) -> str:
-        """What the server has logged so far."""
-        assert self.process.stderr is not None
-        while select.select([self.process.stderr], [], [], 0)[0]:
-            line = self.process.stderr.readline()
-            if not line:
-                break
-            self.log += line
-        return self.log
+            time.sleep(0.01)
 
     def workers(self) -> list[psutil.Process]:
         """The worker processes it has now."""
@@ -62,5 +57,4 @@ class LiveServer:
         self.client.close()
         self.process.kill()
         self.process.wait()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        self._log.close()

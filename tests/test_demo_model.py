@@ -74,7 +74,7 @@ def calls_of(choice: Any) -> list[tuple[str, Any]]:
 
 def test_an_empty_models_folder_is_served_by_the_demo_model(server: LiveServer) -> None:
     assert server.client.get("/models").json()["models"] == ["demo.gguf"]
-    assert "demo model" in server.drain_log()
+    assert "demo model" in server.log
 
 
 def test_it_ends_its_turn_and_knows_the_server(client: openai.OpenAI) -> None:

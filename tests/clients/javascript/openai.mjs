@@ -1,0 +1,65 @@
+// The `openai` package: node openai.mjs BASE_URL. What it heard is printed as JSON.
+import assert from "node:assert/strict";
+
+const baseURL = process.argv[2];
+
+// docs: javascript openai
+import OpenAI from "openai";
+
+const client = new OpenAI({ baseURL, apiKey: "none" });
+const answer = await client.chat.completions.create({
+  model: "demo.gguf",
+  messages: [{ role: "user", content: "who are you?" }],
+  temperature: 0,
+});
+console.log(answer.choices[0].message.content);
+
+const stream = await client.chat.completions.create({
+  model: "demo.gguf",
+  messages: [{ role: "user", content: "Where do I put my models?" }],
+  temperature: 0,
+  stream: true,
+});
+let streamed = "";
+for await (const chunk of stream) {
+  streamed += chunk.choices[0]?.delta?.content ?? "";
+}
+console.log(streamed);
+// end
+
+assert.match(answer.choices[0].message.content, /demo model/);
+assert.match(streamed, /models\//);
+
+const minutesSet = [];
+const runner = client.chat.completions.runTools({
+  model: "demo.gguf",
+  messages: [{ role: "user", content: "please set a timer for 12 minutes" }],
+  temperature: 0,
+  stream: true,
+  tools: [
+    {
+      type: "function",
+      function: {
+        name: "set_timer",
+        description: "Start a timer",
+        parameters: {
+          type: "object",
+          properties: { minutes: { type: "integer" } },
+          required: ["minutes"],
+        },
+        parse: JSON.parse,
+        function: ({ minutes }) => {
+          minutesSet.push(minutes);
+          return '{"status": "started"}';
+        },
+      },
+    },
+  ],
+});
+assert.ok(await runner.finalContent());
+assert.deepEqual(minutesSet, [12]);
+
+await assert.rejects(
+  client.chat.completions.create({ model: "nope", messages: [{ role: "user", content: "x" }] }),
+  { status: 404, code: "model_not_found" },
+);
