@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from llm_server.commands import cache
+from llm_server.commands import cache, run
 
 app = typer.Typer(
     name="llm-server",
@@ -33,6 +33,7 @@ def serve(context: typer.Context) -> None:
     raise typer.Exit(server.main(context.args, prog="llm-server serve"))
 
 
+app.command()(run.run)
 app.add_typer(cache.app, name="cache")
 
 

@@ -1,0 +1,109 @@
+"""`llm-server run`: a chat in the terminal, with a server of its own or one that runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llm_server.commands import output
+from llm_server.commands.output import ModelsDir
+
+if TYPE_CHECKING:
+    from llm_server.terminal.chat import ReadLine
+    from llm_server.terminal.client import ChatClient
+    from llm_server.terminal.screen import Screen
+
+Model = Annotated[
+    str | None,
+    typer.Argument(help="default: the first of the models folder, or the demo model"),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(help="a running server, such as http://127.0.0.1:8000; default: an own one"),
+]
+System = Annotated[str, typer.Option(help="system prompt", show_default=False)]
+
+
+def run(
+    model: Model = None, url: Url = None, system: System = "", models_dir: ModelsDir = None
+) -> None:
+    """Chat with a model in the terminal.
+
+    Text on standard input is taken as one message: `echo hi | llm-server run`. Inside, /help lists
+    the commands, Ctrl-C stops an answer, Ctrl-D leaves.
+    """
+    from llm_server.terminal.chat import Chat
+    from llm_server.terminal.child import ServerEnded
+    from llm_server.terminal.client import ChatError
+    from llm_server.terminal.screen import Screen
+
+    # A closed terminal ends this as Ctrl-D does, so that the own server ends in order.
+    for name in ("SIGHUP", "SIGTERM"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: sys.exit(1))
+    piped = None if sys.stdin.isatty() else sys.stdin.read().strip()
+    if piped == "":
+        output.fail("there is no message on standard input", 2)
+    screen = Screen(sys.stdout, _is_styled())
+    with ExitStack() as stack:
+        try:
+            client, model = _connected(stack, screen, model, url, models_dir)
+            chat = Chat(client, screen, model, system)
+            if piped is None:
+                screen.note(f"{model} (/help lists commands, Ctrl-D leaves)")
+                chat.converse(_line_reader())
+            else:
+                figures = chat.ask(piped)
+                if sys.stderr.isatty():
+                    typer.echo(figures, err=True)
+        except (ChatError, ServerEnded) as error:
+            screen.end_line()
+            output.fail(str(error))
+        except KeyboardInterrupt:
+            screen.end_line()
+            raise typer.Exit(130) from None
+
+
+def _connected(
+    stack: ExitStack, screen: Screen, model: str | None, url: str | None, models_dir: Path | None
+) -> tuple[ChatClient, str]:
+    """A client of the server that is meant, and the full name of the model that is loaded there."""
+    from llm_server.terminal.child import OwnServer
+    from llm_server.terminal.client import ChatClient
+
+    if url is not None:
+        client = stack.enter_context(ChatClient(url))
+        return client, client.load(model) if model else client.wait_ready(screen.status)
+    options = ["--log-level", "warning"]
+    if models_dir is not None:
+        options += ["--models-dir", str(models_dir)]
+    if model is not None:
+        options += ["--model-name", model]
+    screen.status("Starting ...")
+    own = stack.enter_context(OwnServer(options))
+    client = stack.enter_context(ChatClient(own.url))
+    return client, client.wait_ready(screen.status)
+
+
+def _is_styled() -> bool:
+    """Whether to dim and to replace lines (no-color.org for NO_COLOR)."""
+    return (
+        sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM", "dumb") != "dumb"
+    )
+
+
+def _line_reader() -> ReadLine:
+    """`input`, with the editing and the history of readline where there is one."""
+    try:
+        import readline  # noqa: F401
+    except ImportError:
+        pass  # Windows: the console edits lines itself.
+    return input

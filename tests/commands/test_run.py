@@ -1,0 +1,108 @@
+"""`llm-server run` as its users run it: in a terminal, in a pipe, with and without a server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from typer.testing import CliRunner, Result
+
+from llm_server.cli import app
+from tests.fake_live import add_models, live_server, until
+
+
+def run(*args: str, text: str = "") -> Result:
+    return CliRunner().invoke(app, ["run", *args], input=text)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+    with live_server(tmp_path) as live:
+        yield str(live.client.base_url)
+
+
+def test_standard_input_is_one_message(url: str) -> None:
+    result = run("--url", url, text="several\nlines\n")
+    assert (result.exit_code, result.output) == (0, "several\nlines \n")
+
+
+def test_a_model_of_a_running_server(url: str) -> None:
+    assert run("b", "--url", url, "--system", "Short.", text="report").exit_code == 0
+    result = run("c", "--url", url, text="hi")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("llm-server: The model `c` does not exist.")
+
+
+def test_nothing_to_say_and_nobody_to_say_it_to() -> None:
+    assert run(text=" \n").exit_code == 2
+    result = run("--url", "http://127.0.0.1:9", text="hi")
+    assert (result.exit_code, result.output.count("\n")) == (1, 1)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    result = run("none", "--models-dir", str(tmp_path), text="hi")
+    assert result.exit_code == 1
+    assert "`none` does not exist" in result.stderr and result.stdout == ""
+
+
+class Terminal:
+    """`llm-server run` on a pseudo-terminal."""
+
+    def __init__(self, *args: str) -> None:
+        import pty
+
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.environ["TERM"] = "xterm"
+            main = "from llm_server.cli import main; main()"
+            os.execv(sys.executable, [sys.executable, "-c", main, "run", *args])
+        self.shown = b""
+
+    def wait_for(self, text: str) -> None:
+        """Until `text` is shown after what was waited for before."""
+        while text.encode() not in self.shown:
+            self.shown += os.read(self._fd, 4096)
+        self.shown = self.shown.partition(text.encode())[2]
+
+    def type(self, text: str) -> None:
+        os.write(self._fd, text.encode())
+
+    def end(self) -> int:
+        """The exit status, of a program that ends by itself."""
+        status = os.waitpid(self.pid, 0)[1]
+        os.close(self._fd)
+        return os.waitstatus_to_exitcode(status)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_a_conversation_on_an_own_server(tmp_path: Path) -> None:
+    terminal = Terminal("--models-dir", str(tmp_path))
+    terminal.wait_for("demo.gguf")
+    terminal.wait_for(">>> ")
+    children = psutil.Process(terminal.pid).children(recursive=True)
+    assert len(children) == 2  # The server and its worker.
+    terminal.type("Where do I put my models?\n")
+    terminal.wait_for("models/")
+    terminal.wait_for("from the cache")
+    terminal.wait_for(">>> ")
+    terminal.type("\x03")
+    terminal.wait_for(">>> ")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    assert not any(child.is_running() for child in children)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_its_server_goes_even_when_it_is_killed(tmp_path: Path) -> None:
+    terminal = Terminal("--models-dir", str(tmp_path))
+    terminal.wait_for(">>> ")
+    children = psutil.Process(terminal.pid).children(recursive=True)
+    os.kill(terminal.pid, signal.SIGKILL)
+    assert terminal.end() == -signal.SIGKILL
+    until(lambda: not any(child.is_running() for child in children), 30)
