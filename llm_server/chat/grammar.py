@@ -99,12 +99,17 @@ class Lark:
         at = len(text) if match is None else match.start()
         return text[:at], text[at:]
 
-    def any_text_until(self, text: str, body: str = "(?s:.*)") -> str:
-        """An expression for text without `text`, and then `text`."""
+    def terminal(self, body: str) -> str:
+        """A new regular expression, of parts joined by `&` and `~`; its name."""
+        name = f"T{len(self._rules)}"
+        self._rules.append(f"{name}: {body}")
+        return name
+
+    def any_text_until(self, text: str, body: str = "/(?s:.*)/") -> str:
+        """An expression for text that fits `body`, without `text`, and then `text`."""
         lead, rest = self.leading(text)
-        if not lead:
-            return f"{self.rule(f'/{body}/')} {self.text(rest)}".strip()
-        return f"{self.rule(f'/{body}/', f'[suffix={_quoted(lead)}]')} {self.text(rest)}".strip()
+        options = f"[suffix={_quoted(lead)}]" if lead else ""
+        return f"{self.rule(body, options)} {self.text(rest)}".strip()
 
     def json(self, schema: JsonObject | bool, *, spaced: bool, lenient: bool) -> str:
         """An expression for JSON that fits `schema`, with fixed blanks."""

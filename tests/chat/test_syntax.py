@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from llm_server.chat.dialogue import Dialogue
 from llm_server.chat.stream import AnswerParser
+from llm_server.chat.syntax.format import ParamArgs
 from llm_server.chat.syntax.literal import common_prefix
 from llm_server.worker.messages import ChatRequest, Content, Delta, FunctionCall, Message, Reasoning
 from tests.chat.published import TEMPLATES
@@ -121,6 +122,18 @@ def calls_of(*arguments: dict[str, Any]) -> list[FunctionCall]:
     return [
         FunctionCall(f"call_{i}", names[i], json.dumps(value)) for i, value in enumerate(arguments)
     ]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_null_comes_back_where_it_is_written(name: str) -> None:
+    d = DIALOGUES[name]
+    args = d.syntax.calls.args
+    arguments = {"s": "x", "z": None}
+    text, p = written(d, Message("assistant", None, tool_calls=calls_of(arguments)))
+    if isinstance(args, ParamArgs) and "null" not in args.wrappers:
+        assert name == "MiniMax-M3"
+        arguments = {"s": "x"}  # the template leaves it out, as one does who omits an optional one
+    assert read(p, text, 1)[2] == [("get_weather", arguments)], text
 
 
 def test_nearly_all_published_templates_have_a_measured_syntax() -> None:

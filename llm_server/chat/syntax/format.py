@@ -39,7 +39,8 @@ class ParamArgs:
     `escape` is how text is written: as it is, with XML entities, in a CDATA section where
     needed, or as JSON. `quote` opens and closes texts inside arrays and objects of a dialect
     without JSON's quotes; `item` and `member` wrap values there when they are elements.
-    `words` are the spellings of true, false and null.
+    `words` are the spellings of true, false and null. `wrappers` lacks "null" where the model is
+    shown calls without the parameters that are null: then a missing one stands for null.
     """
 
     pre: Literal

@@ -105,7 +105,9 @@ class _Values:
             try:
                 text = self._value({KEYS[0]: value}, self._post)
             except _Mismatch:
-                continue  # a template may leave out what is null
+                if kind == "null":  # left out or refused: there is no way to write it
+                    del wrappers[kind]
+                continue
             spelled = next((s for s in spellings if text.endswith(s)), None)
             if spelled is None:
                 spelled = text.removeprefix(mid)

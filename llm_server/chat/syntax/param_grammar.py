@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from llm_server.chat.grammar import Lark
 from llm_server.chat.syntax.format import Kind, ParamArgs, Wrapper
 from llm_server.chat.syntax.literal import Slot, fill, text_of
-from llm_server.chat.syntax.values import JsonValue, kinds_of, resolve
+from llm_server.chat.syntax.patterns import search_regex
+from llm_server.chat.syntax.values import JsonValue, kinds_of, read_value, resolve
 from llm_server.worker.messages import JsonObject
 
 MAX_DEPTH = 5
 _NUMBER = r"/-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,15})?/"
+TEXT = frozenset({"string"})
 _INTEGER = r"/-?(0|[1-9][0-9]{0,15})/"
 
 
@@ -31,7 +33,13 @@ class ParamGrammar:
         required = set(self._schema.get("required") or ())
         if not properties:
             return "" if self._schema.get("additionalProperties") is False else self._free()
-        parts = [(self.parameter(key, s), key in required) for key, s in properties.items()]
+        parts = []
+        for key, part in properties.items():
+            kinds = kinds_of(part, self._schema)
+            # Where null is not written, a parameter that may be null may be left out.
+            may_lack = "null" in kinds and "null" not in self._args.wrappers
+            if not may_lack or kinds != {"null"}:
+                parts.append((self.parameter(key, part), key in required and not may_lack))
         return self._sequence(parts, text_of(self._args.separator))
 
     def _sequence(self, parts: Sequence[tuple[str, bool]], separator: str) -> str:
@@ -61,31 +69,69 @@ class ParamGrammar:
 
     def parameter(self, key: str, schema: JsonValue) -> str:
         """An expression for one parameter."""
-        schema = self._resolved(schema)
         head = self._lark.text(text_of(self._args.pre) + key)
-        kinds = kinds_of(schema, self._schema)
-        options: list[str] = []
-        if "string" in kinds and self._args.escape != "json":
-            options.append(self._text(self._args.wrappers["string"], key, schema))
-            kinds -= {"string"}
-            if self._args.wrappers["number"].mid == self._args.wrappers["string"].mid:
-                kinds = frozenset()  # any text is allowed here already
+        branches = [(part, self._kinds(part)) for part in self._branches(schema)]
+        kinds = frozenset[str]().union(*(found for _, found in branches))
+        texts = [part for part, found in branches if "string" in found and self._writes_text]
+        options = [
+            text
+            for part in texts
+            if (text := self._text(self._args.wrappers["string"], key, part, kinds))
+        ]
+        wrappers = self._args.wrappers
+        if wrappers["number"].mid == wrappers["string"].mid and any(map(_is_free, texts)):
+            branches = []  # any text is allowed here already
+        for part, found in branches:
+            rest = found - {"string"} if self._writes_text else found
+            options += self._grouped(key, part, rest)
+        return self._lark.rule(f"{head} ( {' | '.join(dict.fromkeys(options))} )")
+
+    def _grouped(self, key: str, schema: JsonValue, kinds: frozenset[str]) -> list[str]:
+        """Expressions for values of some kinds, those wrapped alike together."""
         groups: dict[tuple[str, str], list[Kind]] = {}
         for kind, wrapper in self._args.wrappers.items():
             if kind in kinds:
-                around = self._around(wrapper, key)
-                groups.setdefault(around, []).append(kind)
-        for (mid, post), found in groups.items():
-            value = self._value(schema, found)
-            options.append(" ".join(p for p in (mid, value, post) if p))
-        return self._lark.rule(f"{head} ( {' | '.join(options)} )")
+                groups.setdefault(self._around(wrapper, key), []).append(kind)
+        return [
+            " ".join(part for part in (mid, self._value(schema, found), post) if part)
+            for (mid, post), found in groups.items()
+        ]
+
+    @property
+    def _writes_text(self) -> bool:
+        return self._args.escape != "json"
+
+    def _kinds(self, schema: JsonValue) -> frozenset[str]:
+        """The kinds of a schema that this dialect can write; all, if it can write none."""
+        kinds = kinds_of(schema, self._schema)
+        return kinds & self._args.wrappers.keys() or kinds
+
+    def _branches(self, schema: JsonValue, depth: int = 0) -> list[JsonValue]:
+        """The alternatives of a schema, each without alternatives of its own."""
+        schema = self._resolved(schema)
+        if isinstance(schema, dict) and depth < MAX_DEPTH:
+            for word in ("anyOf", "oneOf"):
+                if isinstance(parts := schema.get(word), list) and parts:
+                    rest = {key: value for key, value in schema.items() if key != word}
+                    found = [
+                        {**rest, **part} if isinstance(part := self._resolved(p), dict) else rest
+                        for p in parts
+                    ]
+                    return [b for part in found for b in self._branches(part, depth + 1)]
+        return [schema]
 
     def _resolved(self, schema: JsonValue) -> JsonValue:
-        """`schema`, or what its local reference stands for."""
+        """`schema`, or what its local reference or its only `allOf` stands for."""
         for _ in range(MAX_DEPTH):
-            if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
+            if not isinstance(schema, dict):
                 break
-            schema = resolve(schema["$ref"], self._schema)
+            only = schema.get("allOf")
+            if isinstance(schema.get("$ref"), str):
+                schema = resolve(schema["$ref"], self._schema)
+            elif isinstance(only, list) and len(only) == 1 and isinstance(only[0], dict):
+                schema = {**{k: v for k, v in schema.items() if k != "allOf"}, **only[0]}
+            else:
+                break
         return schema
 
     def _json(self, schema: JsonValue, kinds: Sequence[str]) -> str:
@@ -101,18 +147,44 @@ class ParamGrammar:
 
     # ---- values --------------------------------------------------------------------------------
 
-    def _text(self, wrapper: Wrapper, key: str, schema: JsonValue) -> str:
-        """A text as it is, with what stands around it."""
+    def _text(
+        self, wrapper: Wrapper, key: str, schema: JsonValue, kinds: frozenset[str] = TEXT
+    ) -> str:
+        """A text as it is, with what stands around it; empty if there is none to choose from.
+
+        Where other `kinds` are written alike, only texts that are not read as one of those.
+        """
         mid = self._lark.text(text_of(wrapper.mid))
         post = text_of(fill(wrapper.post, {Slot.KEY: key}))
         schema = schema if isinstance(schema, dict) else {}
-        values = [schema["const"]] if "const" in schema else schema.get("enum")
-        if isinstance(values, list) and values:
-            texts = [self._lark.text(v + post) for v in values if isinstance(v, str)]
-            return f"{mid} ( {' | '.join(texts)} )"
-        char = "[^<&]" if self._args.escape in ("xml", "cdata") else "(?s:.)"
-        body = _pattern(schema, char)
-        return f"{mid} {self._lark.any_text_until(post, body)}"
+        values = _values(schema)
+        if values is not None:
+            texts = [v for v in values if isinstance(v, str) and self._reads_back(v, kinds)]
+            options = [self._lark.text(text + post) for text in texts]
+            return f"{mid} ( {' | '.join(options)} )" if options else ""
+        return f"{mid} {self._lark.any_text_until(post, self._body(schema, post))}"
+
+    def _reads_back(self, text: str, kinds: frozenset[str]) -> bool:
+        return kinds == TEXT or not kinds_of({"const": read_value(text, self._args, None)}) & (
+            kinds - TEXT
+        )
+
+    def _body(self, schema: JsonObject, post: str) -> str:
+        """A regular expression for the texts that a schema allows before `post`."""
+        escaped = self._args.escape in ("xml", "cdata")
+        parts = ["/[^<&]*/" if escaped else "/(?s:.*)/"]
+        if isinstance(schema.get("pattern"), str):
+            parts.append(f"/{search_regex(schema['pattern'])}/")
+        low, high = schema.get("minLength"), schema.get("maxLength")
+        if isinstance(low, int) or isinstance(high, int):
+            parts.append(f"/(?s:.){{{low or 0},{high if isinstance(high, int) else ''}}}/")
+        lead, _ = self._lark.leading(post)
+        if len(parts) == 1 and lead:
+            return parts[0]
+        # A text that holds its own end would be cut there.
+        closing = re.escape(post.strip()).replace("/", "\\/").replace("\\\n", "\\n")
+        parts.append(f"~/(?s:.*){closing}(?s:.*)/")
+        return self._lark.terminal(" & ".join(parts))
 
     def _value(self, schema: JsonValue, kinds: Sequence[Kind]) -> str:
         """A value of one of these kinds, as the dialect writes it."""
@@ -216,16 +288,15 @@ def _types(schema: JsonObject) -> list[str]:
     return types if isinstance(types, list) else [types] if isinstance(types, str) else []
 
 
-def _pattern(schema: JsonObject, char: str) -> str:
-    """A regular expression for the texts of `char`s that a schema allows."""
-    pattern = schema.get("pattern")
-    if isinstance(pattern, str) and len(pattern) < 1000 and char == "(?s:.)":
-        before = "" if pattern.startswith("^") else "(?s:.*)"
-        after = "" if re.search(r"(?<!\\)\$$", pattern) else "(?s:.*)"
-        inner = pattern.removeprefix("^")
-        inner = inner.removesuffix("$") if not after else inner
-        return f"{before}({inner}){after}".replace("/", "\\/")
-    low, high = schema.get("minLength"), schema.get("maxLength")
-    if isinstance(low, int) or isinstance(high, int):
-        return f"{char}{{{low or 0},{high if isinstance(high, int) else ''}}}"
-    return f"{char}*"
+def _values(schema: JsonObject) -> list[JsonValue] | None:
+    """The only values that a schema allows, if it lists them."""
+    if "const" in schema:
+        return [schema["const"]]
+    values = schema.get("enum")
+    return values if isinstance(values, list) and values else None
+
+
+def _is_free(schema: JsonValue) -> bool:
+    """Whether any text fits a schema."""
+    bounds = {"const", "enum", "pattern", "minLength", "maxLength"}
+    return not isinstance(schema, dict) or not bounds & schema.keys()

@@ -51,6 +51,7 @@ class ParamParser:
         self._next = build(*args.separator, *args.pre)
         self._ends = [_until_marker(tail) for tail in tails]
         self._mids = _mids(args)
+        self._missing = [] if "null" in args.wrappers else self._nullable()
 
     def parse(self) -> Parse[tuple[int, Matcher] | None]:
         """Which tail came, as `Reader.match` tells; None if something else did."""
@@ -60,13 +61,23 @@ class ParamParser:
             options = [*self._tails, *([opening] if opening else [])]
             found = yield from self._reader.match(options)
             if found is not None and found[0] < len(self._tails):
-                self._emit("{}" if first else "}")
+                members = [f"{json.dumps(key, ensure_ascii=False)}: null" for key in self._missing]
+                self._emit(("{" if first else ", " if members else "") + ", ".join(members) + "}")
                 return found
             if found is None and opening:
                 return None
             if not (yield from self._parameter(first)):
                 return None
             first = False
+
+    def _nullable(self) -> list[str]:
+        """The required parameters that may be null."""
+        properties = self._schema.get("properties") or {}
+        return [
+            key
+            for key in self._schema.get("required") or ()
+            if key in properties and "null" in kinds_of(properties[key], self._schema)
+        ]
 
     def _parameter(self, first: bool) -> Parse[bool]:
         key = yield from self._key()
@@ -75,6 +86,7 @@ class ParamParser:
         wrapper = yield from self._mid()
         if wrapper is None:
             return False
+        self._missing = [name for name in self._missing if name != key]
         self._emit(f"{'{' if first else ', '}{json.dumps(key, ensure_ascii=False)}: ")
         schema = (self._schema.get("properties") or {}).get(key)
         kinds = kinds_of(schema, self._schema) & wrapper[1] or wrapper[1]

@@ -215,6 +215,10 @@ def kinds_of(schema: JsonValue, root: JsonValue = None, depth: int = 0) -> froze
         if isinstance(schema.get(key), list) and schema[key]:
             parts = [kinds_of(part, root, depth + 1) for part in schema[key]]
             return frozenset().union(*parts)
+    if isinstance(schema.get("allOf"), list) and schema["allOf"]:
+        found = [kinds_of(part, root, depth + 1) for part in schema["allOf"]]
+        rest = {key: value for key, value in schema.items() if key != "allOf"}
+        return everything.intersection(kinds_of(rest, root, depth + 1), *found) or everything
     if "const" in schema or isinstance(schema.get("enum"), list):
         values = [schema["const"]] if "const" in schema else schema["enum"]
         return frozenset(_kind(value) for value in values)

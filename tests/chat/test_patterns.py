@@ -1,0 +1,135 @@
+"""Patterns as they are searched for, and schemas of raw texts, by random weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import jsonschema
+import pytest
+
+from llm_server.chat.dialogue import Dialogue
+from llm_server.chat.syntax.patterns import search_regex
+from llm_server.errors import InvalidRequest
+from llm_server.worker.messages import ChatRequest, Message
+from tests.chat.generation import generate
+from tests.chat.published import TEMPLATES
+from tests.chat.test_constraint import WORDS
+from tests.chat.test_shapes import FRAME, SHAPES
+from tests.chat.test_syntax import fold, tool
+from tests.chat.vocabulary import ByteVocabulary
+
+TEXTS = [
+    "",
+    "a",
+    "b",
+    "ab",
+    "ba",
+    "a1",
+    "x/y",
+    "xa.b",
+    "a\nb",
+    "é٣",
+    "2024-01-31",
+    "[&",
+    "^a",
+    "a$",
+]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["a", "^a", "a$", "^a$", "^a|b$", "^(?:a|b)+$", "^[^a]*$", r"\d", r"^\w+$", "x/y", r"x\/y"]
+    + ["a.b", r"^\d{4}-\d{2}-\d{2}$", r"[\[&]", r"\^a", r"a\$$", "", "^$", r"[\d.]", "(?<n>b)$"],
+)
+def test_a_pattern_finds_the_same_texts(pattern: str) -> None:
+    ours = re.compile(
+        search_regex(pattern).replace(r"\x{2028}\x{2029}", r"\u2028\u2029").replace("(?<n", "(?P<n")
+    )
+    theirs = re.compile(pattern.replace("(?<n", "(?P<n"), re.ASCII)
+    for text in TEXTS:
+        assert bool(ours.fullmatch(text)) == bool(theirs.search(text)), text
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"(a)\1", "(?=a)b", "(?<!a)b", r"\bfoo", "(^a|b$)", "a^b", "a$b", "[a", "(?i)a", "\\"],
+)
+def test_what_cannot_be_said_is_refused(pattern: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        search_regex(pattern)
+    assert caught.value.info.code == "invalid_json_schema"
+
+
+RAW: list[dict[str, Any]] = [
+    {"type": "string", "pattern": "^a|b$", "maxLength": 12},
+    {"type": "string", "pattern": "[0-9]{3}", "minLength": 6, "maxLength": 9},
+    {"type": "string", "pattern": "^</?[a-z]+>$"},
+    {"anyOf": [{"enum": ["red", "blue"]}, {"type": "null"}]},
+    {"anyOf": [{"type": "string", "pattern": "^x+$"}, {"type": "integer", "minimum": 5}]},
+    {"oneOf": [{"$ref": "#/$defs/colour"}, {"type": "boolean"}]},
+    {"allOf": [{"$ref": "#/$defs/colour"}], "description": "A colour."},
+    {"enum": ["1", 2, "x", None]},
+    {"type": ["string", "null"], "maxLength": 3},
+    {"type": ["integer", "null"]},
+]
+
+
+@pytest.mark.parametrize("name", ["tagged parameters", "names as closing tags", "a Python call"])
+@pytest.mark.parametrize("schema", RAW, ids=range(len(RAW)))
+def test_raw_values_validate(name: str, schema: dict[str, Any]) -> None:
+    whole = {
+        "type": "object",
+        "properties": {"p": schema, "q": {"type": "string"}},
+        "required": ["p", "q"],
+        "additionalProperties": False,
+        "$defs": {"colour": {"type": "string", "enum": ["red", "blue"]}},
+    }
+    vocabulary = ByteVocabulary(["<s>", "<%end%>", "<%user%>", "<%assistant%>"], words=WORDS)
+    check(Dialogue(FRAME % SHAPES[name], vocabulary), vocabulary, whole)
+
+
+def check(dialogue: Dialogue, vocabulary: ByteVocabulary, schema: dict[str, Any]) -> None:
+    request = ChatRequest([Message("user", "?")], [tool("do-it", schema)], tool_choice="required")
+    for seed in range(3):
+        got = generate(dialogue.prepare(1, request), vocabulary, max_tokens=700, seed=seed)
+        calls = fold(got.deltas)[2]
+        assert calls
+        for _, arguments in calls:
+            jsonschema.validate(json.loads(arguments), schema)
+
+
+NULLS = """{{ bos_token }}{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}
+{%- for m in messages %}<%{{ m.role }}%>{{ m.content or '' }}
+{%- for c in m.tool_calls or [] %}<call to="{{ c.function.name }}">
+{%- for k, v in c.function.arguments.items() if v is not none %}
+<arg name="{{ k }}">{{ v if v is string else v | tojson }}</arg>{% endfor %}
+</call>{% endfor %}<%end%>{% endfor %}{% if add_generation_prompt %}<%assistant%>{% endif %}"""
+
+
+@pytest.mark.parametrize("name", ["ours", "MiniMax-M3"])
+def test_a_null_that_is_not_written_is_a_parameter_left_out(name: str) -> None:
+    if name != "ours" and name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    source = NULLS if name == "ours" else TEMPLATES[name]
+    vocabulary = ByteVocabulary(["<s>", "<%end%>", "<%user%>", "<%assistant%>"], words=WORDS)
+    d = Dialogue(source, vocabulary)
+    schema = {
+        "type": "object",
+        "properties": {
+            "n": {"type": "null"},
+            "m": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+            "o": {"type": "null"},
+            "s": {"type": "string"},
+        },
+        "required": ["n", "m", "s"],
+        "additionalProperties": False,
+    }
+    check(d, vocabulary, schema)
+    request = ChatRequest([Message("user", "?")], [tool("do-it", schema)])
+    begin, end = d.syntax.calls.begin, d.syntax.calls.end
+    written = "".join(part if isinstance(part, str) else "do-it" for part in (*begin, *end))
+    parser = d.prepare(1, request).parser
+    calls = fold([*parser.feed(written), *parser.close()])[2]
+    assert [(name, json.loads(text)) for name, text in calls] == [("do-it", {"n": None, "m": None})]
