@@ -87,6 +87,7 @@ class Answer:
     ended: float
     times: list[float]
     usage: dict[str, Any]
+    timings: dict[str, Any]
 
     @property
     def n_tokens(self) -> int:
@@ -153,6 +154,7 @@ class Stream:
         """
         times: list[float] = []
         usage: dict[str, Any] = {}
+        timings: dict[str, Any] = {}
         rest = b""
         for at, data in self._received:
             *events, rest = (rest + data).split(b"\n\n")
@@ -161,7 +163,8 @@ class Stream:
                 if any(choice["delta"].get("content") for choice in chunk.get("choices", [])):
                     times.append(at)
                 usage = chunk.get("usage") or usage
-        return Answer(self._sent, self._received[-1][0], times, usage)
+                timings = chunk.get("timings") or timings
+        return Answer(self._sent, self._received[-1][0], times, usage, timings)
 
 
 def _chunk(event: bytes) -> dict[str, Any]:

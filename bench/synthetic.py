@@ -2,7 +2,8 @@
 
 Speed depends on shapes and types, not on what the weights say. The vocabulary is a byte-level BPE
 trained on Python's own documentation, so English comes out as words, and filled up to full size;
-end-of-generation tokens are practically never chosen. `python -m bench.synthetic --size 0.5b`.
+end-of-generation tokens are practically never chosen. A `chain` model of the same shape says one
+known word after another, for what depends on the text. `python -m bench.synthetic --size 0.5b`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import ctypes
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -127,7 +128,24 @@ def values(size: tuple[int, ...], std: float, rng: np.random.Generator) -> np.nd
     return matrix
 
 
-def write_f16(path: Path, size: str, seed: int) -> None:
+def chain_ids(tokens: Sequence[str]) -> list[int]:
+    """The line break, and then the words that a `chain` model says one after the other."""
+    words = [id for id, token in enumerate(tokens[:60_000]) if re.fullmatch("Ġ[a-z]{3,}", token)]
+    return [tokens.index("Ċ"), *words]
+
+
+def chained(embeddings: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+    """Output weights with which each of `ids` is followed by the next, the last by the second.
+
+    Where the layers add nothing, a logit is the product with the last token's embedding.
+    """
+    output = np.zeros_like(embeddings)
+    output[ids[1:]] = embeddings[ids[:-1]]
+    output[ids[1]] += embeddings[ids[-1]]
+    return output
+
+
+def write_f16(path: Path, size: str, seed: int, *, chain: bool = False) -> None:
     """Write the unquantized model, one tensor in memory at a time."""
     shape, rng = SHAPES[size], np.random.default_rng(seed)
     writer = GGUFWriter(path, "qwen2")
@@ -150,7 +168,9 @@ def write_f16(path: Path, size: str, seed: int) -> None:
     writer.add_eos_token_id(N_VOCAB - 1)
     writer.add_add_bos_token(False)
     writer.add_chat_template(CHATML)
-    for name, dims, _ in tensors(shape):
+    infos = [(name, dims) for name, dims, _ in tensors(shape)]
+    infos += [("output.weight", (N_VOCAB, shape.n_embd))] if chain else []
+    for name, dims in infos:
         dtype = np.dtype(np.float16 if len(dims) > 1 else np.float32)
         writer.add_tensor_info(name, dims, dtype, int(np.prod(dims)) * dtype.itemsize)
     writer.write_header_to_file()
@@ -160,7 +180,12 @@ def write_f16(path: Path, size: str, seed: int) -> None:
         tensor = values(dims, std, rng)
         if name == "token_embd.weight":
             tensor[-len(CONTROL) :] *= 0.01  # tied to the output: their logits stay near 0
+            embeddings = tensor
+        if chain and name.endswith(("attn_output.weight", "ffn_down.weight")):
+            tensor[:] = 0
         writer.write_tensor_data(tensor)
+    if chain:
+        writer.write_tensor_data(chained(embeddings, chain_ids(tokens)))
     writer.close()
 
 
@@ -177,15 +202,17 @@ def quantize(source: Path, target: Path, n_threads: int) -> None:
         raise RuntimeError(f"llama.cpp could not quantize {source.name}")
 
 
-def build(size: str = "0.5b", folder: Path = BUILD, n_threads: int = 2) -> Path:
+def build(
+    size: str = "0.5b", folder: Path = BUILD, n_threads: int = 2, *, chain: bool = False
+) -> Path:
     """The model file, built if it is not there yet: a minute and 1 GB of disk for 0.5b."""
-    path = folder / f"synthetic-{size}-q4_k_m.gguf"
+    path = folder / f"{'chain' if chain else 'synthetic'}-{size}-q4_k_m.gguf"
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     full, part = path.with_suffix(".f16.tmp"), path.with_suffix(".tmp")
     try:
-        write_f16(full, size, seed=1)
+        write_f16(full, size, seed=1, chain=chain)
         quantize(full, part, n_threads)
         part.rename(path)
     finally:

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 _MATCH = 3  # tokens that must have occurred before, in a row, to guess what follows them
-_WEIGHT = 0.25  # of the newest token in the running share of right guesses
+_WEIGHT = 0.2  # of the newest token in the running share of right guesses
 _MARGIN = 1.05  # what a guess must promise to win, against errors in the estimates
 _SIZES = (2, 4, 8, 16, 32)
 """Rows of a step worth considering: kernels compute them in tiles, so that those between cost as
@@ -31,6 +31,7 @@ class Lookup:
         self._tokens = list(tokens)
         self._next = _follow_ups(self._tokens)
         self._at: int | None = None
+        self._sure = False
         self.rate = 0.5
 
     def extend(self, tokens: Sequence[int]) -> None:
@@ -59,13 +60,15 @@ class Lookup:
         if self._at is not None:
             right = self._tokens[self._at] == token
             self.rate += _WEIGHT * (right - self.rate)
-            self._at = self._at + 1 if right else None
+            # One word may be another and the copy go on behind it; if not, the next match tells.
+            self._at += 1
+            self._sure = self._sure and right
         self._tokens.append(token)
         if len(self._tokens) < _MATCH:
             return
         key = _key(self._tokens[-_MATCH:])
-        if self._at is None:
-            self._at = self._next.get(key)
+        if not self._sure and key in self._next:
+            self._at, self._sure = self._next[key], True
         self._next[key] = len(self._tokens)
 
 
