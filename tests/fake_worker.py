@@ -36,6 +36,7 @@ from llm_server.worker.messages import (
     Cancel,
     ChatRequest,
     Content,
+    Detokenize,
     Event,
     Failed,
     Finished,
@@ -45,12 +46,17 @@ from llm_server.worker.messages import (
     LoadProgress,
     Logprobs,
     Progress,
+    Question,
     Reasoning,
+    Render,
+    Request,
     Stop,
     Submit,
     Timings,
+    Tokenize,
     TokenLogprob,
     TokenLogprobs,
+    Told,
     ToolCall,
     Usage,
 )
@@ -105,6 +111,7 @@ def load(command: Load) -> None:
 
 def finished(submit: Submit, n: int, reason: str = "stop") -> Finished:
     request = submit.request
+    assert isinstance(request, Request)
     n_prompt = len(request.messages) if isinstance(request, ChatRequest) else len(request.prompt)
     usage = Usage(n_prompt, n, 0)
     return Finished(submit.id, reason, usage, Timings(0.0, 1.0, 2.0))  # type: ignore[arg-type]
@@ -152,6 +159,7 @@ def special(submit: Submit, text: str) -> bool:  # noqa: C901 - one case a behav
             send(Content(id, msgspec.json.encode(submit.request).decode()), finished(submit, 1))
         case "scores", _:
             yes, no = TokenLogprob(b"yes", -0.25), TokenLogprob(b"\xff", -1.5)
+            assert isinstance(submit.request, Request)
             n_top = submit.request.sampling.top_logprobs or 0
             send(Logprobs(id, [TokenLogprobs(yes, [yes, no][:n_top])]), Content(id, "yes"))
             send(Logprobs(id, [TokenLogprobs(no, [yes, no][:n_top])]), finished(submit, 2))
@@ -164,8 +172,24 @@ def special(submit: Submit, text: str) -> bool:  # noqa: C901 - one case a behav
     return True
 
 
+def tell(id: int, question: Question) -> Told:
+    """A token is a character."""
+    match question:
+        case Tokenize(text=text, with_pieces=with_pieces):
+            pieces = [c.encode()[:1] for c in text] if with_pieces else []
+            return Told(id, tokens=[ord(c) for c in text], pieces=pieces)
+        case Detokenize(tokens=tokens):
+            return Told(id, "".join(map(chr, tokens)))
+        case Render(request=request):
+            text = "|".join(message.content or "" for message in request.messages)
+            return Told(id, text, n_tokens=len(text))
+
+
 def answer(submit: Submit) -> None:
     request = submit.request
+    if isinstance(request, Question):
+        send(tell(submit.id, request))
+        return
     if isinstance(request, ChatRequest):
         text = request.messages[-1].content or ""
     else:

@@ -330,3 +330,56 @@ def test_logprobs_of_an_answer_under_a_grammar_are_the_models_own(server: LiveSe
     # A random model would not say this by itself: what the grammar makes certain is not so by it.
     assert sum(token["logprob"] for token in tokens) < -len(tokens)
     assert all(len(token["top_logprobs"]) == 3 for token in tokens)
+
+
+# ---- questions about tokens ---------------------------------------------------------------------
+
+
+def test_tokens_there_and_back(server: LiveServer) -> None:
+    def ask(path: str, **body: Any) -> Any:
+        response = server.client.post(path, json=body)
+        response.raise_for_status()
+        return response.json()
+
+    text = "<|im_start|>user\nhello wörld \U0001f600<|im_end|>"
+    tokens = ask("/tokenize", content=text)["tokens"]
+    assert ask("/detokenize", tokens=tokens)["content"] == text
+    plain = ask("/tokenize", content=text, parse_special=False)["tokens"]
+    assert len(plain) > len(tokens)
+    pieces = ask("/tokenize", content=text, with_pieces=True)["tokens"]
+    spelled = b"".join(
+        bytes(p["piece"]) if isinstance(p["piece"], list) else p["piece"].encode() for p in pieces
+    )
+    assert spelled.decode() == text
+    assert [piece["id"] for piece in pieces] == tokens
+
+
+def test_a_chats_prompt_is_what_is_counted_and_computed(server: LiveServer) -> None:
+    prompt = server.client.post("/apply-template", json=CHAT).json()["prompt"]
+    assert prompt.startswith("<|im_start|>") and prompt.endswith("<|im_start|>assistant\n")
+    tokens = server.client.post("/tokenize", json={"content": prompt}).json()["tokens"]
+    counted = server.client.post("/v1/chat/completions/input_tokens", json=CHAT).json()
+    usage = server.client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 1}).json()[
+        "usage"
+    ]
+    assert counted["input_tokens"] == usage["prompt_tokens"] == len(tokens)
+    long = {"messages": [{"role": "user", "content": "hello world " * 5000}]}
+    assert server.client.post("/v1/chat/completions", json=long).status_code == 400
+    counted = server.client.post("/v1/chat/completions/input_tokens", json=long).json()
+    assert counted["input_tokens"] > 4096
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/detokenize", {"tokens": [1_000_000]}),
+        ("/detokenize", {"tokens": [2**31 - 1]}),
+        ("/tokenize", {"content": "x" * (512 * 1024 + 1)}),
+    ],
+)
+def test_questions_that_would_hurt_are_refused(
+    server: LiveServer, path: str, body: dict[str, Any]
+) -> None:
+    response = server.client.post(path, json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] in ("tokens", "content")

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llm_server.api import completions
+from llm_server.api import completions, tokens
 from llm_server.api.body import read_json_object
 from llm_server.api.chat import FoldedResponse, StreamedResponse
 from llm_server.api.completion import Chunks, Fold
@@ -76,4 +76,5 @@ def model_json(model: ModelFile) -> ModelJson:
 
 
 shared.include_router(completions.router)
+shared.include_router(tokens.router)
 router.include_router(shared)

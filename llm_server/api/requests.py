@@ -39,6 +39,7 @@ from llm_server.worker.messages import (
     FunctionCall,
     JsonObject,
     Message,
+    Question,
     Request,
     ResponseFormat,
 )
@@ -53,7 +54,7 @@ class Call:
     `requests` make one answer, prompt by prompt, `n` choices to each.
     """
 
-    requests: Sequence[Request]
+    requests: Sequence[Request | Question]
     n: int = 1
     model: str | None = None
     overrides: Overrides = field(default_factory=dict)
@@ -78,8 +79,9 @@ def chat_call(body: dict[str, Json]) -> Call:
     if isinstance(options, dict):
         ignored += check_names(options, CacheOptions, "prompt_cache_options.")
     chat = validated(ChatBody, body)
+    request = _chat_request(chat)
     call = Call(
-        choices(_chat_request(chat), chat.n or 1),
+        choices(request, chat.n or 1),
         n=chat.n or 1,
         model=chat.model,
         overrides=overrides_of(chat.load_model_configs),
@@ -88,12 +90,13 @@ def chat_call(body: dict[str, Json]) -> Call:
         ignored=ignored,
     )
     prewarm = chat.prompt_cache_options is not None and chat.prompt_cache_options.prewarm
-    return _warming(call) if prewarm or call.requests[0].sampling.max_tokens == 0 else call
+    return _warming(call) if prewarm or request.sampling.max_tokens == 0 else call
 
 
 def _warming(call: Call) -> Call:
     """The same request, of which the prompt is computed and stored, and nothing generated."""
     request = call.requests[0]
+    assert isinstance(request, ChatRequest)
     sampling = msgspec.structs.replace(request.sampling, max_tokens=0)
     return replace(
         call, requests=[msgspec.structs.replace(request, sampling=sampling, persist=True)], n=1

@@ -286,6 +286,23 @@ class CompletionBody(GenerationFields):
     best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
 
 
+class TokenizeBody(Wire):
+    """`POST /tokenize`, as llama-server has it."""
+
+    content: str
+    model: ModelName | None = None
+    add_special: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: bool | None = None
+
+
+class DetokenizeBody(Wire):
+    """`POST /detokenize`, as llama-server has it."""
+
+    tokens: list[Annotated[int, Field(ge=0, le=MAX_INT32)]]
+    model: ModelName | None = None
+
+
 class SetModelBody(Wire):
     """`POST /setModel`."""
 

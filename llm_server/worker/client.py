@@ -43,9 +43,11 @@ from llm_server.worker.messages import (
     Loaded,
     LoadFailed,
     LoadProgress,
+    Question,
     Request,
     Stop,
     Submit,
+    Told,
 )
 from llm_server.worker.stream import EventStream
 from llm_server.worker.totals import Totals
@@ -150,7 +152,7 @@ class Worker:
         """Whether requests may be submitted."""
         return self._usable
 
-    def submit(self, *requests: Request) -> EventStream:
+    def submit(self, *requests: Request | Question) -> EventStream:
         """Start requests that make one answer; their events come from the stream returned, which
         must be closed. One that fails ends them all.
 
@@ -264,6 +266,8 @@ class Worker:
         touched.add(stream)
         if not stream.add(event):
             self._fail(stream, QueueFull("The client reads its answer too slowly.").info)
+        elif isinstance(event, Told):
+            del self._streams[event.id]
         elif isinstance(event, Finished):
             del self._streams[event.id]
             self._totals.add(event)

@@ -31,9 +31,11 @@ from llm_server.worker.messages import (
     Load,
     LoadFailed,
     LoadProgress,
+    Request,
     RequestEvent,
     Stop,
     Submit,
+    Told,
 )
 from llm_server.worker.prepare import STACK_BYTES
 from llm_server.worker.preparing import PreparingThreads
@@ -44,7 +46,7 @@ _PROGRESS_S = 0.2  # a load reports at most this often
 _DISK_WAIT_S = 0.02  # how long an engine with nothing but writes to do waits for the disk
 _FLUSH_S = 30.0
 
-Arrival: TypeAlias = Command | Prompt | Failed | Finished | None
+Arrival: TypeAlias = Command | Prompt | Told | Failed | Finished | None
 
 
 class Worker:
@@ -143,11 +145,11 @@ class Worker:
                 return []  # the engine can go on
             case Finished():
                 return [arrived]
-            case Prompt() | Failed():
+            case Prompt() | Told() | Failed():
                 return self._prepared(arrived)
             case Submit():
                 self._preparing.add(arrived.id)
-                if arrived.request.persist:
+                if isinstance(arrived.request, Request) and arrived.request.persist:
                     self._to_persist.add(arrived.id)
                 self._threads.submit(arrived)
             case Cancel():
@@ -159,12 +161,12 @@ class Worker:
                 raise RuntimeError("a worker loads one model, once")
         return []
 
-    def _prepared(self, result: Prompt | Failed) -> list[Event]:
+    def _prepared(self, result: Prompt | Told | Failed) -> list[Event]:
         """A prompt is ready, or cannot be; nobody may want it any more."""
         if result.id not in self._preparing:
             return []
         self._preparing.discard(result.id)
-        if isinstance(result, Failed):
+        if isinstance(result, Told | Failed):
             return [result]
         self._engine.submit(result)
         return []

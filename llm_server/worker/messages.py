@@ -2,8 +2,8 @@
 
 Frames are a 4-byte little-endian length and a msgpack body, on the child's stdin and stdout.
 Down go `Command`s, one a frame; up come lists of `Event`s, all those of one engine step in one
-frame. Every `Submit` is answered by events of its id that end in exactly one `Finished` or
-`Failed`. End of file is death. This module knows no pipes, no HTTP and no llama.cpp.
+frame. Every `Submit` is answered by events of its id that end in exactly one `Finished` (`Told`
+for a question) or `Failed`. End of file is death. It knows no pipes, no HTTP and no llama.cpp.
 """
 
 from __future__ import annotations
@@ -148,6 +148,32 @@ class CompletionRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag=Tru
 Request: TypeAlias = ChatRequest | CompletionRequest
 
 
+class Tokenize(msgspec.Struct, frozen=True, tag=True):
+    """Which tokens is this text? `add_special` adds those that the model has around every text,
+    `parse_special` recognises markers in it, `with_pieces` asks for each token's bytes."""
+
+    text: str
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class Detokenize(msgspec.Struct, frozen=True, tag=True):
+    """Which text are these tokens?"""
+
+    tokens: list[int]
+
+
+class Render(msgspec.Struct, frozen=True, tag=True):
+    """Which prompt would this request have, and of how many tokens?"""
+
+    request: ChatRequest
+
+
+Question: TypeAlias = Tokenize | Detokenize | Render
+"""What is answered at once by one `Told`, and computes nothing with the model."""
+
+
 # ---- commands: API process -> worker -----------------------------------------------------------
 
 
@@ -180,7 +206,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Start a request. Ids are chosen by the API process and never used twice."""
 
     id: int
-    request: Request
+    request: Request | Question
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -336,6 +362,16 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
     timings: Timings
 
 
+class Told(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The answer to a `Question`, as far as it asked; `n_tokens` are those of `text`."""
+
+    id: int
+    text: str = ""
+    tokens: list[int] = []
+    pieces: list[bytes] = []
+    n_tokens: int = 0
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True):
     """The request ended without a complete answer."""
 
@@ -344,5 +380,5 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 Delta: TypeAlias = Content | Reasoning | ToolCall
-RequestEvent: TypeAlias = Progress | Delta | Logprobs | Finished | Failed
+RequestEvent: TypeAlias = Progress | Delta | Logprobs | Finished | Told | Failed
 Event: TypeAlias = LoadProgress | Loaded | LoadFailed | CacheStats | RequestEvent

@@ -23,12 +23,28 @@ from llm_server.llama.context import Context
 from llm_server.llama.model import Model
 from llm_server.llama.sampler import Sampler
 from llm_server.llama.vocab import NO_TOKEN
-from llm_server.worker.messages import ChatRequest, CompletionRequest, Request, Sampling
+from llm_server.worker.messages import (
+    ChatRequest,
+    CompletionRequest,
+    Detokenize,
+    Question,
+    Render,
+    Request,
+    Sampling,
+    Tokenize,
+    Told,
+)
 
 STACK_BYTES = 1 << 30
 """Stack of the preparing thread. llama.cpp's std::regex needs about 0.4 KB a character of one run;
 the memory is only reserved until it is used."""
 
+
+MAX_TOLD_BYTES = 512 * 1024
+"""Longest text of a question: some tokenizers take seconds for it."""
+
+MAX_RENDERED_BYTES = 4 * 1024 * 1024
+"""Longest prompt to be shown: it must fit a frame."""
 
 _CHEAP_BYTES = 1 << 16
 """A text this short is tokenized without a first look at its length."""
@@ -46,27 +62,35 @@ def open_dialogue(model: Model) -> Dialogue:
 
 
 class Preparer:
-    """Prepares requests for one loaded model."""
+    """Prepares requests for one loaded model, and answers questions about its tokens."""
 
     def __init__(self, context: Context, dialogue: Dialogue) -> None:
         self._context = context
         self._vocab = context.model.vocab
         self._dialogue = dialogue
 
-    def prepare(self, id: int, request: Request) -> Prompt:
-        """The prompt of a request.
+    def prepare(self, id: int, request: Request | Question) -> Prompt | Told:
+        """The prompt of a request, or the answer to a question.
 
         Raises:
             TemplateError: the template refused the messages.
             ContextLengthExceeded: there is no room for a first token behind the prompt.
             InvalidRequest: a field does not fit this model.
         """
-        self._check_bias(request.sampling)
-        if isinstance(request, CompletionRequest):
-            return self._prepare_completion(id, request)
-        return self._prepare_chat(id, request)
+        match request:
+            case ChatRequest():
+                return self._prepare_chat(id, request)
+            case CompletionRequest():
+                return self._prepare_completion(id, request)
+            case Tokenize():
+                return self._tell_tokens(id, request)
+            case Detokenize():
+                return self._tell_text(id, request)
+            case Render():
+                return self._tell_prompt(id, request)
 
     def _prepare_chat(self, id: int, request: ChatRequest) -> Prompt:
+        check_tokens(request.sampling.logit_bias, self._vocab.n_tokens, "logit_bias")
         prepared = self._dialogue.prepare(id, request)
         tokens = self._tokenize(prepared.segments)
         sampling = _with_bans(request.sampling, prepared.banned)
@@ -89,6 +113,7 @@ class Preparer:
 
     def _prepare_completion(self, id: int, request: CompletionRequest) -> Prompt:
         sampling = request.sampling
+        check_tokens(sampling.logit_bias, self._vocab.n_tokens, "logit_bias")
         tokens = self._prompt_tokens(request)
         if len(tokens) >= self._context.n_ctx:
             raise ContextLengthExceeded(len(tokens), self._context.n_ctx, param="prompt")
@@ -139,8 +164,31 @@ class Preparer:
             return None
         return Scores(id, self._context.logits, self._vocab, sampling.top_logprobs)
 
-    def _check_bias(self, sampling: Sampling) -> None:
-        check_tokens(sampling.logit_bias, self._vocab.n_tokens, "logit_bias")
+    def _tell_tokens(self, id: int, asked: Tokenize) -> Told:
+        if len(asked.text.encode()) > MAX_TOLD_BYTES:
+            raise InvalidRequest(f"The text is over {MAX_TOLD_BYTES} bytes long.", param="content")
+        tokens = self._vocab.tokenize(
+            asked.text, parse_special=asked.parse_special, add_special=asked.add_special
+        )
+        pieces = [self._vocab.piece(t, special=True) for t in tokens if asked.with_pieces]
+        return Told(id, tokens=tokens, pieces=pieces, n_tokens=len(tokens))
+
+    def _tell_text(self, id: int, asked: Detokenize) -> Told:
+        check_tokens(asked.tokens, self._vocab.n_tokens, "tokens")
+        text = b"".join(self._vocab.piece(token, special=True) for token in asked.tokens)
+        if len(text) > MAX_TOLD_BYTES:
+            raise InvalidRequest(f"The text is over {MAX_TOLD_BYTES} bytes long.", param="tokens")
+        return Told(id, text.decode("utf-8", "replace"), n_tokens=len(asked.tokens))
+
+    def _tell_prompt(self, id: int, asked: Render) -> Told:
+        """Also of a prompt that is too long for the context, within reason."""
+        segments = self._dialogue.render(asked.request)
+        text = "".join(segment.text for segment in segments)
+        n_bytes, longest = len(text.encode()), self._vocab.max_token_bytes
+        reasonable = max(MAX_TOLD_BYTES, self._context.n_ctx * longest)
+        if n_bytes > min(reasonable, MAX_RENDERED_BYTES):
+            raise ContextLengthExceeded(n_bytes // longest, self._context.n_ctx)
+        return Told(id, text, n_tokens=len(self._tokens_of(segments)))
 
     def _tokenize(self, segments: Sequence[Segment]) -> list[int]:
         n_ctx = self._context.n_ctx

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from llm_server.engine.sequence import Prompt
 from llm_server.errors import RequestTooComplex, ServerError
-from llm_server.worker.messages import Failed, Submit
+from llm_server.worker.messages import Failed, Submit, Told
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ class PreparingThreads:
 
     def __init__(
         self,
-        prepare: Callable[[Submit], Prompt],
-        done: Callable[[Prompt | Failed], None],
+        prepare: Callable[[Submit], Prompt | Told],
+        done: Callable[[Prompt | Told | Failed], None],
         *,
         seconds: float = PREPARE_SECONDS,
         give_up: Callable[[], None] = lambda: os._exit(os.EX_SOFTWARE),
@@ -97,7 +97,7 @@ class PreparingThreads:
                 self._changed.notify()
             self._done(result)
 
-    def _result(self, submit: Submit) -> Prompt | Failed:
+    def _result(self, submit: Submit) -> Prompt | Told | Failed:
         try:
             return self._prepare(submit)
         except ServerError as error:

@@ -16,6 +16,7 @@ from llm_server.worker.messages import (
     Logprobs,
     Reasoning,
     RequestEvent,
+    Told,
     ToolCall,
 )
 
@@ -26,9 +27,9 @@ MAX_UNREAD = 1024 * 1024
 class EventStream:
     """The events of one request as batches, each holding all those of one frame or more.
 
-    `ids` are those of the requests that make the answer. Each ends in `Finished`, or the last
-    event is a `Failed` for them all. Iterated by one task. `close` at any time: requests that
-    have not ended are cancelled in the worker.
+    `ids` are those of the requests that make the answer. Each ends in `Finished` or `Told`, or
+    the last event is a `Failed` for them all. Iterated by one task. `close` at any time: requests
+    that have not ended are cancelled in the worker.
     """
 
     __slots__ = ("_close", "_n_open", "_poked", "_unread", "_unread_bytes", "_waiter", "ids")
@@ -73,7 +74,7 @@ class EventStream:
         """Take an event, to be read after `wake`. False when the reader is too far behind."""
         self._unread.append(event)
         self._unread_bytes += 100 + _text_length(event)
-        if isinstance(event, Finished):
+        if isinstance(event, Finished | Told):
             self._n_open -= 1
         elif isinstance(event, Failed):
             self._n_open = 0

@@ -1,0 +1,157 @@
+"""Questions about prompts: which tokens a text is, which text tokens are, how long a chat would be.
+
+Requests and answers are spelled as llama-server spells them, counting as OpenAI does. They pick
+and load models as chat does, and take no place among the requests that compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, TypeVar
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llm_server.api.body import Json, read_json_object
+from llm_server.api.chat import FoldedResponse
+from llm_server.api.context import context_of, ignored_header
+from llm_server.api.fields import check_names, validated
+from llm_server.api.requests import Call, chat_call
+from llm_server.api.schema import body_of
+from llm_server.api.usage import Origin
+from llm_server.api.wire import ChatBody, DetokenizeBody, TokenizeBody
+from llm_server.errors import RemoteError
+from llm_server.worker.messages import (
+    ChatRequest,
+    Detokenize,
+    Failed,
+    Render,
+    RequestEvent,
+    Tokenize,
+    Told,
+)
+
+router = APIRouter()
+
+B = TypeVar("B", TokenizeBody, DetokenizeBody)
+
+
+class PieceJson(msgspec.Struct):
+    """A token and what it stands for: text, or the bytes of a part of a character."""
+
+    id: int
+    piece: str | list[int]
+
+
+class TokensJson(msgspec.Struct):
+    """The tokens of a text."""
+
+    tokens: list[int] | list[PieceJson]
+
+
+class ContentJson(msgspec.Struct):
+    """The text of some tokens."""
+
+    content: str
+
+
+class PromptJson(msgspec.Struct):
+    """The prompt that a chat would have."""
+
+    prompt: str
+
+
+class InputTokensJson(msgspec.Struct):
+    """How many tokens that prompt has."""
+
+    input_tokens: int
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+
+
+@router.post("/tokenize", openapi_extra=body_of(TokenizeBody))
+async def tokenize(request: Request) -> Response:
+    """The tokens of a text. Markers in it are recognised unless `parse_special` is false."""
+    body, ignored = _checked(TokenizeBody, await read_json_object(request))
+    with_pieces = bool(body.with_pieces)
+    question = Tokenize(
+        body.content, bool(body.add_special), body.parse_special is not False, with_pieces
+    )
+    call = Call([question], model=body.model, ignored=ignored)
+    return _answer(request, call, _pieces_json if with_pieces else _tokens_json)
+
+
+@router.post("/detokenize", openapi_extra=body_of(DetokenizeBody))
+async def detokenize(request: Request) -> Response:
+    """The text of some tokens, markers included."""
+    body, ignored = _checked(DetokenizeBody, await read_json_object(request))
+    call = Call([Detokenize(body.tokens)], model=body.model, ignored=ignored)
+    return _answer(request, call, lambda told: ContentJson(told.text))
+
+
+@router.post("/apply-template", openapi_extra=body_of(ChatBody))
+async def apply_template(request: Request) -> Response:
+    """The prompt that the model's chat template makes of a chat request."""
+    call = render_call(await read_json_object(request))
+    return _answer(request, call, lambda told: PromptJson(told.text))
+
+
+@router.post("/chat/completions/input_tokens", openapi_extra=body_of(ChatBody))
+async def input_tokens(request: Request) -> Response:
+    """How many tokens the prompt of a chat request has, also if it is too long to be answered."""
+    call = render_call(await read_json_object(request))
+    return _answer(request, call, lambda told: InputTokensJson(told.n_tokens))
+
+
+def render_call(body: dict[str, Json]) -> Call:
+    """A chat request of which only the prompt is wanted. Raises InvalidRequest."""
+    call = chat_call(body)
+    request = call.requests[0]
+    assert isinstance(request, ChatRequest)
+    return Call([Render(request)], model=call.model, overrides=call.overrides, ignored=call.ignored)
+
+
+def _checked(model: type[B], body: dict[str, Json]) -> tuple[B, list[str]]:
+    ignored = check_names(body, model)
+    return validated(model, body), ignored
+
+
+def _answer(request: Request, call: Call, shape: Callable[[Told], object]) -> Response:
+    fold = partial(_ToldFold, shape)
+    return FoldedResponse(context_of(request).pool, call, fold, ignored_header(call.ignored))
+
+
+class _ToldFold:
+    """Makes the answer of the one event that a question has (`chat.Folder`)."""
+
+    def __init__(self, shape: Callable[[Told], object], origin: Origin) -> None:
+        self._shape = shape
+        self._told: Told | None = None
+
+    def add(self, event: RequestEvent) -> None:
+        if isinstance(event, Failed):
+            raise RemoteError(event.error)
+        if isinstance(event, Told):
+            self._told = event
+
+    def whole(self) -> object:
+        assert self._told is not None, "a question is answered by Told or Failed"
+        return self._shape(self._told)
+
+
+def _tokens_json(told: Told) -> TokensJson:
+    return TokensJson(told.tokens)
+
+
+def _pieces_json(told: Told) -> TokensJson:
+    pieces = zip(told.tokens, map(_readable, told.pieces), strict=True)
+    return TokensJson([PieceJson(id, piece) for id, piece in pieces])
+
+
+def _readable(piece: bytes) -> str | list[int]:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return list(piece)
