@@ -1,0 +1,303 @@
+"""What a model's header says about it: the facts people ask for, and those its memory follows from.
+
+Read from the header alone, once for each state of the files on disk. Values of a header are
+claims: each is checked for its type and its size before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from llm_server.models.gguf import Header, InvalidGguf, Omitted, Tensor, Value, read_header
+
+MAX_DIM = 1 << 31
+"""Greatest number a hyper-parameter may be; llama.cpp has them in 32 bits."""
+MAX_LAYERS = 1024
+"""llama.cpp's LLAMA_MAX_LAYERS is below this."""
+
+_FILE_TYPES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K_S",
+    12: "Q3_K_M",
+    13: "Q3_K_L",
+    14: "Q4_K_S",
+    15: "Q4_K_M",
+    16: "Q5_K_S",
+    17: "Q5_K_M",
+    18: "Q6_K",
+    19: "IQ2_XXS",
+    20: "IQ2_XS",
+    21: "Q2_K_S",
+    22: "IQ3_XS",
+    23: "IQ3_XXS",
+    24: "IQ1_S",
+    25: "IQ4_NL",
+    26: "IQ3_S",
+    27: "IQ3_M",
+    28: "IQ2_S",
+    29: "IQ2_M",
+    30: "IQ4_XS",
+    31: "IQ1_M",
+    32: "BF16",
+    36: "TQ1_0",
+    37: "TQ2_0",
+    38: "MXFP4_MOE",
+    39: "NVFP4",
+    40: "Q1_0",
+    41: "Q2_0",
+}
+"""enum llama_ftype (llama.h), without "MOSTLY"."""
+
+_POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
+"""enum llama_pooling_type (llama.h)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the memory of a model depends on besides how it is loaded; see `memory.py`."""
+
+    layer_bytes: tuple[int, ...]
+    """Weights of each layer."""
+    other_bytes: int
+    """All other weights: embeddings and what stands behind the last layer."""
+    k_elements: int
+    """Elements of keys in one cell, over all layers."""
+    v_elements: int
+    """Elements of values in one cell, over all layers; 0 where they are part of the keys."""
+    state_elements: int
+    """Elements of one sequence's recurrent state, over all layers; 0 without one."""
+    n_masks: int
+    """Attention masks of a batch: one more where some layers have a sliding window."""
+    n_embd: int
+    n_head: int
+    n_state: int
+    """Width of a recurrent layer between its projections, several times; 0 without one."""
+    n_ff: int
+    """Width between the projections of a feed-forward layer, of all experts a token uses."""
+    n_routed: int
+    """Experts a token uses; 1 without experts."""
+    n_vocab: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a header says. Nothing in it has been loaded, so none of it is proven."""
+
+    architecture: str
+    name: str | None
+    n_params: int
+    quantization: str
+    n_ctx_train: int
+    template_sha256: str | None
+    """Of the chat template's UTF-8 text; None for a model without one."""
+    pooling: str | None
+    """How an embedding model folds its tokens into one vector; None for others."""
+    shape: Shape
+
+    @property
+    def tensor_bytes(self) -> int:
+        """All weights."""
+        return sum(self.shape.layer_bytes) + self.shape.other_bytes
+
+
+Identity: TypeAlias = tuple[tuple[int, int, int, int], ...]
+"""Device, inode, size and time of the last change, of each file of a model."""
+
+
+def identity(infos: Iterable[os.stat_result]) -> Identity:
+    """What changes when the content of these files does."""
+    return tuple((i.st_dev, i.st_ino, i.st_size, i.st_mtime_ns) for i in infos)
+
+
+class FactsCache:
+    """Facts, or what is wrong with a file, by the identity of files. Safe in threads."""
+
+    def __init__(self) -> None:
+        self._known: dict[Identity, Facts | InvalidGguf] = {}
+
+    def of(self, id: Identity, paths: Sequence[Path]) -> Facts | InvalidGguf:
+        """The facts of a model of these files, or why it has none. Blocks for the disk."""
+        if (known := self._known.get(id)) is not None:
+            return known
+        try:
+            facts: Facts | InvalidGguf = facts_of([read_header(path) for path in paths])
+        except InvalidGguf as error:
+            facts = error
+        except OSError as error:
+            return InvalidGguf(f"it cannot be read: {error.strerror}")
+        self._known[id] = facts
+        return facts
+
+    def keep_only(self, ids: Iterable[Identity]) -> None:
+        """Forget files that are gone."""
+        kept = set(ids)
+        self._known = {id: facts for id, facts in self._known.items() if id in kept}
+
+
+def facts_of(headers: Sequence[Header]) -> Facts:
+    """The facts of a model of these parts, the first of which has the metadata.
+
+    Raises:
+        InvalidGguf: the header lacks what every model has, or says what no model can be.
+    """
+    values = _Values(headers[0].metadata)
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    if len({tensor.name for tensor in tensors}) < len(tensors):
+        raise InvalidGguf("its parts do not belong together")
+    declared = values.whole("split.tensors.count", default=len(tensors), bare=True)
+    if declared != len(tensors):
+        raise InvalidGguf("parts of it are missing, or do not belong together")
+    template = values.text("tokenizer.chat_template")
+    pooling = values.metadata.get(f"{values.architecture}.pooling_type")
+    return Facts(
+        architecture=values.architecture,
+        name=values.text("general.name"),
+        n_params=sum(tensor.n_elements for tensor in tensors),
+        quantization=_quantization(values, tensors),
+        n_ctx_train=values.whole("context_length"),
+        template_sha256=hashlib.sha256(template.encode()).hexdigest() if template else None,
+        pooling=_POOLING.get(pooling) if isinstance(pooling, int) else None,
+        shape=_shape(values, tensors),
+    )
+
+
+class _Values:
+    """Hyper-parameters by their names without the architecture, checked."""
+
+    def __init__(self, metadata: dict[str, Value]) -> None:
+        self.metadata = metadata
+        architecture = metadata.get("general.architecture")
+        if not isinstance(architecture, str) or not architecture.isprintable():
+            raise InvalidGguf("it does not say which architecture it is of")
+        self.architecture = architecture[:64]
+
+    def text(self, key: str) -> str | None:
+        """A text of the metadata, if it is one."""
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else None
+
+    def whole(self, key: str, default: int = 0, *, bare: bool = False) -> int:
+        """A whole number within bounds; of a list the greatest."""
+        value = self.metadata.get(key if bare else f"{self.architecture}.{key}", default)
+        items = value if isinstance(value, tuple) else (value,)
+        if not all(isinstance(item, int) and 0 <= item < MAX_DIM for item in items):
+            raise InvalidGguf(f"its {key} is no number a model can have")
+        return max((int(item) for item in items), default=default)
+
+    def by_layer(self, key: str, n_layer: int, default: int = 0) -> list[int]:
+        """A number for each layer, from a list or from one for all."""
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        if isinstance(value, tuple):
+            self.whole(key)
+            if len(value) < n_layer:
+                raise InvalidGguf(f"its {key} is too short")
+            return [int(item) for item in value[:n_layer]]
+        return [self.whole(key, default)] * n_layer
+
+
+def _quantization(values: _Values, tensors: Sequence[Tensor]) -> str:
+    """What the file is said to be, else the type that most of its bytes are in."""
+    told = values.metadata.get("general.file_type")
+    if isinstance(told, int) and told in _FILE_TYPES:
+        return _FILE_TYPES[told]
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[tensor.type.name] += tensor.n_bytes
+    return sizes.most_common(1)[0][0] if sizes else "none"
+
+
+def _shape(values: _Values, tensors: Sequence[Tensor]) -> Shape:
+    n_layer = values.whole("block_count")
+    if n_layer > MAX_LAYERS:
+        raise InvalidGguf("it claims to have absurdly many layers")
+    layer_bytes = [0] * n_layer
+    attends, other = set(), 0
+    for tensor in tensors:
+        place, number, part = [*tensor.name.split(".", 2), "", ""][:3]
+        if place == "blk" and number.isdecimal() and int(number) < n_layer:
+            layer_bytes[int(number)] += tensor.n_bytes
+            if part.startswith("attn_") and not part.startswith(_NO_ATTENTION):
+                attends.add(int(number))
+        else:
+            other += tensor.n_bytes
+    routed = max(1, values.whole("expert_used_count"))
+    k, v = _cell(values, n_layer, attends)
+    return Shape(
+        layer_bytes=tuple(layer_bytes),
+        other_bytes=other,
+        k_elements=k,
+        v_elements=v,
+        state_elements=_state(values) * (n_layer - len(attends)),
+        n_masks=2 if values.whole("attention.sliding_window") else 1,
+        n_embd=values.whole("embedding_length"),
+        n_state=6 * values.whole("ssm.inner_size"),
+        n_head=values.whole("attention.head_count"),
+        n_ff=max(
+            values.whole("feed_forward_length"),
+            routed * values.whole("expert_feed_forward_length"),
+        ),
+        n_routed=routed,
+        n_vocab=_n_vocab(values, tensors),
+    )
+
+
+_NO_ATTENTION = ("attn_norm", "attn_gate", "attn_post_norm")
+"""Tensors named so that layers without attention have too."""
+
+
+def _cell(values: _Values, n_layer: int, attends: set[int]) -> tuple[int, int]:
+    """Elements of keys and of values in one cell (llama.cpp's llama-hparams.cpp, n_embd_k_gqa).
+
+    Layers without attention have no cells, nor have the last ones of models that share them.
+    Multi-head latent attention keeps one vector, which is key and value at once.
+    """
+    n_head = values.by_layer("attention.head_count", n_layer)
+    n_head_kv = n_head
+    if f"{values.architecture}.attention.head_count_kv" in values.metadata:
+        n_head_kv = values.by_layer("attention.head_count_kv", n_layer)
+    per_head = values.whole("embedding_length") // max(1, max(n_head, default=1))
+    key = values.whole("attention.key_length", per_head)
+    value = values.whole("attention.value_length", per_head)
+    if values.whole("attention.key_length_mla"):
+        value = 0
+    shared = values.whole("attention.shared_kv_layers")
+    heads = sum(n_head_kv[i] for i in range(n_layer - min(shared, n_layer)) if i in attends)
+    return heads * key, heads * value
+
+
+def _state(values: _Values) -> int:
+    """Elements of one layer's recurrent state (llama-hparams.cpp, n_embd_r and n_embd_s)."""
+    n_embd = values.whole("embedding_length")
+    if size := values.whole("wkv.head_size"):
+        return values.whole("token_shift_count", 2) * n_embd + n_embd * size
+    if cached := values.whole("shortconv.l_cache"):
+        return n_embd * (cached - 1)
+    kernel, inner = values.whole("ssm.conv_kernel"), values.whole("ssm.inner_size")
+    state, groups = values.whole("ssm.state_size"), values.whole("ssm.group_count")
+    if head := values.whole("kda.head_dim"):
+        n_head = values.whole("attention.head_count")
+        return 3 * (kernel - 1 if kernel else 3) * n_head * head + head * head * n_head
+    return max(0, kernel - 1) * (inner + 2 * groups * state) + state * inner
+
+
+def _n_vocab(values: _Values, tensors: Sequence[Tensor]) -> int:
+    tokens = values.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, Omitted):
+        return tokens.n
+    if isinstance(tokens, tuple):
+        return len(tokens)
+    rows = (t.shape[1] for t in tensors if t.name == "token_embd.weight" and len(t.shape) == 2)
+    return values.whole("vocab_size", next(rows, 0))

@@ -1,0 +1,157 @@
+"""What a model takes in memory, estimated from its header before it is loaded: plain arithmetic.
+
+The formulas are those by which llama.cpp sizes its buffers on the CPU; a test holds the sums
+against real loads. What a worker then really takes comes back from it and corrects the next
+estimate for the same model (`pool.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from llm_server.models.facts import Facts, Shape
+from llm_server.worker.messages import KvType, LoadConfig
+
+MIN_N_CTX = 4096
+"""Cells to have where possible, even when they take more than their share of the memory."""
+CTX_STEP = 256
+"""llama.cpp pads its caches to this many cells."""
+KV_SHARE = 4
+"""Cells that nobody asked for may take a quarter of the room: prompts of other models need some."""
+PARALLEL = 32
+"""Requests that may run at once unless told otherwise; with one unified memory they cost little."""
+PARALLEL_WHOLE_STATE = 4
+"""The same for recurrent models, where every sequence id costs a whole state."""
+MAX_OUTPUTS = 64
+"""Rows of a batch that may ask for logits (`llama/context.py`)."""
+
+_KV_BYTES: dict[KvType, tuple[int, int]] = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
+_PROCESS = 40 << 20
+"""A worker without a model: the interpreter, the libraries, numpy. Measured."""
+_PER_TOKEN = 800
+"""Bytes a token of the vocabulary takes in llama.cpp, Python and llguidance together. Measured."""
+_QUEUE = 64 << 20
+"""The prompt cache's queue of chunks on their way to the disk (`cache/store.py`, QUEUE_BYTES)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes by part."""
+
+    weights: int
+    kv: int
+    """The cells of the context, or the states of a recurrent model."""
+    compute: int
+    """llama.cpp's buffers for one batch, and the logits that come out of it."""
+    prompt_cache: int
+    """Copies of cells on their way to the disk, at most."""
+    process: int
+    """The worker itself with the model's vocabulary; and what earlier loads took beyond all this."""
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return self.weights + self.kv + self.compute + self.prompt_cache + self.process
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What else a load brings with it, in bytes."""
+
+    adapters: int = 0
+    """Size of all LoRA adapters."""
+    cache: bool = True
+    """Whether there is a prompt cache on disk."""
+    correction: int = 0
+    """What the last load of this model took beyond its estimate; less than 0 if it took less."""
+
+
+def estimate(facts: Facts, config: LoadConfig, extras: Extras = Extras()) -> Memory:
+    """What the model takes when it is loaded like that, with `n_ctx` and `parallel` settled."""
+    shape = facts.shape
+    cells = -(-config.n_ctx // CTX_STEP) * CTX_STEP
+    # A recurrent memory holds a state for every id (`llama/context.py`).
+    states = 2 * config.parallel if shape.state_elements else 0
+    kv = cells * kv_bytes_per_cell(shape, config) + states * shape.state_elements * 4
+    return Memory(
+        weights=facts.tensor_bytes + extras.adapters,
+        kv=kv,
+        compute=_compute(shape, config, cells),
+        prompt_cache=min(_QUEUE, kv) if extras.cache else 0,
+        process=max(0, _PROCESS + _PER_TOKEN * shape.n_vocab + extras.correction),
+    )
+
+
+def kv_bytes_per_cell(shape: Shape, config: LoadConfig) -> int:
+    """Bytes of one cell over all layers; 0 for a model without attention."""
+    return _row(shape.k_elements, config.type_k) + _row(shape.v_elements, config.type_v)
+
+
+def settled(facts: Facts, config: LoadConfig, room: int, extras: Extras = Extras()) -> LoadConfig:
+    """`config` with the numbers that it leaves open, for a model that may take `room` bytes.
+
+    The context is what the model was trained for, as far as a share of the room holds it, and at
+    least `MIN_N_CTX` as far as all of the room does. Whether the result fits is another question.
+    """
+    parallel = config.parallel or (PARALLEL_WHOLE_STATE if facts.shape.state_elements else PARALLEL)
+    config = msgspec.structs.replace(config, parallel=min(parallel, config.n_batch))
+    if config.n_ctx == 0:
+        config = msgspec.structs.replace(config, n_ctx=_fitted(facts, config, room, extras))
+    return msgspec.structs.replace(config, parallel=min(config.parallel, config.n_ctx))
+
+
+def largest_n_ctx(facts: Facts, config: LoadConfig, room: int, extras: Extras = Extras()) -> int:
+    """The longest context with which the model takes no more than `room`; 0 if none.
+
+    Never more than the model was trained for. A multiple of 256, unless that is the limit.
+    """
+
+    def fits(n_ctx: int) -> bool:
+        trial = settled(facts, msgspec.structs.replace(config, n_ctx=n_ctx), room, extras)
+        return estimate(facts, trial, extras).total <= room
+
+    limit = facts.n_ctx_train
+    if limit and fits(limit):
+        return limit
+    low, high = 0, limit // CTX_STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle * CTX_STEP) else (low, middle - 1)
+    return low * CTX_STEP
+
+
+def _fitted(facts: Facts, config: LoadConfig, room: int, extras: Extras) -> int:
+    cell = kv_bytes_per_cell(facts.shape, config)
+    if cell == 0:
+        return facts.n_ctx_train
+    share = max(0, room) // KV_SHARE // cell // CTX_STEP * CTX_STEP
+    least = min(MIN_N_CTX, largest_n_ctx(facts, config, room, extras) or MIN_N_CTX)
+    return min(facts.n_ctx_train or MIN_N_CTX, max(least, share))
+
+
+def _row(n_elements: int, kind: KvType) -> int:
+    block, size = _KV_BYTES[kind]
+    return n_elements // block * size
+
+
+def _compute(shape: Shape, config: LoadConfig, cells: int) -> int:
+    """llama.cpp's compute buffer and the one for outputs, in the worst case that it reserves for.
+
+    At its widest a graph holds the rows of one micro-batch either between the projections of a
+    feed-forward layer (up, gate and their product, and four vectors as long as an embedding), or
+    as logits. Beside them lies the mask, or two for models with a sliding window; without flash
+    attention also the scores of all heads. Found by fitting what llama.cpp reports.
+    """
+    sequences = config.parallel + 1
+    rows = min(config.n_ubatch, config.n_batch, config.n_ctx)
+    rows = -(-rows // sequences) * sequences
+    outputs = min(rows, max(2 * config.parallel, MAX_OUTPUTS))
+    wide = 4 * rows * (4 * shape.n_embd * shape.n_routed + 3 * shape.n_ff + shape.n_state)
+    mask = cells * rows * 2 * shape.n_masks if shape.k_elements else 0
+    scores = 0
+    if config.flash_attn == "off":
+        scores, mask = 4 * cells * rows * shape.n_head, 2 * mask
+    logits = 4 * outputs * shape.n_vocab
+    return max(wide + scores, logits) + mask + logits
