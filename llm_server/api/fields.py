@@ -135,4 +135,7 @@ def _set_fields(fields: SamplingFields) -> dict[str, Any]:
 
 def overrides_of(fields: LoadFields | None) -> Overrides:
     """How the model is to be loaded, as far as a request says."""
-    return fields.model_dump(exclude_none=True) if fields is not None else {}
+    given = fields.model_dump(exclude_none=True) if fields is not None else {}
+    if (both := given.pop("kv_type", None)) is not None:
+        given = {"type_k": both, "type_v": both} | given
+    return given

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+KvType = Literal["f16", "q8_0", "q4_0"]
 MAX_MESSAGES = 2048
 MAX_TOOLS = 128
 MAX_STOPS = 16
@@ -209,7 +210,10 @@ class LoadFields(Wire):
     n_threads: Annotated[int, Field(ge=0, le=1024)] | None = None
     n_gpu_layers: Annotated[int, Field(ge=-1, le=10_000)] | None = None
     parallel: Annotated[int, Field(ge=0, le=256)] | None = None
-    kv_type: Literal["f16", "q8_0", "q4_0"] | None = None
+    kv_type: KvType | None = None
+    type_k: KvType | None = None
+    type_v: KvType | None = None
+    flash_attn: Literal["auto", "on", "off"] | None = None
     draft_max: Annotated[int, Field(ge=0, le=64)] | None = None
 
 

@@ -24,6 +24,8 @@ MAX_SEQUENCES = 256
 
 KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0, "q4_0": lib.GGML_TYPE_Q4_0}
 """enum ggml_type of what a cell may be kept in."""
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+"""enum llama_flash_attn_type."""
 
 
 class ContextError(Exception):
@@ -71,7 +73,8 @@ class Context:
         params.n_seq_max = n_seq_max
         params.n_outputs_max = max(params.n_seq_max, min(64, params.n_batch))
         params.n_threads = params.n_threads_batch = config.n_threads
-        params.type_k = params.type_v = KV_TYPES[config.kv_type]
+        params.type_k, params.type_v = KV_TYPES[config.type_k], KV_TYPES[config.type_v]
+        params.flash_attn_type = FLASH_ATTENTION[config.flash_attn]
         params.kv_unified = True
         params.swa_full = True
         params.no_perf = True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import re
+from collections import Counter
 
 from llm_server.llama.lib import lib
 
@@ -15,6 +17,8 @@ _GGML_DEBUG = 1
 _GGML_INFO = 2
 _GGML_CONT = 5
 
+_BUFFER = re.compile(r"\s(\S+)\s+(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
+
 
 class _Lines:
     """Joins the pieces that llama.cpp prints into whole lines."""
@@ -22,12 +26,16 @@ class _Lines:
     def __init__(self) -> None:
         self.level = logging.DEBUG
         self.pending = ""
+        self.buffers: Counter[tuple[str, str]] = Counter()
 
     def write(self, level: int, text: str) -> None:
         if level != _GGML_CONT:
             self.level = _LEVELS.get(level, logging.DEBUG)
         *lines, self.pending = (self.pending + text).split("\n")
         for line in lines:
+            if found := _BUFFER.search(line):
+                where, kind, mib = found.groups()
+                self.buffers[where, kind] += int(float(mib) * (1 << 20))
             if line.strip(" ."):
                 logger.log(self.level, "%s", line)
 
@@ -38,6 +46,14 @@ _lines = _Lines()
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
 def _callback(level: int, text: bytes, _user_data: object) -> None:
     _lines.write(level, text.decode("utf-8", "replace"))
+
+
+def buffers() -> Counter[tuple[str, str]]:
+    """Bytes of each buffer that llama.cpp has said to make, by (where it is, what is in it).
+
+    Its C API has no other way to ask.
+    """
+    return _lines.buffers
 
 
 def install() -> None:

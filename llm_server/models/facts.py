@@ -192,20 +192,23 @@ class _Values:
     def whole(self, key: str, default: int = 0, *, bare: bool = False) -> int:
         """A whole number within bounds; of a list the greatest."""
         value = self.metadata.get(key if bare else f"{self.architecture}.{key}", default)
-        items = value if isinstance(value, tuple) else (value,)
-        if not all(isinstance(item, int) and 0 <= item < MAX_DIM for item in items):
-            raise InvalidGguf(f"its {key} is no number a model can have")
-        return max((int(item) for item in items), default=default)
+        return max(self._whole_items(key, value), default=default)
 
     def by_layer(self, key: str, n_layer: int, default: int = 0) -> list[int]:
         """A number for each layer, from a list or from one for all."""
         value = self.metadata.get(f"{self.architecture}.{key}")
-        if isinstance(value, tuple):
-            self.whole(key)
-            if len(value) < n_layer:
-                raise InvalidGguf(f"its {key} is too short")
-            return [int(item) for item in value[:n_layer]]
-        return [self.whole(key, default)] * n_layer
+        if not isinstance(value, tuple):
+            return [self.whole(key, default)] * n_layer
+        if len(value) < n_layer:
+            raise InvalidGguf(f"its {key} is too short")
+        return self._whole_items(key, value)[:n_layer]
+
+    def _whole_items(self, key: str, value: Value) -> list[int]:
+        items = value if isinstance(value, tuple) else (value,)
+        whole = [item for item in items if isinstance(item, int) and 0 <= item < MAX_DIM]
+        if len(whole) < len(items):
+            raise InvalidGguf(f"its {key} is no number a model can have")
+        return whole
 
 
 def _quantization(values: _Values, tensors: Sequence[Tensor]) -> str:

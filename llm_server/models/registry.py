@@ -2,7 +2,8 @@
 
 A scan makes a dictionary, and names from clients are only ever looked up in it: they never become
 part of a path. It looks at names, kinds and sizes of files and opens none of them, so a FIFO or a
-broken model cannot hold it up. What is loaded is the pool's business.
+broken model cannot hold it up; headers are read when somebody asks for facts, once for each state
+of the files. What is loaded is the pool's business.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from llm_server.errors import ModelNotFound
+from llm_server.errors import ModelLoadFailed, ModelNotFound
+from llm_server.models.facts import Facts, FactsCache, Identity, identity
 
 MAX_DEPTH = 4
 """Levels of subfolders that are looked into."""
@@ -34,37 +36,54 @@ class ModelFile:
     """Bytes, of all parts together."""
     modified: int
     """Seconds since the epoch, of the first part."""
+    parts: tuple[Path, ...]
+    identity: Identity
+    """Differs whenever the content of a part does."""
 
 
 class Registry:
     """The models of one folder as of the last scan. A missing folder is an empty one.
 
     While it is empty, the file `stand_in` is its one model, if that exists; it is not listed any
-    more as soon as there is another.
+    more as soon as there is another. `aliases` are more names for models, by their file names.
+    Links that lead out of the folder, and links to folders, count only with `follow_symlinks`.
     """
 
-    def __init__(self, folder: Path, stand_in: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stand_in: Path | None = None,
+        *,
+        aliases: Mapping[str, str] | None = None,
+        follow_symlinks: bool = False,
+    ) -> None:
         self.folder = folder
         self._stand_in = stand_in
+        self._aliases = aliases or {}
+        self._follow_symlinks = follow_symlinks
         self._models: dict[str, ModelFile] = {}
         self._names: dict[str, ModelFile] = {}
+        self._ambiguous: dict[str, list[str]] = {}
+        self._facts = FactsCache()
 
     def scan(self) -> None:
         """Look at the folder anew. Blocks for the disk; safe in a thread."""
-        models = {model.name: model for model in sorted(_models(self.folder), key=_by_name)}
+        found = _models(_files(self.folder, self._follow_symlinks))
+        models = {model.name: model for model in sorted(found, key=_by_name)}
         if not models and self._stand_in is not None and self._stand_in.is_file():
-            info = self._stand_in.stat()
             name = self._stand_in.name
-            models[name] = ModelFile(name, self._stand_in, info.st_size, int(info.st_mtime))
-        names: dict[str, ModelFile] = {}
-        ambiguous: set[str] = set()
+            models[name] = _model(name, [(self._stand_in, self._stand_in.stat())])
+        meanings: dict[str, set[str]] = {}
         for model in models.values():
             for name in _spellings(model):
-                if names.setdefault(name, model) is not model:
-                    ambiguous.add(name)
-        # An exact name always wins; a short one counts only while it means one model.
-        self._names = {n: m for n, m in names.items() if n not in ambiguous} | models
+                meanings.setdefault(name, set()).add(model.name)
+        aliased = {a: models[name] for a, name in self._aliases.items() if name in models}
+        # A file name always wins, then an alias; a short one counts only while it means one model.
+        short = {name: models[min(of)] for name, of in meanings.items() if len(of) == 1}
+        self._names = short | aliased | models
+        self._ambiguous = {n: sorted(of) for n, of in meanings.items() if n not in self._names}
         self._models = models
+        self._facts.keep_only(model.identity for model in models.values())
 
     def models(self) -> list[ModelFile]:
         """All models by name, as of the last scan."""
@@ -74,21 +93,39 @@ class Registry:
         """Whether that model is not of the folder, but serves for want of one."""
         return model.path == self._stand_in
 
+    def aliases(self, model: ModelFile) -> list[str]:
+        """The names that the configuration gives a model besides those of its file."""
+        return [alias for alias in self._aliases if self._names.get(alias) == model]
+
+    def facts(self, model: ModelFile) -> Facts:
+        """What the model's header says. Blocks for the disk the first time; safe in a thread.
+
+        Raises ModelLoadFailed when llama.cpp would not take the file, with the reason.
+        """
+        facts = self._facts.of(model.identity, model.parts)
+        if isinstance(facts, Facts):
+            return facts
+        raise ModelLoadFailed(f"{model.name} cannot be loaded: {facts}.", param="model")
+
     def means(self, name: str, model: ModelFile) -> bool:
         """Whether `name` is one of the names of `model`, as of the last scan."""
         found = self._names.get(name)
         return found is not None and found.path == model.path
 
     def find(self, name: str) -> ModelFile:
-        """The model of that exact name, with or without `.gguf` and subfolder.
+        """The model of that exact name, with or without `.gguf` and subfolder, or of that alias.
 
-        Raises ModelNotFound, for a malformed name as for an unknown one, with near names.
+        Raises ModelNotFound, for a malformed name as for an unknown one, with near names; for a
+        short name that several models have, with those.
         """
         model = self._names.get(name)
-        if model is None:
-            near = get_close_matches(name[:128], self._models, n=3, cutoff=0.7)
-            raise ModelNotFound(name, f" Did you mean {' or '.join(near)}?" if near else "")
-        return model
+        if model is not None:
+            return model
+        near = self._ambiguous.get(name) or get_close_matches(
+            name[:128], [*self._models, *self._names], n=3, cutoff=0.7
+        )
+        near = list(dict.fromkeys(self._names[n].name for n in near))[:3]
+        raise ModelNotFound(name, f" Did you mean {' or '.join(near)}?" if near else "")
 
 
 def _by_name(model: ModelFile) -> str:
@@ -104,8 +141,20 @@ def _spellings(model: ModelFile) -> Iterator[str]:
     yield model.path.name
 
 
-def _models(folder: Path) -> Iterator[ModelFile]:
-    files = {path.relative_to(folder).as_posix(): (path, info) for path, info in _files(folder)}
+def _model(name: str, files: list[tuple[Path, os.stat_result]]) -> ModelFile:
+    infos = [info for _, info in files]
+    return ModelFile(
+        name,
+        path=files[0][0],
+        size=sum(info.st_size for info in infos),
+        modified=int(infos[0].st_mtime),
+        parts=tuple(path for path, _ in files),
+        identity=identity(infos),
+    )
+
+
+def _models(found: Iterator[tuple[str, Path, os.stat_result]]) -> Iterator[ModelFile]:
+    files = {name: (path, info) for name, path, info in found}
     for name, (path, info) in files.items():
         if path.name.startswith("mmproj"):
             continue  # A projector belongs to a model and cannot answer by itself.
@@ -113,36 +162,44 @@ def _models(folder: Path) -> Iterator[ModelFile]:
             continue  # Such a name could not be written into JSON, or would spoil the log.
         split = _SPLIT.fullmatch(name)
         if split is None:
-            yield ModelFile(name, path, info.st_size, int(info.st_mtime))
+            yield _model(name, [(path, info)])
         elif int(split["part"]) == 1:
             n_parts = int(split["parts"])
             parts = [f"{split['stem']}-{i:05}-of-{n_parts:05}.gguf" for i in range(1, n_parts + 1)]
             if all(part in files for part in parts):
-                size = sum(files[part][1].st_size for part in parts)
-                yield ModelFile(f"{split['stem']}.gguf", path, size, int(info.st_mtime))
+                yield _model(f"{split['stem']}.gguf", [files[part] for part in parts])
 
 
-def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Readable, regular, non-empty `*.gguf` files; links only where they stay inside."""
-    root = folder.resolve()
-    pending = [(folder, 0)]
+def _files(folder: Path, follow: bool) -> Iterator[tuple[str, Path, os.stat_result]]:
+    """(name, path, status) of readable, regular, non-empty `*.gguf` files.
+
+    Links to files inside the folder are as good as files; others only if `follow`.
+    """
+    root = None if follow else folder.resolve()
+    pending = [(folder, "", 0)]
     while pending:
-        current, depth = pending.pop()
+        current, prefix, depth = pending.pop()
         try:
             entries = list(os.scandir(current))
         except OSError:
             continue  # Missing, or not ours to read: the same as empty.
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
+            # The depth ends loops of links.
+            if entry.is_dir(follow_symlinks=follow):
                 if depth < MAX_DEPTH and not entry.name.startswith("."):
-                    pending.append((Path(entry.path), depth + 1))
+                    pending.append((Path(entry.path), f"{prefix}{entry.name}/", depth + 1))
             elif entry.name.endswith(".gguf") and (info := _servable(entry, root)):
-                yield Path(entry.path), info
+                yield prefix + entry.name, Path(entry.path), info
 
 
-def _servable(entry: os.DirEntry[str], root: Path) -> os.stat_result | None:
+def _servable(entry: os.DirEntry[str], root: Path | None) -> os.stat_result | None:
+    """The status of a file that can be served; None for others, and for links out of `root`."""
     try:
-        if entry.is_symlink() and not Path(entry.path).resolve(strict=True).is_relative_to(root):
+        if (
+            root is not None
+            and entry.is_symlink()
+            and not Path(entry.path).resolve(strict=True).is_relative_to(root)
+        ):
             return None
         info = entry.stat()
         readable = os.access(entry.path, os.R_OK)

@@ -72,6 +72,7 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
         dialogue = pool.submit(open_dialogue, model)
         context = open_context(model, config, free_bytes)
     print_ = state_fingerprint(command, context)
+    preparer = Preparer(context, dialogue.result())
     loaded = Loaded(
         n_ctx=context.n_ctx,
         n_ctx_train=model.n_ctx_train,
@@ -79,8 +80,8 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
         n_vocab=model.vocab.n_tokens,
         description=model.description,
         fingerprint=system_fingerprint(print_, context, config),
+        memory_bytes=memory_bytes(model),
     )
-    preparer = Preparer(context, dialogue.result())
     logger.info("loaded %s with %d cells", model.description, context.n_ctx)
     disk = open_cache(command, context, print_)
     return Ready(context, preparer, disk, loaded, config.draft_max)
@@ -120,7 +121,7 @@ def state_fingerprint(command: Load, context: Context) -> bytes:
         model_fingerprint(Path(command.model_path)),
         {
             "llama.cpp": version(),
-            "kv": command.config.kv_type,
+            "kv": f"{command.config.type_k} {command.config.type_v}",
             "gpu": bool(lib.llama_supports_gpu_offload()) and command.config.n_gpu_layers != 0,
             "swa_full": True,
             # LongRoPE picks its factors by the length of the context.
@@ -159,6 +160,23 @@ def fitted_n_ctx(n_ctx_train: int, bytes_per_cell: int, budget_bytes: int) -> in
         return n_ctx_train
     fits = max(MIN_N_CTX, budget_bytes // bytes_per_cell // _CTX_STEP * _CTX_STEP)
     return min(n_ctx_train, fits)
+
+
+def memory_bytes(model: Model) -> int:
+    """What this process takes of the machine's memory; 0 where the system does not say.
+
+    Its own pages, and the weights that are read from the pages of the file. Weights that
+    llama.cpp keeps in an order of its own beside the file count once: the system may take the
+    file's pages back.
+    """
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    own = sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss_Anon:"))
+    buffers = log.buffers()
+    mapped = sum(size for (where, _), size in buffers.items() if where.endswith("_Mapped"))
+    return own + min(mapped, model.size_bytes) - buffers["CPU_REPACK", "model"]
 
 
 def physical_cores() -> int:

@@ -20,6 +20,9 @@ MAX_FRAME = 8 * 1024 * 1024
 JsonObject: TypeAlias = dict[str, Any]
 """JSON from the client that only templates and schemas look into."""
 
+KvType: TypeAlias = Literal["f16", "q8_0", "q4_0"]
+"""What keys or values may be kept in."""
+
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 
 
@@ -29,7 +32,7 @@ class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `n_ctx` is the number of KV cells that all running requests share and the longest one request
     may use; 0 lets the worker fit it to the model and the free memory. `n_threads` 0 is the
     number of physical cores, `n_gpu_layers` -1 all layers. `parallel` 0 lets the worker choose
-    how many requests may run at once. `kv_type` is the type of keys and values in memory.
+    how many requests may run at once. `type_k` and `type_v` are what keys and values are kept in.
     `draft_max` is how many tokens may be guessed and computed in one step; 0 turns it off.
     """
 
@@ -39,7 +42,9 @@ class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_threads: int = 0
     n_gpu_layers: int = -1
     parallel: int = 0
-    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    type_k: KvType = "f16"
+    type_v: KvType = "f16"
+    flash_attn: Literal["auto", "on", "off"] = "auto"
     draft_max: int = 16
 
 
@@ -234,7 +239,11 @@ class LoadProgress(msgspec.Struct, frozen=True, tag=True):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
-    """The model is ready; what is in force after all defaults were resolved."""
+    """The model is ready; what is in force after all defaults were resolved.
+
+    `memory_bytes` is what the worker has taken of the machine's memory, 0 where the system does
+    not say.
+    """
 
     n_ctx: int
     n_ctx_train: int
@@ -244,6 +253,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     sandbox: str = ""
     """What the worker gave up: `full`, `partial (...)` or `off`."""
     fingerprint: str = ""
+    memory_bytes: int = 0
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):
