@@ -151,7 +151,9 @@ def bytes_per_token(model: Path, kv_type: str) -> float:
     """Bytes a token's KV memory takes when saved, for a KV type."""
     loaded = Model(model)
     config = LoadConfig(n_threads=2)
-    context = Context(loaded, msgspec.structs.replace(config, type_k=kv_type, type_v=kv_type), 512, 1)
+    context = Context(
+        loaded, msgspec.structs.replace(config, type_k=kv_type, type_v=kv_type), 512, 1
+    )
     n = 256
     context.batch.add(0, 0, list(range(1000, 1000 + n)), logits=False)
     context.decode()

@@ -163,11 +163,11 @@ def fitted_n_ctx(n_ctx_train: int, bytes_per_cell: int, budget_bytes: int) -> in
 
 
 def memory_bytes(model: Model) -> int:
-    """What this process takes of the machine's memory; 0 where the system does not say.
+    """What this process takes of the machine's memory, or will; 0 where the system does not say.
 
-    Its own pages, and the weights that are read from the pages of the file. Weights that
-    llama.cpp keeps in an order of its own beside the file count once: the system may take the
-    file's pages back.
+    Its own pages, the buffer for computing that nothing has touched so far, and the weights that
+    are read from the pages of the file. Weights that llama.cpp keeps in an order of its own
+    beside the file count once: the system may take the file's pages back.
     """
     try:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -176,7 +176,8 @@ def memory_bytes(model: Model) -> int:
     own = sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss_Anon:"))
     buffers = log.buffers()
     mapped = sum(size for (where, _), size in buffers.items() if where.endswith("_Mapped"))
-    return own + min(mapped, model.size_bytes) - buffers["CPU_REPACK", "model"]
+    untouched = buffers["CPU", "compute"]
+    return own + untouched + min(mapped, model.size_bytes) - buffers["CPU_REPACK", "model"]
 
 
 def physical_cores() -> int:

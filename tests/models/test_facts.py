@@ -1,0 +1,135 @@
+"""Facts from headers: what people ask for, what memory follows from, and claims that are refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from llm_server.errors import ModelLoadFailed
+from llm_server.models.facts import Facts, facts_of
+from llm_server.models.gguf import InvalidGguf, read_header
+from llm_server.models.registry import Registry
+from tests.gguf_bytes import TINY, Metadata, TensorEntry, gguf
+from tests.tiny_models import CHATML, HEAD, N_CTX_TRAIN, N_EMBD
+
+F32 = 0
+
+
+def facts(path: Path) -> Facts:
+    return facts_of([read_header(path)])
+
+
+def of_bytes(folder: Path, metadata: Metadata, tensors: list[TensorEntry] | None = None) -> Facts:
+    entries = tensors or []
+    sizes = [4 * entry[1][0] for entry in entries]
+    path = folder / "model.gguf"
+    path.write_bytes(gguf(TINY | metadata, entries, sizes=sizes))
+    return facts(path)
+
+
+def test_what_a_header_says(attention_gguf: Path) -> None:
+    told = facts(attention_gguf)
+    assert (told.architecture, told.name) == ("qwen2", "attention")
+    assert (told.quantization, told.n_ctx_train) == ("F32", N_CTX_TRAIN)
+    assert told.template_sha256 == hashlib.sha256(CHATML.encode()).hexdigest()
+    assert told.pooling is None
+    assert told.tensor_bytes == 4 * told.n_params
+    assert told.shape.k_elements == told.shape.v_elements == 2 * HEAD
+    assert told.shape.state_elements == 0
+    assert len(told.shape.layer_bytes) == 2
+
+
+def test_layers_with_a_state_have_no_cells(hybrid_gguf: Path, recurrent_gguf: Path) -> None:
+    hybrid, recurrent = facts(hybrid_gguf).shape, facts(recurrent_gguf).shape
+    assert (hybrid.k_elements, hybrid.v_elements) == (HEAD, HEAD)  # One of three layers attends.
+    assert hybrid.state_elements == 2 * N_EMBD * 2  # l_cache - 1 rows in each of the others.
+    assert (recurrent.k_elements, recurrent.v_elements) == (0, 0)
+    d_inner, d_state, d_conv = 2 * N_EMBD, 16, 4
+    assert recurrent.state_elements == 2 * ((d_conv - 1) * d_inner + d_state * d_inner)
+
+
+def test_latent_attention_keeps_one_vector(tmp_path: Path) -> None:
+    layers: list[TensorEntry] = [("blk.0.attn_kv_a_mqa.weight", (8,), F32)]
+    mla = {
+        "llama.attention.head_count_kv": 1,
+        "llama.attention.key_length": 576,
+        "llama.attention.value_length": 512,
+        "llama.attention.key_length_mla": 192,
+    }
+    shape = of_bytes(tmp_path, mla, layers).shape
+    assert (shape.k_elements, shape.v_elements) == (576, 0)
+
+
+def test_shared_layers_have_no_cells_of_their_own(tmp_path: Path) -> None:
+    layers: list[TensorEntry] = [(f"blk.{i}.attn_k.weight", (8,), F32) for i in range(4)]
+    shared = {"llama.block_count": 4, "llama.attention.shared_kv_layers": 3}
+    assert of_bytes(tmp_path, shared, layers).shape.k_elements == 64
+    assert of_bytes(tmp_path, {"llama.block_count": 4}, layers).shape.k_elements == 256
+
+
+def test_the_file_type_names_the_quantization_else_the_tensors_do(tmp_path: Path) -> None:
+    tensors: list[TensorEntry] = [("token_embd.weight", (8,), F32)]
+    assert of_bytes(tmp_path, {"general.file_type": 15}, tensors).quantization == "Q4_K_M"
+    assert of_bytes(tmp_path, {"general.file_type": 9999}, tensors).quantization == "F32"
+    assert of_bytes(tmp_path, {}).quantization == "none"
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"general.architecture": 7},
+        {"general.architecture": "a\nb"},
+        {"llama.block_count": 100_000},
+        {"llama.block_count": "many"},
+        {"llama.context_length": 1 << 31},
+        {"llama.embedding_length": 1.5},
+        {"llama.attention.head_count_kv": [1, "x"]},
+        {"llama.block_count": 3, "llama.attention.head_count_kv": [1, 1]},
+        {"split.tensors.count": 5},
+    ],
+)
+def test_claims_that_no_model_makes(tmp_path: Path, claim: Metadata) -> None:
+    with pytest.raises(InvalidGguf):
+        of_bytes(tmp_path, claim)
+
+
+def test_facts_are_read_once_for_each_state_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    registry = Registry(tmp_path)
+    path.write_bytes(gguf(TINY | {"general.name": "one"}))
+    registry.scan()
+    first = registry.facts(registry.find("a"))
+    assert first.name == "one"
+    assert registry.facts(registry.find("a")) is first
+    path.write_bytes(gguf(TINY | {"general.name": "other"}))
+    registry.scan()
+    assert registry.facts(registry.find("a")).name == "other"
+
+
+def test_a_damaged_file_is_listed_and_says_why_it_does_not_load(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(gguf()[:100])
+    registry = Registry(tmp_path)
+    registry.scan()
+    with pytest.raises(
+        ModelLoadFailed, match=r"^a\.gguf cannot be loaded: the file ends"
+    ) as caught:
+        registry.facts(registry.find("a"))
+    assert caught.value.info.status == 400
+
+
+def test_parts_count_as_one_model_and_must_belong_together(tmp_path: Path) -> None:
+    def part(i: int, name: str) -> None:
+        content = gguf(TINY | {"split.tensors.count": 2}, [(name, (8,), F32)], sizes=[32])
+        (tmp_path / f"big-0000{i}-of-00002.gguf").write_bytes(content)
+
+    registry = Registry(tmp_path)
+    part(1, "blk.0.attn_k.weight")
+    part(2, "blk.0.attn_v.weight")
+    registry.scan()
+    assert registry.facts(registry.find("big")).n_params == 16
+    part(2, "blk.0.attn_k.weight")
+    registry.scan()
+    with pytest.raises(ModelLoadFailed, match="belong together"):
+        registry.facts(registry.find("big"))

@@ -1,0 +1,122 @@
+"""Estimates of memory: held against real loads, and the arithmetic around them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from llm_server.demo import demo_model_path
+from llm_server.models.facts import Facts, facts_of
+from llm_server.models.gguf import read_header
+from llm_server.models.memory import (
+    CTX_STEP,
+    MIN_N_CTX,
+    Extras,
+    estimate,
+    kv_bytes_per_cell,
+    largest_n_ctx,
+    settled,
+)
+from llm_server.worker.client import Worker
+from llm_server.worker.messages import Load, LoadConfig
+
+MIB = 1 << 20
+AMPLE = 1 << 40
+NO_CACHE = Extras(cache=False)
+
+
+def facts(path: Path) -> Facts:
+    return facts_of([read_header(path)])
+
+
+@pytest.fixture(scope="module")
+def demo() -> Facts:
+    return facts(demo_model_path())
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        ("demo", LoadConfig()),
+        ("demo", LoadConfig(n_ctx=16_384, n_ubatch=1024)),
+        ("demo", LoadConfig(n_ctx=8192, type_k="q8_0", type_v="q4_0", parallel=4)),
+        ("demo", LoadConfig(n_ctx=8192, flash_attn="off")),
+        ("sliding_gguf", LoadConfig(n_ctx=16_384)),
+        ("recurrent_gguf", LoadConfig(parallel=64)),
+        ("hybrid_gguf", LoadConfig(n_ctx=16_384)),
+    ],
+)
+def test_estimates_are_near_what_real_workers_take(
+    model: str, config: LoadConfig, request: pytest.FixtureRequest
+) -> None:
+    path = demo_model_path() if model == "demo" else request.getfixturevalue(model)
+    told = facts(path)
+    config = settled(told, msgspec.structs.replace(config, n_threads=1), AMPLE, NO_CACHE)
+
+    async def load() -> int:
+        worker = await Worker.start(Load(model_path=str(path), config=config, log_level="error"))
+        await worker.stop(5)
+        assert (worker.loaded.n_ctx, worker.loaded.parallel) == (config.n_ctx, config.parallel)
+        return worker.loaded.memory_bytes
+
+    taken = asyncio.run(load())
+    guessed = estimate(told, config, NO_CACHE).total
+    assert abs(guessed - taken) <= max(16 * MIB, taken // 10), (guessed // MIB, taken // MIB)
+
+
+def test_parts_follow_the_configuration(demo: Facts) -> None:
+    config = settled(demo, LoadConfig(n_ctx=4096), AMPLE)
+    base = estimate(demo, config)
+    assert base.weights == demo.tensor_bytes
+    assert base.kv == 4096 * 2 * (demo.shape.k_elements + demo.shape.v_elements)
+    assert base.prompt_cache == base.kv
+    assert estimate(demo, config, NO_CACHE).prompt_cache == 0
+    quantized = msgspec.structs.replace(config, type_k="q8_0", type_v="q4_0")
+    cell = demo.shape.k_elements // 32 * 34 + demo.shape.v_elements // 32 * 18
+    assert kv_bytes_per_cell(demo.shape, quantized) == cell
+    assert estimate(demo, config, Extras(adapters=5)).weights == base.weights + 5
+    assert estimate(demo, config, Extras(correction=-MIB)).total == base.total - MIB
+    assert estimate(demo, config, Extras(correction=-AMPLE)).process == 0
+
+
+def test_an_open_context_takes_a_share_of_the_room_but_a_usable_one(demo: Facts) -> None:
+    told = LoadConfig()
+    long = Facts(**{f: getattr(demo, f) for f in Facts.__slots__} | {"n_ctx_train": 1 << 20})
+    cell = kv_bytes_per_cell(demo.shape, told)
+    assert settled(long, told, AMPLE).n_ctx == 1 << 20
+    assert settled(long, told, 4 * 10_000 * cell).n_ctx == 10_000 // CTX_STEP * CTX_STEP
+    # Less than a share would be useless: all of the room may go.
+    assert settled(long, told, 200 * MIB).n_ctx == MIN_N_CTX
+    tight = settled(long, told, 100 * MIB)
+    assert CTX_STEP <= tight.n_ctx < MIN_N_CTX
+    assert estimate(long, tight).total <= 100 * MIB
+    # Nothing fits: the usual is asked for, and refused by whoever compares.
+    assert settled(long, told, 0).n_ctx == MIN_N_CTX
+    assert settled(demo, told, AMPLE).n_ctx == demo.n_ctx_train
+    assert settled(demo, LoadConfig(n_ctx=77), 0).n_ctx == 77
+
+
+def test_the_largest_context_is_the_largest(demo: Facts) -> None:
+    config = LoadConfig()
+    assert largest_n_ctx(demo, config, AMPLE) == demo.n_ctx_train
+    assert largest_n_ctx(demo, config, 0) == 0
+    room = 80 * MIB
+    n_ctx = largest_n_ctx(demo, config, room)
+    assert 0 < n_ctx < demo.n_ctx_train and n_ctx % CTX_STEP == 0
+
+    def total(n: int) -> int:
+        return estimate(demo, settled(demo, LoadConfig(n_ctx=n), room)).total
+
+    assert total(n_ctx) <= room < total(n_ctx + CTX_STEP)
+
+
+def test_open_numbers_are_settled_within_each_other(demo: Facts, recurrent_gguf: Path) -> None:
+    assert settled(demo, LoadConfig(), AMPLE).parallel == 32
+    assert settled(demo, LoadConfig(n_batch=8), AMPLE).parallel == 8
+    assert settled(demo, LoadConfig(n_ctx=16), AMPLE).parallel == 16
+    recurrent = facts(recurrent_gguf)
+    assert settled(recurrent, LoadConfig(), AMPLE).parallel == 4
+    assert settled(recurrent, LoadConfig(), AMPLE).n_ctx == recurrent.n_ctx_train
