@@ -1,4 +1,4 @@
-"""GGUF files as bytes, right and wrong ones, without the library that would refuse to write them."""
+"""GGUF files as bytes, right and wrong ones, which no library would write."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ Value: TypeAlias = Scalar | tuple[Scalar, ...] | Omitted
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of the table. `shape` in llama.cpp's order, the row first; `offset` in the file."""
+    """One tensor of the table. `shape` as llama.cpp has it, the row first; `offset` in the file."""
 
     name: str
     shape: tuple[int, ...]

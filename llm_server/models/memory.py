@@ -48,7 +48,7 @@ class Memory:
     prompt_cache: int
     """Copies of cells on their way to the disk, at most."""
     process: int
-    """The worker itself with the model's vocabulary; and what earlier loads took beyond all this."""
+    """The worker with the model's vocabulary, and what earlier loads took beyond all this."""
 
     @property
     def total(self) -> int:

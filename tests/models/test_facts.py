@@ -1,4 +1,4 @@
-"""Facts from headers: what people ask for, what memory follows from, and claims that are refused."""
+"""Facts from headers: what people ask for, what memory follows from, what is refused."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_file_type_names_the_quantization_else_the_tensors_do(tmp_path: Path
         {"llama.block_count": "many"},
         {"llama.context_length": 1 << 31},
         {"llama.embedding_length": 1.5},
-        {"llama.attention.head_count_kv": [1, "x"]},
+        {"llama.attention.head_count_kv": ["x"]},
         {"llama.block_count": 3, "llama.attention.head_count_kv": [1, 1]},
         {"split.tensors.count": 5},
     ],
@@ -112,9 +112,7 @@ def test_a_damaged_file_is_listed_and_says_why_it_does_not_load(tmp_path: Path) 
     (tmp_path / "a.gguf").write_bytes(gguf()[:100])
     registry = Registry(tmp_path)
     registry.scan()
-    with pytest.raises(
-        ModelLoadFailed, match=r"^a\.gguf cannot be loaded: the file ends"
-    ) as caught:
+    with pytest.raises(ModelLoadFailed, match="loaded: the file ends") as caught:
         registry.facts(registry.find("a"))
     assert caught.value.info.status == 400
 
