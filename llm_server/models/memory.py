@@ -127,8 +127,8 @@ def _fitted(facts: Facts, config: LoadConfig, room: int, extras: Extras) -> int:
     if cell == 0:
         return facts.n_ctx_train
     share = max(0, room) // KV_SHARE // cell // CTX_STEP * CTX_STEP
-    least = min(MIN_N_CTX, largest_n_ctx(facts, config, room, extras) or MIN_N_CTX)
-    return min(facts.n_ctx_train or MIN_N_CTX, max(least, share))
+    largest = largest_n_ctx(facts, config, room, extras) or MIN_N_CTX
+    return min(facts.n_ctx_train or MIN_N_CTX, largest, max(MIN_N_CTX, share))
 
 
 def _row(n_elements: int, kind: KvType) -> int:

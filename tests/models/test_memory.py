@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -84,15 +85,17 @@ def test_parts_follow_the_configuration(demo: Facts) -> None:
 
 def test_an_open_context_takes_a_share_of_the_room_but_a_usable_one(demo: Facts) -> None:
     told = LoadConfig()
-    long = Facts(**{f: getattr(demo, f) for f in Facts.__slots__} | {"n_ctx_train": 1 << 20})
-    cell = kv_bytes_per_cell(demo.shape, told)
+    wide = replace(demo.shape, k_elements=20 * demo.shape.k_elements)
+    long = replace(demo, n_ctx_train=1 << 20, shape=wide)
+    cell = kv_bytes_per_cell(wide, told)
     assert settled(long, told, AMPLE).n_ctx == 1 << 20
     assert settled(long, told, 4 * 10_000 * cell).n_ctx == 10_000 // CTX_STEP * CTX_STEP
     # Less than a share would be useless: all of the room may go.
-    assert settled(long, told, 200 * MIB).n_ctx == MIN_N_CTX
-    tight = settled(long, told, 100 * MIB)
+    assert 4 * MIN_N_CTX * cell > 700 * MIB
+    assert settled(long, told, 700 * MIB).n_ctx == MIN_N_CTX
+    tight = settled(long, told, 300 * MIB)
     assert CTX_STEP <= tight.n_ctx < MIN_N_CTX
-    assert estimate(long, tight).total <= 100 * MIB
+    assert estimate(long, tight).total <= 300 * MIB
     # Nothing fits: the usual is asked for, and refused by whoever compares.
     assert settled(long, told, 0).n_ctx == MIN_N_CTX
     assert settled(demo, told, AMPLE).n_ctx == demo.n_ctx_train
