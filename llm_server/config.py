@@ -104,6 +104,11 @@ class Settings(BaseSettings):
         default=False,
         description="let the process that runs the model do whatever this user may",
     )
+    worker_memory: ByteSize | None = Field(
+        default=None,
+        description="most memory a worker may have beside the mapped model file, such as 4GB; it "
+        "is ended and started again beyond that",
+    )
     log_level: LogLevel = Field(default="info", description="debug, info, warning or error")
 
 

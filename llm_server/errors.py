@@ -148,6 +148,12 @@ class WorkerCrashed(ServerError):
     retry = False
 
 
+class CrashesWorker(InvalidRequest):
+    """The same request has ended several workers. 400: nobody shall repeat it."""
+
+    code = "request_crashes_worker"
+
+
 class Unavailable(ServerError):
     """Base of the 503s: the same request can succeed a little later."""
 
@@ -175,6 +181,13 @@ class InsufficientMemory(Unavailable):
     code = "insufficient_memory"
     retry_after = 10
     retry = False
+
+
+class OutOfMemory(Unavailable):
+    """The worker was ended for want of memory while it computed."""
+
+    code = "out_of_memory"
+    retry_after = 10
 
 
 class ShuttingDown(Unavailable):

@@ -23,8 +23,10 @@ from llm_server.config import Settings, cache_config
 from llm_server.errors import ServerError
 from llm_server.models.pool import Pool
 from llm_server.models.registry import Registry
-from llm_server.worker.client import WORKER_ARGV, Worker
+from llm_server.worker.client import Worker
 from llm_server.worker.messages import LoadConfig
+from llm_server.worker.process import WORKER_ARGV
+from llm_server.worker.watchdog import Limits
 
 
 class App(FastAPI):
@@ -66,7 +68,11 @@ def create_app(
         cache=cache_config(settings),
         log_level=settings.log_level,
         sandbox=not settings.no_sandbox,
-        start_worker=partial(Worker.start, argv=worker_argv or WORKER_ARGV),
+        start_worker=partial(
+            Worker.start,
+            argv=worker_argv or WORKER_ARGV,
+            limits=Limits(memory=settings.worker_memory),
+        ),
     )
     app = App(
         title="llm-server",

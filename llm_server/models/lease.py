@@ -6,6 +6,7 @@ Plain records without behaviour in time; the pool owns and changes them.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -43,12 +44,15 @@ class Target:
 class Current:
     target: Target
     worker: Worker
+    since: float = field(default_factory=time.monotonic)
     leases: set[Lease] = field(default_factory=set)
 
     def satisfies(self, ticket: Ticket) -> bool:
         """Whether this worker, as it is loaded, is what the ticket asks for."""
         if not self.worker.alive or self.target.model.path != ticket.model.path:
             return False
+        if self.worker.outdated:
+            return False  # Another file has the name by now: that is the one that was asked for.
         return all(self._in_force(name, value) for name, value in ticket.overrides.items())
 
     def _in_force(self, name: str, value: int | str) -> bool:

@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
+FORGIVEN_S = 60.0
+"""A worker that lived this long before it crashed makes the earlier crashes count no more."""
+
+
+@dataclass(slots=True)
+class Crashes:
+    """How often a model's worker has died in a row, and when the next one may be started."""
+
+    count: int = 0
+    not_before: float = 0.0
+
+    def note(self, now: float, lived_s: float) -> None:
+        """One has died at `now`, `lived_s` seconds after its model was loaded."""
+        self.count = 1 if lived_s > FORGIVEN_S else self.count + 1
+        self.not_before = now + backoff_s(self.count)
 
 
 def fits_beside(size: int, available: int) -> bool:

@@ -30,7 +30,7 @@ from llm_server.errors import (
     ShuttingDown,
 )
 from llm_server.models.lease import Current, Lease, Overrides, Target, Ticket
-from llm_server.models.policy import backoff_s, fits_beside
+from llm_server.models.policy import Crashes, fits_beside
 from llm_server.models.registry import ModelFile, Registry
 from llm_server.worker.client import Worker
 from llm_server.worker.messages import CacheConfig, Load, LoadConfig
@@ -79,14 +79,6 @@ class Status:
     """What the worker gave up: `full`, `partial (...)` or `off`; None while there is none."""
 
 
-@dataclass(slots=True)
-class _Crashes:
-    """How often a model's worker died while loading, in a row."""
-
-    count: int = 0
-    not_before: float = 0.0
-
-
 class Pool:
     """One current model, and the queue before it. All methods belong to the event loop's thread."""
 
@@ -120,7 +112,7 @@ class Pool:
         self._loading: ModelFile | None = None
         self._fraction = 0.0
         self._last_error: ErrorInfo | None = None
-        self._crashes: dict[str, _Crashes] = {}
+        self._crashes: dict[str, Crashes] = {}
         self._closing = False
         self._idle = asyncio.Event()
 
@@ -280,6 +272,7 @@ class Pool:
         self._loading, self._fraction = target.model, 0.0
         if old is not None and not old.worker.alive:
             await old.worker.wait()
+            self._note_crash(old)
             old = self._current = None
         if old is not None and not fits_beside(target.model.size, self._available_memory()):
             self._current = None
@@ -306,7 +299,7 @@ class Pool:
 
     async def _load(self, target: Target) -> Worker:
         """A new worker with the model loaded, after the pause that earlier crashes earned it."""
-        crashes = self._crashes.setdefault(target.model.name, _Crashes())
+        crashes = self._crashes.setdefault(target.model.name, Crashes())
         self._loading, self._fraction = target.model, 0.0
         await asyncio.sleep(max(0.0, crashes.not_before - time.monotonic()))
         started = time.monotonic()
@@ -325,15 +318,13 @@ class Pool:
         except RemoteError:
             raise  # The worker refused the model in good order: trying again costs little.
         except ServerError:
-            crashes.count += 1
-            crashes.not_before = time.monotonic() + backoff_s(crashes.count)
+            crashes.note(time.monotonic(), 0.0)
             raise
         except OSError as error:
             logger.error("cannot start a worker: %s", error)
             raise ServerError("A worker process could not be started.") from error
         finally:
             self._loading = None
-        del self._crashes[target.model.name]
         self._last_error = None
         logger.info(
             "loaded %s in %.1f s: %s, n_ctx %d, parallel %d",
@@ -384,6 +375,12 @@ class Pool:
         if self._current is not None:
             return self._current.worker.loaded.parallel
         return self._defaults.parallel or DEFAULT_PARALLEL
+
+    def _note_crash(self, current: Current) -> None:
+        at = current.worker.crashed_at
+        if at is not None:
+            crashes = self._crashes.setdefault(current.target.model.name, Crashes())
+            crashes.note(at, at - current.since)
 
     def _note_progress(self, fraction: float) -> None:
         self._fraction = fraction

@@ -12,18 +12,17 @@ import contextlib
 import logging
 import os
 import signal
-import sys
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import msgspec
 
-import llm_server
 from llm_server.errors import (
     ErrorInfo,
-    InsufficientMemory,
-    ModelLoadFailed,
+    OutOfMemory,
     QueueFull,
     RemoteError,
     RequestTooLarge,
@@ -31,7 +30,14 @@ from llm_server.errors import (
     ShuttingDown,
     WorkerCrashed,
 )
-from llm_server.worker import frames
+from llm_server.worker import frames, process
+from llm_server.worker.deaths import (
+    CRASHED,
+    MEMORY_RAN_OUT,
+    OVERWRITTEN,
+    describe_exit,
+    died_loading,
+)
 from llm_server.worker.messages import (
     CacheStats,
     Cancel,
@@ -49,60 +55,59 @@ from llm_server.worker.messages import (
     Submit,
     Told,
 )
+from llm_server.worker.model_file import Change, ModelFile
+from llm_server.worker.process import WORKER_ARGV
 from llm_server.worker.stream import EventStream
 from llm_server.worker.totals import Totals
+from llm_server.worker.watchdog import Limits, Watchdog, oom_kills, own_memory
 
 logger = logging.getLogger(__name__)
-
-WORKER_ARGV = (sys.executable, "-P", "-m", "llm_server.worker")
-"""-P: no file of the folder the server was started in shall pass for a library."""
 
 MAX_UNSENT = 64 * 1024 * 1024
 """Bytes of commands that may wait for a worker that does not read its pipe."""
 
-# Nothing else of the environment reaches the process that runs native code on untrusted files.
-_ENVIRONMENT = frozenset(
-    "PATH LANG LANGUAGE TZ TMPDIR PYTHONPATH VIRTUAL_ENV LD_LIBRARY_PATH SYSTEMROOT".split()
-)
-_ENVIRONMENT_PREFIXES = ("LC_", "OMP_", "GGML_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "VK_")
-_SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A request the worker has, and how many bytes it was."""
 
-def worker_environment(environment: dict[str, str]) -> dict[str, str]:
-    """The part of `environment` a worker gets: what libraries need, no home and no secrets."""
-    allowed = {
-        name: value
-        for name, value in environment.items()
-        if (name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES))
-        and not any(word in name.upper() for word in _SECRETS)
-    }
-    # Without this ggml forks a debugger when it aborts: seconds, and arguments on stderr.
-    allowed["GGML_NO_BACKTRACE"] = "1"
-    # A package that runs from its sources is found again without the folder we were started in.
-    source = Path(llm_server.__file__).parents[1]
-    if source.name not in ("site-packages", "dist-packages"):
-        paths = [allowed["PYTHONPATH"]] if allowed.get("PYTHONPATH") else []
-        allowed["PYTHONPATH"] = os.pathsep.join([*paths, str(source)])
-    return allowed
+    request: Request | Question
+    stream: EventStream
+    size: int
 
 
 class Worker:
     """A running worker process with its model loaded. Made by `start`, single event loop only."""
 
-    def __init__(self, on_progress: Callable[[float], None] | None, totals: Totals) -> None:
+    def __init__(
+        self,
+        load: Load,
+        on_progress: Callable[[float], None] | None,
+        totals: Totals,
+        limits: Limits,
+    ) -> None:
         loop = asyncio.get_running_loop()
+        self._model_path = load.model_path
+        self._file = ModelFile(Path(load.model_path))
         self._on_progress = on_progress
         self._totals = totals
+        self._tick_s = limits.tick_s
+        self._watchdog = Watchdog(limits, self._file.size)
+        self._oom_kills = oom_kills()
         self._cache_stats = CacheStats()
         self._splitter = frames.FrameSplitter()
-        self._streams: dict[int, EventStream] = {}
+        self._running: dict[int, _Sent] = {}
         self._last_id = 0
         self._transport: asyncio.SubprocessTransport
+        self._ticking: asyncio.TimerHandle
         self._loading: asyncio.Future[Loaded] = loop.create_future()
         self._exited: asyncio.Future[int] = loop.create_future()
         self._usable = True
         self._stopping = False
         self._killed = False
+        self._verdict: ServerError | None = None
+        self.crashed_at: float | None = None
+        """When it was reaped, by the monotonic clock, if nobody had told it to end."""
         self.loaded: Loaded
         """What the worker said about its model."""
 
@@ -114,25 +119,18 @@ class Worker:
         argv: Sequence[str] = WORKER_ARGV,
         on_progress: Callable[[float], None] | None = None,
         totals: Totals | None = None,
+        limits: Limits | None = None,
     ) -> Worker:
         """Spawn a process and load a model in it; `on_progress` gets fractions from 0 to 1.
 
-        What it does is added to `totals`.
+        What it does is added to `totals`; it is ended when it goes beyond `limits`.
 
         Raises RemoteError with the worker's own words when it refuses the model, and
-        ModelLoadFailed or InsufficientMemory when the process dies of it. Nothing is left behind
-        then, nor when the call is cancelled.
+        ModelLoadFailed or InsufficientMemory when the process dies of it or takes too long.
+        Nothing is left behind then, nor when the call is cancelled.
         """
-        worker = cls(on_progress, totals or Totals())
-        loop = asyncio.get_running_loop()
-        # A session of its own: Ctrl-C in a terminal must reach the server only, which drains.
-        await loop.subprocess_exec(
-            lambda: _Pipes(worker),
-            *argv,
-            stderr=None,
-            env=worker_environment(dict(os.environ)),
-            start_new_session=True,
-        )
+        worker = cls(load, on_progress, totals or Totals(), limits or Limits())
+        await process.spawn(worker, argv)
         try:
             worker._send(load)
             worker.loaded = await worker._loading
@@ -152,25 +150,39 @@ class Worker:
         """Whether requests may be submitted."""
         return self._usable
 
+    @property
+    def outdated(self) -> bool:
+        """Whether another file has the name of the model by now. Looks at the disk.
+
+        If even the bytes of the loaded file are others, its answers are wrong: it is ended.
+        """
+        return self._check_file() != "none"
+
     def submit(self, *requests: Request | Question) -> EventStream:
         """Start requests that make one answer; their events come from the stream returned, which
         must be closed. One that fails ends them all.
 
-        On a dead worker the stream holds one `Failed`. Raises RequestTooLarge, QueueFull.
+        On a dead worker the stream holds one `Failed`. Raises RequestTooLarge, QueueFull, and
+        CrashesWorker for a request that has ended several workers.
         """
+        for request in requests:
+            self._totals.suspects.check(self._model_path, request)
         first = self._last_id + 1
         self._last_id += len(requests)
         stream = EventStream(range(first, first + len(requests)), self._cancel)
-        self._streams.update(dict.fromkeys(stream.ids, stream))
-        if not self._usable:
-            self._fail_all(WorkerCrashed(_CRASHED).info)
-            return stream
+        if not self._running:
+            self._watchdog.heard()
         try:
             for id, request in zip(stream.ids, requests, strict=True):
-                self._send(Submit(id=id, request=request))
+                body = frames.encode_command(Submit(id=id, request=request))
+                self._running[id] = _Sent(request, stream, len(body))
+                if self._usable:
+                    self._write(body, droppable=True)
         except ServerError:
             self._withdraw(stream)
             raise
+        if not self._usable:
+            self._fail_all(WorkerCrashed(CRASHED).info)
         return stream
 
     async def stop(self, deadline_s: float) -> None:
@@ -199,7 +211,7 @@ class Worker:
 
     def fail_running(self, error: ErrorInfo) -> None:
         """End every open stream with `error`, cancelling the requests in the worker."""
-        for stream in set(self._streams.values()):
+        for stream in self._streams():
             self._fail(stream, error)
             stream.wake()
 
@@ -208,6 +220,7 @@ class Worker:
     def connected(self, transport: asyncio.SubprocessTransport) -> None:
         """The process runs."""
         self._transport = transport
+        self._tick_later()
 
     def received(self, data: bytes) -> None:
         """Bytes from the worker: route all events of all complete frames, then wake readers."""
@@ -218,8 +231,7 @@ class Worker:
                     self._route(event, touched)
         except (frames.FrameError, msgspec.DecodeError, _ProtocolError) as error:
             logger.error("worker %d broke the protocol: %s", self.pid, error)
-            self.kill()
-            self._fail_all(WorkerCrashed(_CRASHED).info)
+            self._end(WorkerCrashed(CRASHED))
         for stream in touched:
             stream.wake()
 
@@ -227,25 +239,28 @@ class Worker:
         """No more events can come, so the process is of no use, whatever it still does."""
         if not self._stopping:
             self._end_process()
-        self._fail_all(WorkerCrashed(_CRASHED).info)
+        self._died()
 
     def exited(self, status: int) -> None:
         """The process has been reaped."""
         self._usable = False
+        self._ticking.cancel()
+        if not self._stopping and (not self._killed or self._verdict is not None):
+            self.crashed_at = time.monotonic()
         if not self._stopping or status != 0:
             logger.log(
                 logging.INFO if self._stopping else logging.ERROR,
                 "worker %d %s with %d requests running",
                 self.pid,
                 describe_exit(status),
-                len(self._streams),
+                len(self._running),
             )
         if not self._loading.done():
-            self._loading.set_exception(_died_loading(status, self._killed))
+            self._loading.set_exception(self._verdict or died_loading(status, self._killed))
             self._loading.exception()  # Read here: the loader may have been cancelled.
         if not self._exited.done():
             self._exited.set_result(status)
-        self._fail_all(WorkerCrashed(_CRASHED).info)
+        self._died()
         self._transport.close()
 
     # ---- the details ---------------------------------------------------------------------------
@@ -258,21 +273,24 @@ class Worker:
         if isinstance(event, LoadProgress | Loaded | LoadFailed):
             self._route_load(event)
             return
-        stream = self._streams.get(event.id)
-        if stream is None:
+        sent = self._running.get(event.id)
+        if sent is None:
             if not 0 < event.id <= self._last_id:
                 raise _ProtocolError(f"an event for request {event.id}, which was never made")
             return  # Cancelled here while the event was on its way.
-        touched.add(stream)
-        if not stream.add(event):
-            self._fail(stream, QueueFull("The client reads its answer too slowly.").info)
-        elif isinstance(event, Told):
-            del self._streams[event.id]
-        elif isinstance(event, Finished):
-            del self._streams[event.id]
-            self._totals.add(event)
+        touched.add(sent.stream)
+        self._watchdog.heard()
+        if not sent.stream.add(event):
+            self._fail(sent.stream, QueueFull("The client reads its answer too slowly.").info)
+            return
+        if isinstance(event, Told | Finished):
+            del self._running[event.id]
         elif isinstance(event, Failed):
-            self._withdraw(stream, ended=event.id)
+            self._withdraw(sent.stream, ended=event.id)
+        else:
+            return
+        self._totals.suspects.finished(self._model_path, sent.request)
+        if isinstance(event, Finished | Failed):
             self._totals.add(event)
 
     def _route_load(self, event: LoadProgress | Loaded | LoadFailed) -> None:
@@ -286,6 +304,50 @@ class Worker:
         else:
             self._stopping = True  # It exits after this, and that is no crash.
             self._loading.set_exception(RemoteError(event.error))
+
+    def _tick_later(self) -> None:
+        self._ticking = asyncio.get_running_loop().call_later(self._tick_s, self._tick)
+
+    def _tick(self) -> None:
+        """Ask the watchdog, and look at the model's file while it is being used."""
+        self._tick_later()
+        if self._stopping or not self._usable:
+            return
+        sizes = [sent.size for sent in self._running.values()]
+        verdict = self._watchdog.tick(
+            loaded=self._loading.done(),
+            longest=max(sizes, default=None),
+            memory=own_memory(self.pid),
+        )
+        if verdict is not None:
+            self._end(verdict)
+        elif sizes:
+            self._check_file()
+
+    def _check_file(self) -> Change:
+        change = self._file.change()
+        if change == "overwritten" and self._usable:
+            self._end(WorkerCrashed(OVERWRITTEN), requests_at_fault=False)
+        return change
+
+    def _end(self, why: ServerError, *, requests_at_fault: bool = True) -> None:
+        """End the process and fail its requests for that reason."""
+        logger.error("worker %d is ended: %s", self.pid, why)
+        self._verdict = why
+        self.kill()
+        self._died(requests_at_fault)
+
+    def _died(self, requests_at_fault: bool = True) -> None:
+        """Fail what runs: the process is of no use any more."""
+        expected = self._stopping or (self._killed and self._verdict is None)
+        if requests_at_fault and not expected:
+            self._totals.suspects.died(
+                self._model_path, [sent.request for sent in self._running.values()]
+            )
+        why = self._verdict
+        if why is None and not expected and oom_kills() > self._oom_kills:
+            why = OutOfMemory(MEMORY_RAN_OUT)
+        self._fail_all((why or WorkerCrashed(CRASHED)).info)
 
     def _end_process(self) -> None:
         self._usable = False
@@ -303,7 +365,7 @@ class Worker:
 
         `ended` has just ended there by itself.
         """
-        running = [id for id in stream.ids if self._streams.pop(id, None) is not None]
+        running = [id for id in stream.ids if self._running.pop(id, None) is not None]
         if self._usable:
             for id in running:
                 if id != ended:
@@ -317,72 +379,32 @@ class Worker:
             stream.add(failed)
 
     def _fail_all(self, error: ErrorInfo) -> None:
-        streams, self._streams = self._streams, {}
-        for stream in set(streams.values()):
+        streams = self._streams()
+        self._running = {}
+        for stream in streams:
             failed = Failed(id=stream.ids[0], error=error)
             self._totals.add(failed)
             stream.add(failed)
             stream.wake()
 
+    def _streams(self) -> set[EventStream]:
+        return {sent.stream for sent in self._running.values()}
+
     def _send(self, command: Command) -> None:
+        self._write(frames.encode_command(command))
+
+    def _write(self, body: bytes, *, droppable: bool = False) -> None:
+        """Send a frame. Raises RequestTooLarge, and QueueFull for one that may be refused."""
         pipe = cast("asyncio.WriteTransport | None", self._transport.get_pipe_transport(0))
         if pipe is None or pipe.is_closing():
             return  # The process is ending; its exit tells everyone.
-        if isinstance(command, Submit) and pipe.get_write_buffer_size() > MAX_UNSENT:
+        if droppable and pipe.get_write_buffer_size() > MAX_UNSENT:
             raise QueueFull("The worker does not take requests at the moment.")
         try:
-            pipe.write(frames.pack(frames.encode_command(command)))
+            pipe.write(frames.pack(body))
         except frames.FrameTooLong:
             raise RequestTooLarge("The request is too large.") from None
 
 
 class _ProtocolError(Exception):
     """A well-formed event that cannot be right."""
-
-
-class _Pipes(asyncio.SubprocessProtocol):
-    """Tells a worker what happens on its pipes."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._transport: asyncio.SubprocessTransport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.SubprocessTransport, transport)
-        self._worker.connected(self._transport)
-
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        self._worker.received(data)
-
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        if fd == 1:
-            self._worker.output_ended()
-
-    def process_exited(self) -> None:
-        status = self._transport.get_returncode()
-        assert status is not None
-        self._worker.exited(status)
-
-
-_CRASHED = "The model's worker process ended unexpectedly. It is started again on the next request."
-
-
-def describe_exit(status: int) -> str:
-    """An exit status in words, naming the signal of a negative one."""
-    if status >= 0:
-        return f"exited with status {status}"
-    try:
-        return f"was ended by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was ended by signal {-status}"
-
-
-def _died_loading(status: int, killed_by_us: bool) -> ServerError:
-    if status == -signal.SIGKILL and not killed_by_us:
-        return InsufficientMemory(
-            "The system ended the worker while it was loading the model, which most likely does "
-            "not fit into memory. Try a smaller n_ctx or a smaller model."
-        )
-    return ModelLoadFailed(
-        "The worker process ended while it was loading the model; the server's log says more."
-    )

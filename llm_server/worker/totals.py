@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from llm_server.worker.messages import CacheStats, Failed, Finished
+from llm_server.worker.suspects import Suspects
 
 
 @dataclass(slots=True)
@@ -25,6 +26,8 @@ class Totals:
     prompt_ms: float = 0.0
     predicted_ms: float = 0.0
     cache: CacheStats = field(default_factory=CacheStats)
+    suspects: Suspects = field(default_factory=Suspects)
+    """The requests they died of."""
 
     def add(self, event: Finished | Failed) -> None:
         """A request has ended."""

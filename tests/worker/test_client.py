@@ -19,7 +19,8 @@ from llm_server.errors import (
     RequestTooLarge,
     ShuttingDown,
 )
-from llm_server.worker.client import Worker, describe_exit, worker_environment
+from llm_server.worker.client import Worker
+from llm_server.worker.deaths import describe_exit
 from llm_server.worker.messages import (
     ChatRequest,
     Content,
@@ -29,6 +30,7 @@ from llm_server.worker.messages import (
     Message,
     RequestEvent,
 )
+from llm_server.worker.process import worker_environment
 from llm_server.worker.stream import MAX_UNREAD, EventStream
 from tests.fake_live import FAKE_WORKER, add_models, until
 

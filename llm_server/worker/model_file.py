@@ -1,0 +1,51 @@
+"""Whether a model's files on disk are still those that were loaded.
+
+llama.cpp maps the file: what is written into it changes the weights of a running model, silently.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from llm_server.cache.fingerprint import model_parts
+
+Change: TypeAlias = Literal["none", "replaced", "overwritten"]
+
+
+class ModelFile:
+    """The files of one model as they are at the moment; of a split one, all parts."""
+
+    def __init__(self, path: Path) -> None:
+        self._parts = [(part, _identity(part)) for part in model_parts(path)]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(identity[2] for _, identity in self._parts if identity)
+
+    def change(self) -> Change:
+        """What has happened to them since.
+
+        `replaced`: another file has the name, and what was loaded is whole. `overwritten`: the
+        loaded file itself has other bytes. A file that is gone does no harm.
+        """
+        worst: Change = "none"
+        for path, before in self._parts:
+            now = _identity(path)
+            if before is None or now is None or now == before:
+                continue
+            if now[:2] == before[:2]:
+                return "overwritten"
+            worst = "replaced"
+        return worst
+
+
+def _identity(path: Path) -> tuple[int, int, int, int] | None:
+    """(device, inode, size, mtime in ns), or None if there is no such file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,99 @@
+"""The process of a worker: how it is spawned, and what it is given.
+
+It knows no protocol: bytes and ends go to an `Owner`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, cast
+
+import llm_server
+
+WORKER_ARGV = (sys.executable, "-P", "-m", "llm_server.worker")
+"""-P: no file of the folder the server was started in shall pass for a library."""
+
+# Nothing else of the environment reaches the process that runs native code on untrusted files.
+_ENVIRONMENT = frozenset(
+    "PATH LANG LANGUAGE TZ TMPDIR PYTHONPATH VIRTUAL_ENV LD_LIBRARY_PATH SYSTEMROOT".split()
+)
+_ENVIRONMENT_PREFIXES = ("LC_", "OMP_", "GGML_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "VK_")
+_SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+
+
+class Owner(Protocol):
+    """Who is told what happens to a process, in the event loop's thread."""
+
+    def connected(self, transport: asyncio.SubprocessTransport) -> None:
+        """The process runs."""
+
+    def received(self, data: bytes) -> None:
+        """Bytes from its standard output."""
+
+    def output_ended(self) -> None:
+        """No more bytes can come."""
+
+    def exited(self, status: int) -> None:
+        """The process has been reaped; a negative status is a signal."""
+
+
+async def spawn(owner: Owner, argv: Sequence[str]) -> None:
+    """Start a process with pipes for input and output; its stderr is ours.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    # A session of its own: Ctrl-C in a terminal must reach the server only, which drains.
+    await asyncio.get_running_loop().subprocess_exec(
+        lambda: _Pipes(owner),
+        *argv,
+        stderr=None,
+        env=worker_environment(dict(os.environ)),
+        start_new_session=True,
+    )
+
+
+def worker_environment(environment: dict[str, str]) -> dict[str, str]:
+    """The part of `environment` a worker gets: what libraries need, no home and no secrets."""
+    allowed = {
+        name: value
+        for name, value in environment.items()
+        if (name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES))
+        and not any(word in name.upper() for word in _SECRETS)
+    }
+    # Without this ggml forks a debugger when it aborts: seconds, and arguments on stderr.
+    allowed["GGML_NO_BACKTRACE"] = "1"
+    # A package that runs from its sources is found again without the folder we were started in.
+    source = Path(llm_server.__file__).parents[1]
+    if source.name not in ("site-packages", "dist-packages"):
+        paths = [allowed["PYTHONPATH"]] if allowed.get("PYTHONPATH") else []
+        allowed["PYTHONPATH"] = os.pathsep.join([*paths, str(source)])
+    return allowed
+
+
+class _Pipes(asyncio.SubprocessProtocol):
+    """Passes on what happens on the pipes."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._transport: asyncio.SubprocessTransport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.SubprocessTransport, transport)
+        self._owner.connected(self._transport)
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self._owner.received(data)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if fd == 1:
+            self._owner.output_ended()
+
+    def process_exited(self) -> None:
+        status = self._transport.get_returncode()
+        assert status is not None
+        self._owner.exited(status)
