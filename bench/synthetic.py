@@ -22,7 +22,7 @@ from gguf import GGUFWriter, LlamaFileType, TokenType
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from llm_server.llama.lib import lib
-from tests.tiny_models import CHATML, CONTROL, WORDS, byte_alphabet
+from tests.tiny_models import CONTROL, WORDS, byte_alphabet
 
 BUILD = Path(__file__).parent.parent / "build"
 N_VOCAB = 151_936
@@ -31,6 +31,38 @@ QWEN2_SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """How llama.cpp's `qwen2` pre-tokenizer cuts text (LLAMA_VOCAB_PRE_TYPE_QWEN2)."""
+
+TEMPLATE = """\
+{%- if tools %}
+{{- '<|im_start|>system\\n' }}
+{%- if messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}{% endif %}
+{{- 'You may call these functions:\\n<tools>' }}
+{%- for tool in tools %}{{- '\\n' + (tool | tojson) }}{% endfor %}
+{{- '\\n</tools>\\nWrite each call as JSON with its name and arguments between tags:\\n' }}
+{{- '<tool_call>\\n{"name": <name>, "arguments": <object>}\\n</tool_call><|im_end|>\\n' }}
+{%- elif messages[0].role == 'system' %}
+{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+{%- if message.role == 'tool' %}
+{{- '<|im_start|>user\\n<tool_response>\\n' + message.content }}
+{{- '\\n</tool_response><|im_end|>\\n' }}
+{%- elif message.role == 'assistant' and message.tool_calls %}
+{{- '<|im_start|>assistant' }}
+{%- if message.content %}{{- '\\n' + message.content }}{% endif %}
+{%- for call in message.tool_calls %}
+{{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+{{- call.function.arguments | tojson }}
+{{- '}\\n</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\\n' }}
+{%- elif message.role != 'system' or not loop.first %}
+{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}
+"""
+"""ChatML with calls in Hermes' syntax: every server knows how to force those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +199,7 @@ def write_f16(path: Path, size: str, seed: int, *, chain: bool = False) -> None:
     writer.add_token_merges(merges)
     writer.add_eos_token_id(N_VOCAB - 1)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(CHATML)
+    writer.add_chat_template(TEMPLATE)
     infos = [(name, dims) for name, dims, _ in tensors(shape)]
     infos += [("output.weight", (N_VOCAB, shape.n_embd))] if chain else []
     for name, dims in infos:

@@ -53,6 +53,18 @@ class Trigger:
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """Calls where a message starts, announced by their whole header instead of a trigger.
+
+    `complete` tells of a message's beginning whether it is the header of a call, or None while it
+    may become one. `matcher` makes a fresh matcher that begins with the header.
+    """
+
+    complete: Callable[[str], bool | None]
+    matcher: Callable[[], LLMatcher]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """All that a constraint does.
 
@@ -60,7 +72,8 @@ class Plan:
     opening of a thought, where one may come. `triggers` begin calls in free text. `thought` opens
     a thought and `close` ends it, as text; after a thought comes `first`. `once`: the answer ends
     with its grammar. `bulk` is how much longer the shortest call of the largest tool is than that
-    of the smallest.
+    of the smallest. `opening` begins calls at the start of the answer and behind `switch`, which
+    ends one message of it. `must_call`: `first` holds nothing but calls.
     """
 
     first: Callable[[], LLMatcher] | None
@@ -72,6 +85,9 @@ class Plan:
     budget: int | None = None
     once: bool = True
     bulk: float = 1.0
+    opening: Opening | None = None
+    switch: bytes = b""
+    must_call: bool = False
 
 
 class Constraint:
@@ -100,6 +116,8 @@ class Constraint:
         self._ends = ends
         self._thinking = thinking
         self._in_head = False
+        self._in_call = False
+        self._opened: list[int] | None = None  # tokens of a message that may begin with a call
         self._recent: list[int] = []
         self._n_text = 0
         self._by_text = [t for t in plan.triggers if t.token < 0]
@@ -111,6 +129,11 @@ class Constraint:
         self.finished = False
         if not thinking:
             self._begin(plan.head)
+
+    @property
+    def calling(self) -> bool:
+        """Whether what comes is part of a call: nothing else may end it."""
+        return self._matcher is not None and (self._in_call or self._plan.must_call)
 
     def mask(self) -> NDArray[np.int32] | None:
         """Allowed tokens as bits, 32 to a word, the lowest first; None where all are allowed.
@@ -167,6 +190,8 @@ class Constraint:
         if source is not None:
             self._matcher = source()
             self._in_head = head is not None
+        elif self._plan.opening is not None:
+            self._opened = []
 
     def _think(self, token: int) -> None:
         self._n_thought += 1
@@ -215,7 +240,7 @@ class Constraint:
             self._in_head = self._plan.thought.startswith(text)
         if self._matcher.is_stopped():
             self._check()
-            self._matcher = None
+            self._matcher, self._in_call = None, False
             self._tail, self._recent = b"", []
             self.finished = self._plan.once
 
@@ -224,15 +249,31 @@ class Constraint:
         plan = self._plan
         for trigger in plan.triggers:
             if self._is_marker(trigger, token):
-                self._enter(trigger, [token])
+                self._enter(trigger.matcher(), [token])
                 return
+        if self._opened is not None and self._opens(token):
+            return
         self._remember(token)
         for trigger in self._by_text:
             if self._completed(trigger):
                 return
         if self._tail.strip() == plan.thought and plan.thought and not self._n_text:
             self._thinking, self._tail, self._n_thought = True, b"", 0
-            self._recent = []
+            self._recent, self._opened = [], None
+        elif plan.opening and plan.switch and self._tail.endswith(plan.switch):
+            self._opened = []
+
+    def _opens(self, token: int) -> bool:
+        """Whether a message that starts with this token's end is a call, and a grammar begins."""
+        opening, opened = self._plan.opening, self._opened
+        assert opening is not None and opened is not None
+        opened.append(token)
+        text = b"".join(self._spellings[t] for t in opened).decode("utf-8", "replace")
+        complete = opening.complete(text)
+        if complete is None:
+            return False
+        self._opened = None
+        return complete and self._enter(opening.matcher(), opened)
 
     @staticmethod
     def _is_marker(trigger: Trigger, token: int) -> bool:
@@ -257,16 +298,15 @@ class Constraint:
         for n, token in enumerate(self._recent):
             start += len(self._spellings[token])
             if start > at:
-                return self._enter(trigger, self._recent[n:])
+                return self._enter(trigger.matcher(), self._recent[n:])
         return False
 
-    def _enter(self, trigger: Trigger, tokens: list[int]) -> bool:
-        matcher = trigger.matcher()
+    def _enter(self, matcher: LLMatcher, tokens: list[int]) -> bool:
         if matcher.validate_tokens(tokens) < len(tokens):
             return False  # it went on in another way: no call that we know
         matcher.consume_tokens(tokens)
-        self._matcher, self._in_head = matcher, False
-        self._tail, self._recent = b"", []
+        self._matcher, self._in_head, self._in_call = matcher, False, True
+        self._tail, self._recent, self._opened = b"", [], None
         return True
 
     # ---- the end -------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance._lib import LLParserLimits
 from llguidance._tokenizer import TokenizerWrapper
 
+from llm_server.chat.syntax.literal import loose_regex
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import JsonObject
 
@@ -88,6 +89,15 @@ class Lark:
             at = match.end()
         parts.append(_quoted(text[at:]))
         return " ".join(part for part in parts if part)
+
+    def loose_text(self, text: str) -> str:
+        """As `text`, but with any blanks where the parser does not mind them."""
+        parts: list[str] = []
+        at = 0
+        for match in self._split.finditer(text):
+            parts += [_regex(text[at : match.start()]), f"<[{self._markers[match.group()]}]>"]
+            at = match.end()
+        return " ".join(part for part in [*parts, _regex(text[at:])] if part)
 
     def starts_with_marker(self, text: str) -> bool:
         """Whether a text begins with a token that stands for its whole spelling."""
@@ -250,6 +260,10 @@ def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param
     lark = Lark({})
     source = lark.source(lark.json(schema, spaced=False, lenient=lenient))
     grammars.compile(source, param, probe=True)
+
+
+def _regex(text: str) -> str:
+    return f"/{loose_regex(text)}/" if text else ""
 
 
 def _quoted(text: str) -> str:

@@ -16,17 +16,18 @@ from functools import cached_property, partial
 from llguidance import LLMatcher
 
 from llm_server.chat.closing import WayOut
-from llm_server.chat.constraint import Constraint, Plan, Trigger
+from llm_server.chat.constraint import Constraint, Opening, Plan, Trigger
 from llm_server.chat.grammar import Grammars, Lark, Spelling, check_schema
 from llm_server.chat.stream import Where
 from llm_server.chat.syntax.call_grammar import CallGrammar, Choice
-from llm_server.chat.syntax.format import ParamArgs, Syntax
+from llm_server.chat.syntax.format import ParamArgs, Syntax, other_headers
 from llm_server.chat.syntax.literal import (
     Literal,
     Slot,
     build,
     common_prefix,
     fill,
+    header_complete,
     is_marker,
     pieces,
     text_of,
@@ -102,8 +103,11 @@ class Planner:
             budget=demand.request.reasoning_budget if reasoning else None,
             once=first is not None or not demand.request.parallel_tool_calls,
             bulk=self._bulk(demand.tools),
+            opening=self._call_opening(demand) if demand.tools and first is None else None,
+            switch=self._syntax.switch.encode(),
+            must_call=demand.must_call,
         )
-        if first is None and not triggers and plan.budget is None:
+        if not (first or triggers or plan.opening) and plan.budget is None:
             return None
         return Constraint(
             plan,
@@ -212,6 +216,20 @@ class Planner:
         if calls.start and opening:
             found.append(self._trigger(demand, opening, calls.start, True))
         return found
+
+    def _call_opening(self, demand: Demand) -> Opening | None:
+        """What tells a call by its header, where no trigger announces all that may come."""
+        calls = self._syntax.calls
+        headers = [header for header in (calls.start, calls.begin) if header is not None]
+        others = [other for header in headers for other in other_headers(header)]
+        if calls.start is None and not calls.anchored and not others:
+            return None
+        headers = [calls.start or calls.begin, *others]
+        lark = Lark(self.grammars.markers)
+        source = lark.source(self._calls(lark, demand).section_behind(headers))
+        names = frozenset(tool["function"]["name"] for tool in demand.tools)
+        matcher = self._compiled(source, demand.request)
+        return Opening(partial(header_complete, headers, names), matcher)
 
     def _trigger(self, demand: Demand, text: str, opening: Literal, anchored: bool) -> Trigger:
         lark = Lark(self.grammars.markers)

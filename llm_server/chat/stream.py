@@ -37,6 +37,7 @@ class PlainText:
     """An answer without tools or reasoning: all of it is content."""
 
     n_calls = 0
+    answering = True
 
     def __init__(self, id: int) -> None:
         self._id = id
@@ -88,9 +89,15 @@ class AnswerParser:
         self._reader = Reader()
         self._deltas: list[Delta] = []
         self.n_calls = 0
+        self._calling = False
         self._skipping = syntax.reasoning is not None
         self._running = self._answer()
         next(self._running)
+
+    @property
+    def answering(self) -> bool:
+        """Whether the text that comes is for the user, not a thought or a call."""
+        return self._where != "reasoning" and not self._calling
 
     def feed(self, text: str) -> list[Delta]:
         """The deltas that `text` makes visible."""
@@ -237,6 +244,11 @@ class AnswerParser:
     def _calls(self, header: Matcher) -> Parse[None]:
         """Read calls from behind the first one's header on. The reader is marked before it, and
         goes back to its mark when what follows is no call."""
+        self._calling = True
+        yield from self._calls_from(header)
+        self._calling = False
+
+    def _calls_from(self, header: Matcher) -> Parse[None]:
         calls, reader = self._syntax.calls, self._reader
         while True:
             name = header.values[Slot.NAME]

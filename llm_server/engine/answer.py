@@ -30,9 +30,15 @@ class TokenSampler(Protocol):
 
 
 class TextParser(Protocol):
-    """Turns an answer's text into deltas (`chat/stream`). `n_calls` is how many calls it saw."""
+    """Turns an answer's text into deltas (`chat/stream`). `n_calls` is how many calls it saw.
+
+    `answering`: whether the text that comes is for the user, not a thought or a call.
+    """
 
     n_calls: int
+
+    @property
+    def answering(self) -> bool: ...
 
     def feed(self, text: str) -> Sequence[Delta]: ...
 
@@ -43,6 +49,9 @@ class TokenConstraint(Protocol):
     """What may come next (`chat/constraint`)."""
 
     finished: bool
+
+    @property
+    def calling(self) -> bool: ...
 
     def mask(self) -> Mask | None: ...
 
@@ -168,7 +177,7 @@ class Answer:
             self._constraint.accept(token)
         piece = self._vocabulary.piece(token, special=token in self._visible)
         decoded = self._characters.feed(piece)
-        text, stopped = self._stops.feed(decoded)
+        text, stopped = self._until_stop(decoded)
         if self._scores:
             self._scores.took(token, len(decoded))
             self._deltas += self._scores.shown(len(text), cut=stopped)
@@ -178,6 +187,17 @@ class Answer:
             self._end("stop")
         elif self.n_tokens >= self._limit:
             self._end("length")
+
+    def _until_stop(self, text: str) -> tuple[str, bool]:
+        """Text to show, and whether a stop string ends the answer.
+
+        Stop strings are for the text that users see: they end neither a thought, behind which the
+        answer is still to come, nor a call, whose arguments would be no JSON.
+        """
+        calling = self._constraint is not None and self._constraint.calling
+        if self._parser.answering and not calling:
+            return self._stops.feed(text)
+        return self._stops.flush() + text, False
 
     def _end(self, reason: FinishReason) -> None:
         held = self._stops.flush()

@@ -124,6 +124,57 @@ def test_auto_is_free_until_the_call_and_then_valid(markers: list[str]) -> None:
         assert arguments(calls)
 
 
+OPENINGS = {
+    "meetkai-functionary-medium-v3.2": ["get_weather\n", "\nget_weather\n", "get_weather {"],
+    "muse-glimmer": [
+        'to=get_weather<|message|><atem:function_calls>\n<atem:invoke name="get_weather">',
+        "to=self<|message|>Hm.<|eom|><|start|>assistant to=get_weather<|message|>"
+        '<atem:function_calls><atem:invoke name="get_weather">',
+        "to=user<|message|>Yes.<|eom|><|start|>assistant to=get_weather<|message|>"
+        '<atem:function_calls><atem:invoke name="get_weather">',
+    ],
+    "meta-llama-Llama-3.1-8B-Instruct": ['{ "name" : "get_weather", "parameters": '],
+    "openai-gpt-oss-120b": [
+        "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+        "<|channel|>commentary to=functions.get_weather<|message|>",
+    ],
+}
+
+
+@pytest.mark.parametrize("spelled", [False, True])
+@pytest.mark.parametrize(
+    ("name", "script"), [(name, script) for name in OPENINGS for script in OPENINGS[name]]
+)
+def test_auto_constrains_what_can_only_be_a_call(name: str, script: str, spelled: bool) -> None:
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    markers = sorted(_markers(DIALOGUES[name].syntax)) if spelled else []
+    vocabulary = ByteVocabulary(["<s>", "</s>", *markers], words=WORDS)
+    prepared = Dialogue(TEMPLATES[name], vocabulary).prepare(1, ChatRequest(QUESTION, TOOLS))
+    for seed in range(2):
+        d = Dialogue(TEMPLATES[name], vocabulary)
+        prepared = d.prepare(1, ChatRequest(QUESTION, TOOLS))
+        got = generate(prepared, vocabulary, script=script, max_tokens=900, seed=seed)
+        assert got.n_masked
+        assert "get_weather" in arguments(fold(got.deltas)[2]), got.text
+
+
+@pytest.mark.parametrize("said", ["get_weather is a tool.", "to=user? No.", "get", "{}", "x"])
+@pytest.mark.parametrize("name", OPENINGS)
+def test_auto_leaves_words_like_headers_alone(name: str, said: str) -> None:
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    vocabulary = ByteVocabulary(["<s>", "</s>"], words=WORDS)
+    constraint = (
+        Dialogue(TEMPLATES[name], vocabulary).prepare(1, ChatRequest(QUESTION, TOOLS)).constraint
+    )
+    assert constraint is not None
+    for token in vocabulary.tokenize(said, parse_special=True):
+        constraint.accept(token)
+        assert constraint.mask() is None
+
+
 def test_auto_without_a_call_costs_no_masks() -> None:
     d, vocabulary = build()
     prepared = d.prepare(1, ChatRequest(QUESTION, TOOLS))

@@ -196,6 +196,7 @@ class Text:
     """A parser that calls everything content."""
 
     n_calls = 0
+    answering = True
 
     def __init__(self, id: int) -> None:
         self._id = id

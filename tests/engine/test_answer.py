@@ -21,6 +21,7 @@ class Script:
     ) -> None:
         self.seen: list[int] = []
         self.finished = False
+        self.calling = False
         self._forced = forced
         self._finish_at = finish_at
         self._instead = instead or []
@@ -103,6 +104,22 @@ def test_an_answer_with_calls_says_so() -> None:
     parser.n_calls = 2
     waiting._answer._parser = parser
     assert end_of(bench).reason == "tool_calls"
+
+
+def test_stop_strings_end_no_call_and_no_thought() -> None:
+    for calling, answering in ((True, True), (False, False)):
+        bench = Bench()
+        script = Script({1: [9, 10, 11]}, finish_at=6)
+        script.calling = calling
+        bench.submit(1, PROMPT, max_tokens=9, constraint=script, stop=[text([10])])
+        bench.engine._waiting[0]._answer._parser.answering = answering
+        assert end_of(bench).reason == "stop"
+        assert len(script.seen) == 6
+        assert text([10]) in "".join(bench.texts[1])
+    bench = Bench()
+    bench.submit(1, PROMPT, max_tokens=9, constraint=Script({1: [9, 10, 11]}), stop=[text([10])])
+    assert end_of(bench).reason == "stop"
+    assert text([10]) not in "".join(bench.texts[1])
 
 
 def test_a_stream_with_forced_tokens_does_not_wait_behind_a_prompt() -> None:

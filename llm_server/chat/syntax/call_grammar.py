@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llm_server.chat.grammar import Lark
 from llm_server.chat.syntax.format import CallFormat, JsonArgs
-from llm_server.chat.syntax.literal import Literal, Slot, fill
+from llm_server.chat.syntax.literal import BLANKS, Literal, Slot, fill
 from llm_server.chat.syntax.param_grammar import ParamGrammar
 from llm_server.worker.messages import JsonObject
 
@@ -43,6 +43,15 @@ class CallGrammar:
         """An expression for one call or several, from `opening` on to the end."""
         return self._lark.rule(self._alternatives(opening, None))
 
+    def section_behind(self, headers: Sequence[Literal]) -> str:
+        """As `section`, from any of `headers` on, with the blanks that the parser allows there."""
+        parts = []
+        for function, arguments in zip(self._tools, self._arguments, strict=True):
+            name = function["name"]
+            heads = [self.literal(header, name, None, loose=True) for header in headers]
+            parts.append(f"/{BLANKS}/ ( {' | '.join(heads)} ) {arguments} {self._rest(name)}")
+        return self._lark.rule(" | ".join(parts))
+
     def _alternatives(self, opening: Literal, last: str | None) -> str:
         parts = []
         for function, arguments in zip(self._tools, self._arguments, strict=True):
@@ -62,8 +71,9 @@ class CallGrammar:
             self._lark.define(rule, end + more)
         return self._rests[key]
 
-    def literal(self, literal: Literal, name: str, last: str | None) -> str:
+    def literal(self, literal: Literal, name: str, last: str | None, *, loose: bool = False) -> str:
         """An expression for a literal with its names filled in."""
+        text = self._lark.loose_text if loose else self._lark.text
         names = {Slot.NAME: name, Slot.LAST: last or name}
         if last is None:
             names[Slot.INDEX] = str(self._calls.first_index)
@@ -74,7 +84,7 @@ class CallGrammar:
             elif part is Slot.ID:
                 parts.append("/[a-zA-Z0-9]{9}/")
             elif isinstance(part, str):
-                parts.append(self._lark.text(part))
+                parts.append(text(part))
         return " ".join(p for p in parts if p)
 
     def _arguments_of(self, function: JsonObject) -> str:

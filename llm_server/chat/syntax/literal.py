@@ -7,7 +7,7 @@ renders have in common never ends inside a marker. It knows nothing of templates
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from enum import Enum
 from typing import TypeAlias
 
@@ -45,6 +45,8 @@ SLOT_CHARS: dict[Slot, Callable[[str], bool]] = {
     Slot.KEY: lambda c: not c.isspace() and c not in "<>\"'=:",
 }
 MAX_SLOT = 256
+BLANKS = r"\s{0,16}"
+"""So many blanks more are no reason to take a header for plain text."""
 
 
 def pieces(text: str) -> list[str]:
@@ -149,6 +151,41 @@ class Matcher:
     def _advance(self) -> None:
         self._at += 1
         self.done = self._at == len(self._items)
+
+
+def header_complete(headers: Sequence[Literal], names: Collection[str], text: str) -> bool | None:
+    """Whether `text` begins with one of `headers` for one of `names`; None: it still may."""
+    answer: bool | None = False
+    for header in headers:
+        matcher = Matcher(header)
+        for char in text:
+            if matcher.done or not matcher.alive:
+                break
+            matcher.push(char)
+        if not matcher.alive or (matcher.done and matcher.values.get(Slot.NAME) not in names):
+            continue
+        last = header[-1] if isinstance(header[-1], str) else ""
+        blanks = last[len(last.rstrip()) :]
+        rest = text[matcher.length :]
+        if matcher.done and (rest.startswith(blanks) or rest.lstrip().startswith("{")):
+            return True
+        if not matcher.done or not rest.strip():
+            answer = None
+    return answer
+
+
+def loose_regex(text: str) -> str:
+    """A regular expression for `text` with the freedom of blanks that `Matcher` leaves."""
+    out = ""
+    loose = False
+    for char in text:
+        sign = char in _SIGNS
+        if char.isspace() or ((loose or sign) and not out.endswith(BLANKS)):
+            out += "" if out.endswith(BLANKS) else BLANKS
+        if not char.isspace():
+            out += "\\/" if char == "/" else re.escape(char)
+        loose = sign
+    return out + BLANKS if loose and not out.endswith(BLANKS) else out
 
 
 def _items(literal: Literal) -> list[tuple[str | Slot, bool]]:
