@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from llm_server.commands import cache, run
+from llm_server.commands import cache, doctor, run
 
 app = typer.Typer(
     name="llm-server",
@@ -34,6 +34,7 @@ def serve(context: typer.Context) -> None:
 
 
 app.command()(run.run)
+app.command()(doctor.doctor)
 app.add_typer(cache.app, name="cache")
 
 

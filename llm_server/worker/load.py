@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from llm_server.llama import log
 from llm_server.llama.context import Context, ContextError
 from llm_server.llama.lib import lib, version
 from llm_server.llama.model import LoadError, Model
+from llm_server.machine import physical_cores
 from llm_server.worker.messages import Load, LoadConfig, Loaded
 from llm_server.worker.prepare import Preparer, open_dialogue
 
@@ -178,10 +178,3 @@ def memory_bytes(model: Model) -> int:
     mapped = sum(size for (where, _), size in buffers.items() if where.endswith("_Mapped"))
     untouched = buffers["CPU", "compute"]
     return own + untouched + min(mapped, model.size_bytes) - buffers["CPU_REPACK", "model"]
-
-
-def physical_cores() -> int:
-    """Cores this process may use; more threads than that slow llama.cpp down."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return min(cores, allowed or cores)

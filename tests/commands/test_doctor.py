@@ -1,0 +1,42 @@
+"""`llm-server doctor`: what is printed, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from llm_server.cli import app
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_SERVER_PORT", "0")
+
+
+def doctor(folder: Path, *args: str) -> Result:
+    return CliRunner().invoke(app, ["doctor", "--models-dir", str(folder / "models"), *args])
+
+
+def test_a_machine_on_which_it_works(tmp_path: Path, port: None) -> None:
+    result = doctor(tmp_path)
+    assert result.exit_code == 0, result.output
+    for check in ("llama.cpp", "processor", "threads", "memory", "models", "cache", "disk", "port"):
+        assert check in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_ends_in_1_and_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        monkeypatch.setenv("LLM_SERVER_PORT", str(other.getsockname()[1]))
+        result = doctor(tmp_path, "--json")
+    assert result.exit_code == 1
+    said = json.loads(result.stdout)
+    assert said["ok"] is False
+    (fault,) = [finding for finding in said["findings"] if finding["status"] == "fail"]
+    assert fault["check"] == "port" and fault["fix"].startswith("export LLM_SERVER_PORT=")
