@@ -36,7 +36,8 @@ class App(FastAPI):
 
     def build_middleware_stack(self) -> ASGIApp:
         """The stack of FastAPI, wrapped once more."""
-        return Edge(super().build_middleware_stack(), self.max_body_bytes)
+        responses = self.state.context.pool.totals.responses
+        return Edge(super().build_middleware_stack(), self.max_body_bytes, responses)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, with the definitions our bodies use in the place for them."""

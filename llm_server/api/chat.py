@@ -200,10 +200,10 @@ class StreamedResponse(Response):
                 try:
                     await self._stream(answer, writer)
                 except ServerError as error:
-                    await _end_with_error(writer, error, error.info)
+                    await self._end(writer, error, error.info)
                 except Exception as error:
                     logger.exception("a stream ended in an unexpected way")
-                    await _end_with_error(writer, error, INTERNAL)
+                    await self._end(writer, error, INTERNAL)
 
     async def _stream(self, answer: Answer, writer: sse.EventWriter) -> None:
         batch: list[RequestEvent] | None = await self._begin(answer, writer)
@@ -231,6 +231,14 @@ class StreamedResponse(Response):
         finally:
             beginning.cancel()
 
+    async def _end(self, writer: sse.EventWriter, error: Exception, info: ErrorInfo) -> None:
+        """End a started stream with the error and without [DONE]; else leave it to HTTP."""
+        if not writer.started and not isinstance(error, _Late):
+            raise error
+        self._pool.totals.add_error(info)
+        unsent = error.unsent if isinstance(error, _Late) else b""
+        await writer.write(unsent + sse.data(envelope(info)), last=True)
+
 
 class _Late(RemoteError):
     """A request failed behind events that its client has not seen yet."""
@@ -238,14 +246,6 @@ class _Late(RemoteError):
     def __init__(self, info: ErrorInfo, unsent: bytes) -> None:
         super().__init__(info)
         self.unsent = unsent
-
-
-async def _end_with_error(writer: sse.EventWriter, error: Exception, info: ErrorInfo) -> None:
-    """End a started stream with the error and without [DONE]; else leave it to HTTP."""
-    if not writer.started and not isinstance(error, _Late):
-        raise error
-    unsent = error.unsent if isinstance(error, _Late) else b""
-    await writer.write(unsent + sse.data(envelope(info)), last=True)
 
 
 async def until_disconnected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

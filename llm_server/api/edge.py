@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import Counter
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,18 +17,28 @@ from llm_server.errors import RequestTooLarge
 
 logger = logging.getLogger(__name__)
 
+_GONE = 499  # nginx's number for a client that left before it was answered
+
 
 class Edge:
-    """Wraps the app. Bodies over `max_body_bytes` are refused, before they are read if declared."""
+    """Wraps the app. Bodies over `max_body_bytes` are refused, before they are read if declared.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    `responses` counts what goes out, by status.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, responses: Counter[int]) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._responses = responses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
         if scope["type"] == "http":
-            await _Exchange(scope, receive, send, self._max_body_bytes).run(self._app)
+            exchange = _Exchange(scope, receive, send, self._max_body_bytes)
+            try:
+                await exchange.run(self._app)
+            finally:
+                self._responses[exchange.status or _GONE] += 1
         elif scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         else:
@@ -43,7 +54,7 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._left = max_body_bytes
-        self._status: int | None = None
+        self.status: int | None = None
         scope.setdefault("state", {})["request_id"] = self.id
 
     async def run(self, app: ASGIApp) -> None:
@@ -57,7 +68,7 @@ class _Exchange:
         except Exception:
             # The border of a request: whatever it was, it must not reach the server around us.
             logger.exception("%s failed", self.id)
-            if self._status is None:
+            if self.status is None:
                 await error_response(INTERNAL)(self._scope, self._receive, self.send)
         finally:
             logger.info(
@@ -65,7 +76,7 @@ class _Exchange:
                 self.id,
                 self._scope["method"],
                 ascii(self._scope["path"])[1:-1],
-                self._status or "gone",
+                self.status or "gone",
                 time.monotonic() - started,
             )
 
@@ -81,9 +92,9 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         """A piece of the response, its head with the id."""
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            self.status = message["status"]
             headers = [*message.get("headers", []), (b"x-request-id", self.id.encode())]
-            if self._status == 413:
+            if self.status == 413:
                 headers.append((b"connection", b"close"))  # The rest of the body is not read.
             message = {**message, "headers": headers}
         await self._send(message)

@@ -52,6 +52,7 @@ def error_response(info: ErrorInfo, extra: dict[str, str] | None = None) -> Resp
 async def on_server_error(request: Request, error: Exception) -> Response:
     """Handler of our own errors."""
     assert isinstance(error, ServerError)
+    request.app.state.context.pool.totals.add_error(error.info)
     return error_response(error.info)
 
 
@@ -68,4 +69,5 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 async def on_unexpected(request: Request, error: Exception) -> Response:
     """Handler of everything else; the outermost layer logs it."""
+    request.app.state.context.pool.totals.add_error(INTERNAL)
     return error_response(INTERNAL)

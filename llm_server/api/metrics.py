@@ -50,6 +50,12 @@ def _text(pool: Pool) -> bytes:
             for outcome, count in sorted(totals.requests.items()):
                 ended.add_metric([outcome], count)
             yield ended
+            responses = CounterMetricFamily(
+                "llm_http_responses", "HTTP responses by status", labels=["status"]
+            )
+            for status_code, count in sorted(totals.responses.items()):
+                responses.add_metric([str(status_code)], count)
+            yield responses
             prompt = CounterMetricFamily(
                 "llm_prompt_tokens", "Prompt tokens by where they came from", labels=["source"]
             )

@@ -290,7 +290,7 @@ class Worker:
         else:
             return
         self._totals.suspects.finished(self._model_path, sent.request)
-        if isinstance(event, Finished | Failed):
+        if isinstance(event, Finished):
             self._totals.add(event)
 
     def _route_load(self, event: LoadProgress | Loaded | LoadFailed) -> None:
@@ -374,17 +374,13 @@ class Worker:
 
     def _fail(self, stream: EventStream, error: ErrorInfo) -> None:
         if self._withdraw(stream):
-            failed = Failed(id=stream.ids[0], error=error)
-            self._totals.add(failed)
-            stream.add(failed)
+            stream.add(Failed(id=stream.ids[0], error=error))
 
     def _fail_all(self, error: ErrorInfo) -> None:
         streams = self._streams()
         self._running = {}
         for stream in streams:
-            failed = Failed(id=stream.ids[0], error=error)
-            self._totals.add(failed)
-            stream.add(failed)
+            stream.add(Failed(id=stream.ids[0], error=error))
             stream.wake()
 
     def _streams(self) -> set[EventStream]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from llm_server.worker.messages import CacheStats, Failed, Finished
+from llm_server.errors import ErrorInfo
+from llm_server.worker.messages import CacheStats, Finished
 from llm_server.worker.suspects import Suspects
 
 
@@ -16,7 +17,10 @@ class Totals:
     """Sums over all requests and all workers. Milliseconds and tokens, as `Finished` has them."""
 
     requests: Counter[str] = field(default_factory=Counter)
-    """By how they ended: a finish reason, an error's code, or `cancelled`."""
+    """By how they ended: a finish reason, `cancelled`, or the code of the error that was answered,
+    also where it never came to a worker. Each of several choices counts."""
+    responses: Counter[int] = field(default_factory=Counter)
+    """HTTP responses by status; 499 where the client left before there was one."""
     prompt_tokens: int = 0
     cells_tokens: int = 0
     disk_tokens: int = 0
@@ -29,11 +33,12 @@ class Totals:
     suspects: Suspects = field(default_factory=Suspects)
     """The requests they died of."""
 
-    def add(self, event: Finished | Failed) -> None:
-        """A request has ended."""
-        if isinstance(event, Failed):
-            self.requests[event.error.code or "error"] += 1
-            return
+    def add_error(self, info: ErrorInfo) -> None:
+        """A request was answered with an error."""
+        self.requests[info.code or "error"] += 1
+
+    def add(self, event: Finished) -> None:
+        """A request has ended well."""
         usage, timings = event.usage, event.timings
         self.requests[event.reason] += 1
         self.prompt_tokens += usage.prompt_tokens

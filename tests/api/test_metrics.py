@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from llm_server.errors import ErrorInfo
-from llm_server.worker.messages import CacheStats, Failed, Finished, Timings, Usage
+from llm_server.worker.messages import CacheStats, Finished, Timings, Usage
 from llm_server.worker.totals import Totals
 from tests.fake_live import Live, chat_body, until
 
@@ -34,6 +37,30 @@ def test_requests_and_tokens_are_counted(live: Live) -> None:
     assert after["llm_requests_running",] == 0
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "outcome", "status"),
+    [
+        ("/chat/completions", {"messages": "x"}, "invalid_type", 400),
+        ("/v1/completions", {"prompt": "x", "grammar": "x"}, "unsupported_parameter", 400),
+        ("/chat/completions", chat_body("x", model="no-such"), "model_not_found", 404),
+        ("/chat/completions", chat_body("fail:as_asked"), "as_asked", 400),
+        ("/chat/completions", chat_body("fail:as_asked", stream=True), "as_asked", 400),
+        ("/chat/completions", chat_body("late-fail", stream=True), "internal_error", 200),
+        ("/nope", {}, None, 404),
+    ],
+)
+def test_refused_and_failed_requests_are_counted_once(
+    live: Live, path: str, body: Any, outcome: str | None, status: int
+) -> None:
+    before = scrape(live)
+    assert live.post(path, body).status_code == status
+    grown = {name: value - before.get(name, 0) for name, value in scrape(live).items()}
+    outcomes = {name[1]: n for name, n in grown.items() if name[0] == "llm_requests_total" and n}
+    assert outcomes == ({outcome: 1} if outcome else {})
+    # The first scrape counts itself when it is over.
+    assert grown["llm_http_responses_total", str(status)] == 1 + (status == 200)
+
+
 def test_requests_that_clients_leave_are_counted(live: Live) -> None:
     before = scrape(live).get(("llm_requests_total", "cancelled"), 0)
     with live.client.stream("POST", "/chat/completions", json=chat_body("hang", stream=True)) as r:
@@ -45,7 +72,7 @@ def test_totals_add_up_over_requests_and_workers() -> None:
     totals = Totals()
     usage = Usage(prompt_tokens=10, completion_tokens=2, cached_tokens=7, disk_tokens=4)
     totals.add(Finished(1, "length", usage, Timings(1.0, 2.0, 3.0, 0.5)))
-    totals.add(Failed(2, ErrorInfo("x")))
+    totals.add_error(ErrorInfo("x"))
     assert (totals.prompt_tokens, totals.cells_tokens, totals.disk_tokens) == (10, 3, 4)
     assert totals.requests == {"length": 1, "internal_error": 1}
     totals.add_cache(CacheStats(), CacheStats(hits=3, read_bytes=10))
