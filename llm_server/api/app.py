@@ -18,7 +18,7 @@ from llm_server.api import errors, metrics, native, openai
 from llm_server.api.chat import Patience
 from llm_server.api.context import Context
 from llm_server.api.edge import Edge
-from llm_server.api.schema import hoist_definitions
+from llm_server.api.schema import complete
 from llm_server.config import Settings, cache_config
 from llm_server.errors import ServerError
 from llm_server.models.pool import Pool
@@ -44,7 +44,7 @@ class App(FastAPI):
         first = self.openapi_schema is None
         document = super().openapi()
         if first:
-            hoist_definitions(document)
+            complete(document)
         return document
 
 

@@ -22,7 +22,7 @@ from llm_server.api.context import context_of, ignored_header
 from llm_server.api.fields import check_generation, overrides_of, sampling_of, validated
 from llm_server.api.logprobs import TextLogprobs, TextOffsets
 from llm_server.api.requests import Call, choices
-from llm_server.api.schema import body_of
+from llm_server.api.schema import operation
 from llm_server.api.usage import Ends, Origin, TimingsJson, UsageJson, timings_json, usage_json
 from llm_server.api.wire import CompletionBody
 from llm_server.errors import InvalidRequest, RemoteError, UnsupportedParameter
@@ -65,7 +65,15 @@ class TextCompletion(msgspec.Struct):
     timings: TimingsJson | UnsetType = UNSET
 
 
-@router.post("/completions", openapi_extra=body_of(CompletionBody))
+@router.post(
+    "/completions",
+    openapi_extra=operation(
+        TextCompletion,
+        body=CompletionBody,
+        example={"prompt": "Once upon a time", "max_tokens": 32},
+        chunk=TextCompletion,
+    ),
+)
 async def completions(request: Request) -> Response:
     """Continue a prompt, at once or as a stream of server-sent events."""
     context = context_of(request)

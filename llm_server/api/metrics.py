@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from llm_server.api.context import context_of
 from llm_server.models.pool import Pool
@@ -27,7 +27,7 @@ _CACHE_HELP = {
 }
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Counters and gauges in Prometheus's text format."""
     body = await asyncio.to_thread(_text, context_of(request).pool)

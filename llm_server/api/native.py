@@ -19,9 +19,9 @@ from llm_server.api.chat import FoldedResponse
 from llm_server.api.context import context_of, ignored_header
 from llm_server.api.errors import envelope, headers, json_response
 from llm_server.api.requests import restore_call, set_model_call
-from llm_server.api.schema import body_of
+from llm_server.api.schema import operation
 from llm_server.api.usage import Ends, Origin
-from llm_server.api.wire import ChatBody, SetModelBody
+from llm_server.api.wire import CHAT_EXAMPLE, ChatBody, SetModelBody
 from llm_server.errors import ModelLoading, RemoteError
 from llm_server.models.pool import Status
 from llm_server.worker.messages import Failed, Finished, RequestEvent, Usage
@@ -51,6 +51,14 @@ class StatusJson(msgspec.Struct):
     error: str | None
     uptime_seconds: float
     endpoints: list[str]
+
+
+class HealthJson(msgspec.Struct):
+    """A model is loaded. `sandbox` is what its worker gave up."""
+
+    message: str
+    sandbox: str | None
+    status: str = "ok"
 
 
 class ModelsJson(openai.ModelListJson):
@@ -84,7 +92,7 @@ class RestoredJson(msgspec.Struct):
     status: str = "ok"
 
 
-@router.get("/")
+@router.get("/", openapi_extra=operation(StatusJson, errors=()))
 async def status(request: Request) -> Response:
     """What the server is and does at the moment."""
     context = context_of(request)
@@ -108,19 +116,19 @@ async def status(request: Request) -> Response:
     )
 
 
-@router.get("/health")
+@router.get("/health", openapi_extra=operation(HealthJson, errors=(503,)))
 async def health(request: Request) -> Response:
     """200 when a model is loaded, else 503."""
     now = context_of(request).pool.status()
     message = _health_message(now)
     if now.state == "ready":
-        return json_response({"status": "ok", "message": message, "sandbox": now.sandbox})
+        return json_response(HealthJson(message, now.sandbox))
     error = ModelLoading(message, code=None if now.state == "loading" else "model_not_loaded").info
     body = {"status": now.state, "message": message} | envelope(error)
     return json_response(body, error.status, headers(error))
 
 
-@router.get("/models")
+@router.get("/models", openapi_extra=operation(ModelsJson, errors=()))
 async def models(request: Request) -> Response:
     """The models of the models folder, as names and as OpenAI lists them."""
     registry = context_of(request).registry
@@ -134,7 +142,14 @@ async def models(request: Request) -> Response:
     )
 
 
-@router.post("/setModel", openapi_extra=body_of(SetModelBody))
+@router.post(
+    "/setModel",
+    openapi_extra=operation(
+        SetModelJson,
+        body=SetModelBody,
+        example={"model_name": "demo.gguf", "load_model_configs": {"n_ctx": 4096}},
+    ),
+)
 async def set_model(request: Request) -> Response:
     """Load a model and make it the current one. Requests on the old one finish first."""
     call = set_model_call(await read_json_object(request))
@@ -147,7 +162,9 @@ async def set_model(request: Request) -> Response:
     )
 
 
-@router.post("/restore_cache", openapi_extra=body_of(ChatBody))
+@router.post(
+    "/restore_cache", openapi_extra=operation(RestoredJson, body=ChatBody, example=CHAT_EXAMPLE)
+)
 async def restore_cache(request: Request) -> Response:
     """Compute and store a prompt: the next request that begins like it starts at once."""
     call = restore_call(await read_json_object(request))

@@ -13,12 +13,12 @@ from starlette.responses import Response
 from llm_server.api import completions, tokens
 from llm_server.api.body import read_json_object
 from llm_server.api.chat import FoldedResponse, StreamedResponse
-from llm_server.api.completion import Chunks, Fold
+from llm_server.api.completion import Chunk, Chunks, Completion, Fold
 from llm_server.api.context import context_of, ignored_header
 from llm_server.api.errors import json_response
 from llm_server.api.requests import chat_call
-from llm_server.api.schema import body_of
-from llm_server.api.wire import ChatBody
+from llm_server.api.schema import operation
+from llm_server.api.wire import CHAT_EXAMPLE, ChatBody
 from llm_server.models.registry import ModelFile
 
 shared = APIRouter()
@@ -42,7 +42,10 @@ class ModelListJson(msgspec.Struct):
     object: str = "list"
 
 
-@shared.post("/chat/completions", openapi_extra=body_of(ChatBody))
+@shared.post(
+    "/chat/completions",
+    openapi_extra=operation(Completion, body=ChatBody, example=CHAT_EXAMPLE, chunk=Chunk),
+)
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation, at once or as a stream of server-sent events."""
     context = context_of(request)
@@ -54,7 +57,7 @@ async def chat_completions(request: Request) -> Response:
     return FoldedResponse(context.pool, call, Fold, headers)
 
 
-@router.get("/models")
+@router.get("/models", openapi_extra=operation(ModelListJson, errors=()))
 async def list_models(request: Request) -> Response:
     """The models of the models folder."""
     registry = context_of(request).registry
@@ -62,7 +65,7 @@ async def list_models(request: Request) -> Response:
     return json_response(ModelListJson([model_json(model) for model in registry.models()]))
 
 
-@shared.get("/models/{name:path}")
+@shared.get("/models/{name:path}", openapi_extra=operation(ModelJson, errors=(404,)))
 async def get_model(request: Request, name: str) -> Response:
     """One model, by any of its names."""
     registry = context_of(request).registry

@@ -6,7 +6,7 @@ and load models as chat does, and take no place among the requests that compute.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -20,9 +20,9 @@ from llm_server.api.chat import FoldedResponse
 from llm_server.api.context import context_of, ignored_header
 from llm_server.api.fields import check_names, validated
 from llm_server.api.requests import Call, chat_call
-from llm_server.api.schema import body_of
+from llm_server.api.schema import operation
 from llm_server.api.usage import Origin
-from llm_server.api.wire import ChatBody, DetokenizeBody, TokenizeBody
+from llm_server.api.wire import CHAT_EXAMPLE, ChatBody, DetokenizeBody, TokenizeBody
 from llm_server.errors import RemoteError
 from llm_server.worker.messages import (
     ChatRequest,
@@ -49,7 +49,7 @@ class PieceJson(msgspec.Struct):
 class TokensJson(msgspec.Struct):
     """The tokens of a text."""
 
-    tokens: list[int] | list[PieceJson]
+    tokens: Sequence[int | PieceJson]
 
 
 class ContentJson(msgspec.Struct):
@@ -71,7 +71,12 @@ class InputTokensJson(msgspec.Struct):
     object: Literal["response.input_tokens"] = "response.input_tokens"
 
 
-@router.post("/tokenize", openapi_extra=body_of(TokenizeBody))
+@router.post(
+    "/tokenize",
+    openapi_extra=operation(
+        TokensJson, body=TokenizeBody, example={"content": "Hello!", "add_special": False}
+    ),
+)
 async def tokenize(request: Request) -> Response:
     """The tokens of a text. Markers in it are recognised unless `parse_special` is false."""
     body, ignored = _checked(TokenizeBody, await read_json_object(request))
@@ -83,7 +88,10 @@ async def tokenize(request: Request) -> Response:
     return _answer(request, call, _pieces_json if with_pieces else _tokens_json)
 
 
-@router.post("/detokenize", openapi_extra=body_of(DetokenizeBody))
+@router.post(
+    "/detokenize",
+    openapi_extra=operation(ContentJson, body=DetokenizeBody, example={"tokens": [1, 2, 3]}),
+)
 async def detokenize(request: Request) -> Response:
     """The text of some tokens, markers included."""
     body, ignored = _checked(DetokenizeBody, await read_json_object(request))
@@ -91,14 +99,19 @@ async def detokenize(request: Request) -> Response:
     return _answer(request, call, lambda told: ContentJson(told.text))
 
 
-@router.post("/apply-template", openapi_extra=body_of(ChatBody))
+@router.post(
+    "/apply-template", openapi_extra=operation(PromptJson, body=ChatBody, example=CHAT_EXAMPLE)
+)
 async def apply_template(request: Request) -> Response:
     """The prompt that the model's chat template makes of a chat request."""
     call = render_call(await read_json_object(request))
     return _answer(request, call, lambda told: PromptJson(told.text))
 
 
-@router.post("/chat/completions/input_tokens", openapi_extra=body_of(ChatBody))
+@router.post(
+    "/chat/completions/input_tokens",
+    openapi_extra=operation(InputTokensJson, body=ChatBody, example=CHAT_EXAMPLE),
+)
 async def input_tokens(request: Request) -> Response:
     """How many tokens the prompt of a chat request has, also if it is too long to be answered."""
     call = render_call(await read_json_object(request))

@@ -307,6 +307,13 @@ class DetokenizeBody(Wire):
     model: ModelName | None = None
 
 
+CHAT_EXAMPLE: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "Say hello."}],
+    "max_tokens": 32,
+}
+"""A request that any chat model can answer, for documents."""
+
+
 class SetModelBody(Wire):
     """`POST /setModel`."""
 
