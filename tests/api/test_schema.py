@@ -68,7 +68,12 @@ def test_every_operation_is_described(method: str, path: str, described: dict[st
         validate(media["example"], media["schema"])
 
 
+def test_the_document_is_served(live: Live) -> None:
+    assert live.client.get("/openapi.json").json() == DOCUMENT
+
+
 def test_every_reference_leads_somewhere() -> None:
+    assert set(references(DOCUMENT))
     for reference in references(DOCUMENT):
         target: Any = DOCUMENT
         for step in reference.removeprefix("#/").split("/"):
