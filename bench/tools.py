@@ -57,6 +57,7 @@ CALL: dict[str, Any] = {
     "messages": MESSAGES,
     "tools": [TOOL],
     "tool_choice": "required",
+    "parallel_tool_calls": False,
     "max_tokens": 300,
     "temperature": 0.8,
 }
