@@ -7,6 +7,7 @@ counted, which the log says once it moves again.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import queue
@@ -67,6 +68,12 @@ class StderrLog(logging.Handler):
                 line = line[os.write(self._descriptor, line) :]
         except OSError:
             self._dropped += 1  # No reader, no space: there is nowhere left to say so.
+
+
+def say(text: str) -> None:
+    """Write a line to stderr at once; a stderr that takes none is no error."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def install(level: str, format: str) -> None:

@@ -61,7 +61,7 @@ def serve(
         configure_logging(settings)
         from llm_server.running import run
 
-        print(banner(settings, registry, listener), file=sys.stderr, flush=True)
+        logs.say(banner(settings, registry, listener))
         return run(settings, listener, worker_argv, stand_in)
 
 

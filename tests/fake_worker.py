@@ -11,7 +11,7 @@ model name     `broken*` refuses to load, `crash*` aborts while loading, `gate*`
 `late-fail`    one word, then Failed               `garbage`, `foreign`, `huge` break the protocol
 `tool`         a tool call in fragments            `think`  reasoning, then an answer
 `prefill:P`    progress, the answer once P exists  `report` the request itself, as JSON
-`flood`        6 MB of text at once
+`flood`        6 MB of text at once               `grow:N` takes N bytes of memory, and hangs
 `count:N`      N words, one event a frame          `scores` two tokens with their logprobs
 anything else: the words back. A completion is told its prompt, with a seed if it has one
 """
@@ -65,6 +65,7 @@ _output: BinaryIO
 _writing = threading.Lock()
 _folder = Path()  # where the model lies; loads and cancels are written down there
 _stubborn = False
+_hoard: list[bytes] = []
 
 UNLUCKY_N_CTX = 7
 
@@ -130,6 +131,8 @@ def special(submit: Submit, text: str) -> bool:  # noqa: C901 - one case a behav
         case "late-fail", _:
             send(Content(id, "one "))
             send(Failed(id, ErrorInfo("As asked.", 500, "server_error", "internal_error")))
+        case "grow", n:
+            _hoard.append(b"x" * int(n))
         case "garbage", _:
             os.write(_output.fileno(), frames.pack(b"\xff\xff"))
         case "foreign", _:
