@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from llm_server.commands import cache, doctor, run
+from llm_server.commands import cache, doctor, models, run
 
 app = typer.Typer(
     name="llm-server",
@@ -34,8 +34,12 @@ def serve(context: typer.Context) -> None:
 
 
 app.command()(run.run)
-app.command()(doctor.doctor)
+app.command()(models.pull)
+app.command("list")(models.list_models)
+app.command()(models.show)
+app.command()(models.rm)
 app.add_typer(cache.app, name="cache")
+app.command()(doctor.doctor)
 
 
 def main() -> None:

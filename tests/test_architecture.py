@@ -42,6 +42,8 @@ def test_a_worker_loads_no_web_server_and_no_pickling_cache() -> None:
 def test_the_api_process_loads_no_native_model_code() -> None:
     loaded = imports("llm_server.api.app")
     assert loaded.isdisjoint({"llama_cpp", "llama_cpp.llama_cpp", "numpy", "llguidance"})
+    # Nor anything that could make an outgoing request.
+    assert loaded.isdisjoint({"httpx2", "huggingface_hub"})
 
 
 def test_only_one_folder_imports_llama_cpp() -> None:

@@ -36,12 +36,11 @@ def console(stderr: bool = False) -> Console:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout; what does not fit is folded and never cut off."""
-    from rich import box
+    """A table on stdout; what does not fit is folded and never cut off. Empty names, no header."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:

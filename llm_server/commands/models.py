@@ -1,0 +1,248 @@
+"""`llm-server pull`, `list`, `show` and `rm`: the models folder, as a person sees and fills it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llm_server.commands import output
+from llm_server.commands.output import Json, ModelsDir
+
+if TYPE_CHECKING:
+    from llm_server.models.download import Progress
+    from llm_server.models.hub import Choice
+    from llm_server.models.registry import ModelFile, Registry
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="hf:owner/repo, hf:owner/repo:Q5_K_M, hf:owner/repo:file.gguf, or an https:// address",
+        show_default=False,
+    ),
+]
+ModelName = Annotated[str, typer.Argument(help="name as in `list`", show_default=False)]
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and SIGINT."""
+
+
+def pull(source: Source, models_dir: ModelsDir = None) -> None:
+    """Download a model into the models folder.
+
+    From a Hugging Face repository, the quantization Q4_K_M is taken unless another is named. An
+    interrupted download continues where it stopped when the command is given again. Set HF_TOKEN
+    for private or gated repositories.
+    """
+    from llm_server.models import hub
+    from llm_server.models.download import DownloadError
+
+    folder = output.settings(models_dir=models_dir).models_dir
+    try:
+        choice = hub.choose(source)
+        _announce(choice)
+        _fetch_all(choice, folder)
+    except DownloadError as error:
+        output.fail(str(error))
+    except OSError as error:
+        output.fail(f"{error.filename or folder}: {error.strerror}")
+    except KeyboardInterrupt:
+        output.fail("stopped; the same command continues where this one ended", INTERRUPTED)
+
+
+def _announce(choice: Choice) -> None:
+    """What is about to be fetched, and what could be fetched instead."""
+    first = choice.files[0].name
+    more = f" and {len(choice.files) - 1} more parts" if len(choice.files) > 1 else ""
+    sizes = [remote.size for remote in choice.files]
+    total = f", {output.size_text(sum(s for s in sizes if s))}" if all(sizes) else ""
+    typer.echo(f"{first}{more}{total}")
+    if choice.others:
+        typer.echo(f"(also there: {', '.join(choice.others)})")
+
+
+def _fetch_all(choice: Choice, folder: Path) -> None:
+    from llm_server.models import download
+
+    download.check_space(folder, choice.files)
+    for remote in choice.files:
+        with _progress_bar(remote.name) as progress:
+            path = download.fetch(remote, folder, progress)
+        checked = "SHA-256 as announced" if remote.sha256 else "no hash was announced"
+        typer.echo(f"{path} ({checked})")
+    typer.echo(f"Try it: llm-server run {choice.model_name}")
+
+
+@contextmanager
+def _progress_bar(name: str) -> Iterator[Progress]:
+    """Bytes, speed and time left, on stderr, and nothing where that is no terminal."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = output.console(stderr=True)
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def list_models(models_dir: ModelsDir = None, json: Json = False) -> None:
+    """List the models of the folder, and downloads that are not finished."""
+    from llm_server.models import download
+
+    registry = _registry(models_dir)
+    rows = [_summary(registry, model) for model in registry.models()]
+    parts = sorted(registry.folder.glob("*.part"))
+    unfinished = {download.name_of_part(part): part.stat().st_size for part in parts}
+    if json:
+        output.print_json({"models": rows, "unfinished": unfinished})
+        return
+    columns = ["model", "parameters", "quantization", "context", "size", "changed"]
+    output.print_table(columns, [[_cell(column, row) for column in columns] for row in rows])
+    for row in rows:
+        if row["error"] is not None:
+            typer.echo(f"{row['error']}")
+    for name, size in unfinished.items():
+        typer.echo(f"{name} is not finished: {output.size_text(size)} so far. Pull it again.")
+    if rows and registry.is_stand_in(registry.models()[0]):
+        typer.echo(f"There is no model in {registry.folder}: the demo model serves instead.")
+
+
+def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> None:
+    """Show what a model's header says, and the memory that it would take here."""
+    import psutil
+
+    from llm_server.errors import ServerError
+    from llm_server.models import memory
+    from llm_server.worker.messages import LoadConfig
+
+    registry = _registry(models_dir)
+    try:
+        model = registry.find(name)
+        facts = registry.facts(model)
+    except ServerError as error:
+        output.fail(str(error))
+    config = memory.settled(facts, LoadConfig(), psutil.virtual_memory().available)
+    needed = memory.estimate(facts, config)
+    about = {
+        **_summary(registry, model),
+        "title": facts.name,
+        "architecture": facts.architecture,
+        "chat_template": facts.template_sha256 is not None,
+        "pooling": facts.pooling,
+        "files": [str(path) for path in model.parts],
+        "n_ctx": config.n_ctx,
+        "memory": needed.total,
+    }
+    if json:
+        output.print_json(about)
+        return
+    lines = {column: _cell(column, about) for column in ("model", "parameters", "quantization")}
+    lines |= {"title": facts.name or "-", "architecture": facts.architecture}
+    lines["context"] = f"{facts.n_ctx_train} tokens"
+    lines["chat template"] = "yes" if facts.template_sha256 else "no"
+    if facts.pooling:
+        lines["embeddings"] = f"yes, pooling {facts.pooling}"
+    lines["size"] = _cell("size", about)
+    lines["memory"] = f"about {output.size_text(needed.total)} with n_ctx {config.n_ctx}"
+    lines["files"] = "\n".join(about["files"])
+    output.print_table(["", ""], lines.items())
+
+
+def rm(
+    names: Annotated[list[str], typer.Argument(help="names as in `list`", show_default=False)],
+    models_dir: ModelsDir = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+) -> None:
+    """Delete models from the folder: all parts of a split one, and unfinished downloads."""
+    registry = _registry(models_dir)
+    doomed = {name: _files_of(registry, name) for name in names}
+    for name, paths in doomed.items():
+        size = sum(path.stat().st_size for path in paths)
+        files = f"{len(paths)} files, " if len(paths) > 1 else ""
+        if not yes:
+            typer.confirm(f"Delete {name} ({files}{output.size_text(size)})?", abort=True)
+        try:
+            for path in paths:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            output.fail(f"{error.filename}: {error.strerror}")
+        typer.echo(f"{name} deleted, {output.size_text(size)} free again.")
+
+
+def _registry(models_dir: Path | None) -> Registry:
+    """The models as a server with these settings would have them."""
+    from llm_server.demo import demo_model_path
+    from llm_server.models.registry import Registry
+
+    registry = Registry(output.settings(models_dir=models_dir).models_dir, demo_model_path())
+    registry.scan()
+    return registry
+
+
+def _files_of(registry: Registry, name: str) -> list[Path]:
+    """The files of a model and what downloads of them have left."""
+    from llm_server.errors import ModelNotFound
+    from llm_server.models import download
+
+    try:
+        model = registry.find(name)
+    except ModelNotFound as error:
+        left = [p for n in (name, f"{name}.gguf") for p in download.unfinished(registry.folder, n)]
+        return left or output.fail(str(error))
+    if registry.is_stand_in(model):
+        output.fail("the demo model is part of the package and cannot be deleted")
+    left = [p for part in model.parts for p in download.unfinished(part.parent, part.name)]
+    return [*model.parts, *left]
+
+
+def _summary(registry: Registry, model: ModelFile) -> dict[str, Any]:
+    """What a row of the list holds; facts are null where the header cannot be read."""
+    from llm_server.errors import ModelLoadFailed
+
+    row: dict[str, Any] = {
+        "model": model.name,
+        "parameters": None,
+        "quantization": None,
+        "context": None,
+        "size": model.size,
+        "changed": model.modified,
+        "error": None,
+    }
+    try:
+        facts = registry.facts(model)
+    except ModelLoadFailed as error:
+        return row | {"error": str(error)}
+    return row | {
+        "parameters": facts.n_params,
+        "quantization": facts.quantization,
+        "context": facts.n_ctx_train,
+    }
+
+
+def _cell(column: str, row: dict[str, Any]) -> str:
+    value = row[column]
+    if value is None:
+        return "?"
+    if column == "size":
+        return output.size_text(value)
+    if column == "changed":
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(value))
+    if column == "parameters":
+        return f"{value / 1e9:.3g} B" if value >= 1e9 else f"{value / 1e6:.3g} M"
+    return str(value)

@@ -1,0 +1,172 @@
+"""`llm-server pull`, `list`, `show` and `rm`, as they are typed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from llm_server.cli import app
+from tests.fake_live import until
+from tests.file_server import Fault, FileServer, file_server
+
+
+def cli(folder: Path, *args: str, answer: str = "") -> Result:
+    return CliRunner().invoke(app, [*args, "--models-dir", str(folder)], input=answer)
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with file_server() as served:
+        yield served
+
+
+@pytest.fixture
+def folder(tmp_path: Path, attention_gguf: Path) -> Path:
+    """A model, a model of two parts (of which nothing fits together), and a broken one."""
+    (tmp_path / "whole.gguf").write_bytes(attention_gguf.read_bytes())
+    for i in (1, 2):
+        (tmp_path / f"split-0000{i}-of-00002.gguf").write_bytes(b"GGUF" + bytes(96))
+    return tmp_path
+
+
+def test_pull_from_the_hub_it_is_pointed_at(
+    server: FileServer, tmp_path: Path, attention_gguf: Path
+) -> None:
+    data = attention_gguf.read_bytes()
+    server.add_repo("o/r", {"m-Q4_K_M.gguf": data, "m-Q8_0.gguf": data})
+    command = [sys.executable, "-c", "from llm_server.cli import main; main()", "pull"]
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_secret"}
+    done = subprocess.run(
+        [*command, "hf:o/r", "--models-dir", str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[1:] == [
+        "(also there: Q8_0)",
+        f"{tmp_path / 'm-Q4_K_M.gguf'} (SHA-256 as announced)",
+        "Try it: llm-server run m-Q4_K_M",
+    ]
+    assert (tmp_path / "m-Q4_K_M.gguf").read_bytes() == data
+    assert set(server.tokens) == {"Bearer hf_secret"}
+
+
+def test_pull_an_address(server: FileServer, tmp_path: Path, attention_gguf: Path) -> None:
+    server.files["/m.gguf"] = attention_gguf.read_bytes()
+    result = cli(tmp_path, "pull", f"{server.url}/m.gguf")
+    assert result.exit_code == 0, result.output
+    assert "no hash was announced" in result.output
+    assert "m.gguf" in cli(tmp_path, "list").output
+
+
+@pytest.mark.parametrize("source", ["qwen", "{url}/missing.gguf", "{url}/page.gguf"])
+def test_what_cannot_be_pulled_is_one_line_and_status_1(
+    server: FileServer, tmp_path: Path, source: str
+) -> None:
+    server.files["/page.gguf"] = b"<html>"
+    result = cli(tmp_path, "pull", source.format(url=server.url))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("llm-server: ") and result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")
+def test_ctrl_c_keeps_the_part(server: FileServer, tmp_path: Path, attention_gguf: Path) -> None:
+    data = attention_gguf.read_bytes()
+    server.add_repo("o/r", {"m.gguf": data})
+    server.faults = [Fault(drop_after=50_000), Fault(status=503, headers={"Retry-After": "60"})]
+    command = [sys.executable, "-c", "from llm_server.cli import main; main()", "pull", "hf:o/r"]
+    pulling = subprocess.Popen(
+        [*command, "--models-dir", str(tmp_path)],
+        env={**os.environ, "HF_ENDPOINT": server.url},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: len(server.requests) == 2)
+    pulling.send_signal(signal.SIGINT)
+    _, said = pulling.communicate()
+    assert pulling.returncode == 130
+    assert said == "llm-server: stopped; the same command continues where this one ended\n"
+    (part,) = tmp_path.iterdir()
+    assert part.read_bytes() == data[:50_000]
+    assert "m.gguf is not finished: 50 kB so far" in cli(tmp_path, "list").output
+    assert cli(tmp_path, "rm", "m", "--yes").exit_code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_list_shows_each_model_once_and_says_what_is_wrong(folder: Path) -> None:
+    output = cli(folder, "list").output
+    assert output.count("split.gguf") == 2 and "split-0000" not in output
+    assert "split.gguf cannot be loaded" in output
+    (row,) = [line for line in output.splitlines() if line.startswith("whole.gguf")]
+    assert "F32" in row and "4096" in row
+
+
+def test_list_for_programs(folder: Path) -> None:
+    said = json.loads(cli(folder, "list", "--json").stdout)
+    split, whole = said["models"]
+    assert (split["model"], split["size"]) == ("split.gguf", 200)
+    assert split["error"] and split["parameters"] is None
+    assert whole["context"] == 4096 and whole["error"] is None
+    assert said["unfinished"] == {}
+
+
+def test_an_empty_folder_has_the_demo_model(tmp_path: Path) -> None:
+    output = cli(tmp_path, "list").output
+    assert "demo.gguf" in output and "the demo model serves instead" in output
+    refused = cli(tmp_path, "rm", "demo", "--yes")
+    assert refused.exit_code == 1 and "part of the package" in refused.stderr
+
+
+def test_show(folder: Path) -> None:
+    output = cli(folder, "show", "whole").output
+    assert "4096 tokens" in output and "with n_ctx 4096" in output
+    said = json.loads(cli(folder, "show", "whole", "--json").stdout)
+    assert said["quantization"] == "F32" and said["chat_template"] is True
+    assert said["memory"] > said["size"] and said["n_ctx"] == 4096
+    assert said["files"] == [str(folder / "whole.gguf")]
+
+
+def test_show_of_a_broken_and_of_an_unknown_model(folder: Path) -> None:
+    assert "cannot be loaded" in cli(folder, "show", "split").stderr
+    result = cli(folder, "show", "whol")
+    assert result.exit_code == 1 and "Did you mean whole.gguf?" in result.stderr
+
+
+def test_rm_asks_and_takes_all_parts(folder: Path) -> None:
+    refused = cli(folder, "rm", "split", answer="n\n")
+    assert refused.exit_code == 1 and "2 files, 200 B" in refused.output
+    assert len(list(folder.iterdir())) == 3
+    left = folder / f"whole.gguf.{hashlib.sha256().hexdigest()[:12]}.part"
+    left.write_bytes(b"GGUF")
+    assert cli(folder, "rm", "split", "whole", "--yes").exit_code == 0
+    assert list(folder.iterdir()) == []
+
+
+def test_rm_of_an_unknown_model_deletes_nothing(folder: Path) -> None:
+    result = cli(folder, "rm", "whole", "nothing", "--yes")
+    assert result.exit_code == 1 and "does not exist" in result.stderr
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_help_names_every_command_and_loads_nothing_heavy() -> None:
+    script = "import sys, llm_server.cli; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert {"pydantic", "rich", "httpx2", "huggingface_hub", "fastapi"}.isdisjoint(loaded)
+    output = CliRunner().invoke(app, ["--help"]).output
+    for command in ("serve", "run", "pull", "list", "show", "rm", "cache", "doctor"):
+        assert f"\n  {command} " in output
