@@ -69,6 +69,12 @@ SHAPES: dict[str, str] = {
         + PARAMS.replace("%s", "<{{ k }}>{{ v if v is string else v | tojson }}</{{ k }}>\n")
         + "</{{ f.name }}>\n</call>",
     ),
+    "a name and a value on each line": EACH.replace(
+        "%s",
+        "<yaml>\nname: {{ f.name }}\n"
+        + PARAMS.replace("%s", "  {{ k }}: {{ v | tojson }}\n")
+        + "</yaml>",
+    ),
     "a Python call": "<|py|>["
     + EACH.replace(
         "%s",

@@ -112,6 +112,11 @@ class ParamParser:
 
     def _key(self) -> Parse[str | None]:
         """The parameter's name: what comes before any of the texts that may follow it."""
+        if not text_of(self._args.pre).strip():  # on a line of its own: blanks do not tell
+            while (yield from self._reader.need(1)) and self._reader.text[
+                self._reader.pos
+            ].isspace():
+                self._reader.take(1)
         firsts = {text_of(mid)[0] for mid, _, _ in self._mids}
         n = 0
         while (yield from self._reader.need(n + 1)):
@@ -184,7 +189,8 @@ class ParamParser:
 
     def _bare(self) -> Parse[str | None]:
         """A value without a closing tag: up to a sign on its own level."""
-        stops = {text_of(t).lstrip()[:1] for t in (self._args.separator, *self._tails)} - {""}
+        stops = {text_of(tail).lstrip()[:1] for tail in self._tails}
+        stops = (stops | {text_of(self._next)[:1]}) - {""}
         quotes = [self._args.quote] if self._args.quote else [('"', '"'), ("'", "'")]
         reader, depth, n = self._reader, 0, 0
         while (yield from reader.need(n + 1)):
