@@ -63,14 +63,11 @@ Message: TypeAlias = Mapping[str, str]
 class ChatClient:
     """A client of the server at `url`, to be closed by leaving its block."""
 
-    def __init__(self, url: str, api_key: str | None = None) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    def __init__(self, url: str) -> None:
         # A long prompt on a small machine may take minutes; the server keeps the line alive.
         timeout = httpx2.Timeout(120, connect=5)
         # No proxy: this is for servers nearby.
-        self._http = httpx2.Client(
-            base_url=url.rstrip("/"), headers=headers, timeout=timeout, trust_env=False
-        )
+        self._http = httpx2.Client(base_url=url.rstrip("/"), timeout=timeout, trust_env=False)
 
     def __enter__(self) -> Self:
         return self
