@@ -8,7 +8,9 @@ from llm_server.commands import cache, doctor, models, run
 
 app = typer.Typer(
     name="llm-server",
-    help="A local, OpenAI-compatible server for GGUF models.",
+    help="A local, OpenAI-compatible server for GGUF models.\n\n"
+    "To begin: `llm-server run` chats in this terminal, `llm-server serve` answers over HTTP. A "
+    "small demo model is built in; `llm-server pull` gets a real one.",
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},

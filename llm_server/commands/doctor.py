@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def doctor(models_dir: ModelsDir = None, json: Json = False) -> None:
-    """Check this machine and the installation, and say how to mend what is wrong.
+    """Find what is wrong here and how to mend it.
+
+    Looks at the machine and at the installation.
 
     Exit status 1 if something does not work. Writes and removes 32 MB where the cache is.
     """

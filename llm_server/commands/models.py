@@ -102,7 +102,10 @@ def _progress_bar(name: str) -> Iterator[Progress]:
 
 
 def list_models(models_dir: ModelsDir = None, json: Json = False) -> None:
-    """List the models of the folder, and downloads that are not finished."""
+    """List the models of the folder.
+
+    Downloads that are not finished are told below.
+    """
     from llm_server.models import download
 
     registry = _registry(models_dir)
@@ -124,7 +127,10 @@ def list_models(models_dir: ModelsDir = None, json: Json = False) -> None:
 
 
 def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> None:
-    """Show what a model's header says, and the memory that it would take here."""
+    """Show what a model is and what it needs.
+
+    By its header alone, with an estimate of the memory it would take here.
+    """
     import psutil
 
     from llm_server.errors import ServerError
@@ -169,7 +175,10 @@ def rm(
     models_dir: ModelsDir = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
 ) -> None:
-    """Delete models from the folder: all parts of a split one, and unfinished downloads."""
+    """Delete models from the folder.
+
+    All parts of a split one, and what unfinished downloads have left.
+    """
     registry = _registry(models_dir)
     doomed = {name: _files_of(registry, name) for name in names}
     for name, paths in doomed.items():
