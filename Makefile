@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 NODE := tests/clients/javascript/node_modules
 
-.PHONY: help serve test lint types unit clients lock clean
+.PHONY: help serve test lint types unit soak chaos clients lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -32,6 +32,12 @@ clients: $(VENV)/.dev $(VENV)-clients/.done $(VENV)-clients-openai-2/.done $(NOD
 	  $(addprefix tests/clients/test_,langchain.py openai_agents.py pydantic_ai.py smolagents.py)
 	SERVER_PYTHON=$(BIN)/python $(VENV)-clients-openai-2/bin/python -m pytest -c tests/clients/pytest.ini \
 	  $(addprefix tests/clients/test_,instructor.py litellm.py llama_index.py)
+
+soak: $(VENV)/.dev  ## 10,000 mixed requests: what they leave behind (ARGS=20000 for more)
+	$(BIN)/python -m tests.endurance.soak $(ARGS)
+
+chaos: $(VENV)/.dev  ## five minutes of disasters under load (ARGS=600 for ten)
+	$(BIN)/python -m tests.endurance.chaos $(ARGS)
 
 lock:  ## resolve the dependencies anew into requirements/ (needs uv and npm)
 	uv pip compile -q --upgrade --generate-hashes --no-header --no-annotate --universal \

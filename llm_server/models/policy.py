@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
-FORGIVEN_S = 60.0
+FORGIVEN_S = 10.0
 """A worker that lived this long before it crashed makes the earlier crashes count no more."""
 
 

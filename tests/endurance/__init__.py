@@ -1,0 +1,1 @@
+"""Long runs against a real server: many requests of all kinds, and disasters under load."""
