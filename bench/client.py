@@ -43,7 +43,7 @@ class Server:
 
 @contextmanager
 def running(model: Path, *options: str, timeout_s: float = 120) -> Iterator[Server]:
-    """Start the server on a free port and wait for the model; SIGTERM it at the end.
+    """Start our server on a free port and wait for the model; SIGTERM it at the end.
 
     Raises:
         RuntimeError: it exited, or was not ready within `timeout_s` seconds.
@@ -51,18 +51,37 @@ def running(model: Path, *options: str, timeout_s: float = 120) -> Iterator[Serv
     port = free_port()
     command = [sys.executable, "-m", "llm_server.server", "--port", str(port)]
     command += ["--models-dir", str(model.parent), "--model-name", model.name, *options]
+    with running_command(command, port, timeout_s=timeout_s) as server:
+        yield server
+
+
+@contextmanager
+def running_command(
+    command: list[str],
+    port: int,
+    *,
+    probe: str = "/health",
+    timeout_s: float = 120,
+    quiet: bool = False,
+) -> Iterator[Server]:
+    """Start any server that listens on `port`, and wait until `probe` answers 200.
+
+    Raises:
+        RuntimeError: it exited, or was not ready within `timeout_s` seconds.
+    """
     start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT)
+    output = subprocess.DEVNULL if quiet else None
+    process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
     try:
         url = f"http://127.0.0.1:{port}"
         answered = ready = 0.0
         while not ready:
-            status = _health(url)
+            status = _status(url + probe)
             now = time.perf_counter() - start
             answered = answered or (now if status else 0.0)
             ready = now if status == 200 else 0.0
             if process.poll() is not None or now > timeout_s:
-                raise RuntimeError(f"the server is not ready (health {status})")
+                raise RuntimeError(f"the server is not ready ({probe} answers {status})")
             time.sleep(0.005)
         yield Server(url, process, answered, ready)
     finally:
@@ -70,10 +89,10 @@ def running(model: Path, *options: str, timeout_s: float = 120) -> Iterator[Serv
         process.wait(timeout=30)
 
 
-def _health(url: str) -> int:
-    """The status of /health, 0 if nobody listens."""
+def _status(url: str) -> int:
+    """The status of a GET, 0 if nobody listens."""
     try:
-        return httpx.get(f"{url}/health", timeout=5).status_code
+        return httpx.get(url, timeout=5).status_code
     except httpx.TransportError:
         return 0
 
@@ -127,7 +146,7 @@ class Stream:
         reader, writer = await asyncio.open_connection(url.host, url.port)
         self._sent = time.perf_counter()
         writer.write(
-            b"POST /chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         )
         try:

@@ -20,11 +20,12 @@ quantized weights (Qwen2.5-0.5B's shape, 2 cores)."""
 class Pace:
     """Limits of prompt tokens per step, from the measured cost of a prompt token.
 
-    `busy_s` is how long a step may take while others decode (it is their gap between tokens),
-    `alone_s` while nobody does (it is how long a new request waits to be noticed).
+    `busy_s` is how long a step may take while others decode (it is their gap between tokens, and
+    small chunks cost the prompt up to twice its time), `alone_s` while nobody does (it is how long
+    a new request waits to be noticed).
     """
 
-    def __init__(self, n_batch: int, *, busy_s: float = 0.15, alone_s: float = 0.5) -> None:
+    def __init__(self, n_batch: int, *, busy_s: float = 0.22, alone_s: float = 0.5) -> None:
         self._n_batch = n_batch
         self._busy_s = busy_s
         self._alone_s = alone_s
