@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 NODE := tests/clients/javascript/node_modules
 
-.PHONY: help serve test lint types unit soak chaos clients lock clean
+.PHONY: help serve test lint types unit soak chaos clients bench lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -39,12 +39,18 @@ soak: $(VENV)/.dev  ## 10,000 mixed requests: what they leave behind (ARGS=20000
 chaos: $(VENV)/.dev  ## five minutes of disasters under load (ARGS=600 for ten)
 	$(BIN)/python -m tests.endurance.chaos $(ARGS)
 
+bench: $(VENV)/.bench  ## this server against its peers (ARGS="--llama-server PATH ...")
+	$(BIN)/python -m bench.compare $(ARGS)
+
 lock:  ## resolve the dependencies anew into requirements/ (needs uv and npm)
 	uv pip compile -q --upgrade --generate-hashes --no-header --no-annotate --universal \
 	  --python-version 3.11 pyproject.toml --group build -o requirements/serve.txt
 	uv pip compile -q --upgrade --generate-hashes --no-header --no-annotate --universal \
 	  --python-version 3.11 pyproject.toml --group build --group dev -c requirements/serve.txt \
 	  -o requirements/dev.txt
+	uv pip compile -q --upgrade --generate-hashes --no-header --no-annotate --universal \
+	  --python-version 3.11 pyproject.toml --group build --group dev --group bench \
+	  -c requirements/dev.txt -o requirements/bench.txt
 	for group in clients clients-openai-2; do \
 	  uv pip compile -q --upgrade --generate-hashes --no-header --no-annotate --universal \
 	    --python-version 3.11 --only-binary :all: --group $$group -o requirements/$$group.txt; \
@@ -62,6 +68,10 @@ $(VENV)/.serve: requirements/serve.txt pyproject.toml | $(BIN)/python
 	@echo "Installing; llama.cpp is compiled once, which takes about three minutes on two cores."
 	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/serve.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.bench: requirements/bench.txt $(VENV)/.dev
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/bench.txt
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.serve

@@ -79,7 +79,9 @@ def _round(sites: dict[str, Site], results: Results, n: int) -> None:
                 continue
             for figure, value in figures.items():
                 results.figures[figure][name].append(value)
-                print(f"round {n}, {name}, {figure}: {value:.4g} {FIGURES[figure].unit}", flush=True)
+                print(
+                    f"round {n}, {name}, {figure}: {value:.4g} {FIGURES[figure].unit}", flush=True
+                )
 
 
 def table(results: Results, peers: list[Peer]) -> Table:
@@ -138,8 +140,40 @@ def plot(results: Results, peers: list[Peer], folder: Path) -> None:
         figure.savefig(folder / f"compare.{kind}", dpi=150)
 
 
+def compare(
+    binary: Path | None, model: Path, *, rounds: int, threads: int, folder: Path
+) -> Results:
+    """Measure, print the table, and write it to `folder` with the figures and the plots.
+
+    `binary` is llama.cpp's server. Peers that are not there are named with the reason.
+    """
+    peers, absent = [ours()], {}
+    if binary:
+        peers.append(llama_server(binary))
+    else:
+        absent["llama-server"] = "give its binary with --llama-server PATH"
+    try:
+        peers.append(llama_cpp_python())
+    except RuntimeError as error:
+        absent["llama_cpp.server"] = str(error)
+    results = measure(peers, model, rounds, threads)
+    results.errors.update(absent)
+    console = Console(record=True, width=130)
+    console.print(table(results, peers))
+    for what, error in results.errors.items():
+        console.print(f"{what}: {error}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "compare.txt").write_text(console.export_text())
+    figures = {name: dict(by_peer) for name, by_peer in results.figures.items()}
+    data = {"model": model.name, "threads": threads, "figures": figures, "errors": results.errors}
+    (folder / "compare.json").write_text(json.dumps(data, indent=1))
+    if len(peers) > 1:
+        plot(results, peers, folder)
+    return results
+
+
 def main() -> None:
-    """Measure, print and write."""
+    """The command line."""
     parser = argparse.ArgumentParser(description="Compare this server with its peers.")
     parser.add_argument("--llama-server", type=Path, help="llama.cpp's server binary")
     parser.add_argument("--size", choices=sorted(synthetic.SHAPES), default="0.5b")
@@ -149,30 +183,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     model = args.model or synthetic.build(args.size, n_threads=args.threads)
-    peers, absent = [ours()], {}
-    if args.llama_server:
-        peers.append(llama_server(args.llama_server))
-    else:
-        absent["llama-server"] = "give its binary with --llama-server PATH"
-    try:
-        peers.append(llama_cpp_python())
-    except RuntimeError as error:
-        absent["llama_cpp.server"] = str(error)
-    results = measure(peers, model, args.rounds, args.threads)
-    results.errors.update(absent)
-    console = Console(record=True, width=130)
-    console.print(table(results, peers))
-    for what, error in results.errors.items():
-        console.print(f"{what}: {error}")
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "compare.txt").write_text(console.export_text())
-    figures = {name: dict(by_peer) for name, by_peer in results.figures.items()}
-    data = {"model": model.name, "threads": args.threads, "figures": figures}
-    (args.results / "compare.json").write_text(
-        json.dumps({**data, "errors": results.errors}, indent=1)
-    )
-    if len(peers) > 1:
-        plot(results, peers, args.results)
+    compare(args.llama_server, model, rounds=args.rounds, threads=args.threads, folder=args.results)
 
 
 if __name__ == "__main__":

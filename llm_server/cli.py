@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from llm_server.commands import cache, doctor, models, run
+from llm_server.commands import bench, cache, doctor, models, run
 
 app = typer.Typer(
     name="llm-server",
@@ -42,6 +42,7 @@ app.command()(models.show)
 app.command()(models.rm)
 app.add_typer(cache.app, name="cache")
 app.command()(doctor.doctor)
+app.command()(bench.bench)
 
 
 def main() -> None:
