@@ -43,11 +43,28 @@ class Patience:
 
 
 class Chunker(Protocol):
-    """Writes one stream in some dialect: what goes out first, and what each event becomes."""
+    """Writes one stream in some dialect: what goes out first, and what each event becomes.
+
+    `failed` is what a stream that has begun ends with when its request fails.
+    """
+
+    framing: sse.Framing
 
     def opening(self) -> Sequence[object]: ...
 
     def of(self, event: RequestEvent) -> Sequence[object]: ...
+
+    def failed(self, info: ErrorInfo) -> object: ...
+
+
+class PlainChunker:
+    """What dialects share whose streams are data alone, and end with the envelope of an error."""
+
+    framing = sse.PLAIN
+
+    def failed(self, info: ErrorInfo) -> object:
+        """The envelope."""
+        return envelope(info)
 
 
 class Folder(Protocol):
@@ -181,6 +198,7 @@ class StreamedResponse(Response):
         self._call = call
         self._make_chunks = make_chunks
         self._patience = patience
+        self._chunks: Chunker | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the call. ServerErrors leave as exceptions, unless the stream has started."""
@@ -207,17 +225,18 @@ class StreamedResponse(Response):
 
     async def _stream(self, answer: Answer, writer: sse.EventWriter) -> None:
         batch: list[RequestEvent] | None = await self._begin(answer, writer)
-        chunks = self._make_chunks(answer.origin)
-        out = [sse.data(chunk) for chunk in chunks.opening()]
+        self._chunks = chunks = self._make_chunks(answer.origin)
+        frame, end = chunks.framing
+        out = [frame(chunk) for chunk in chunks.opening()]
         while batch is not None:
             for event in batch:
                 if isinstance(event, Failed):
                     raise _Late(event.error, b"".join(out))
-                out += map(sse.data, chunks.of(event))
+                out += map(frame, chunks.of(event))
             await writer.write(b"".join(out) if out else sse.comment(answer.describe()))
             out = []
             batch = await answer.rest()
-        await writer.write(sse.DONE, last=True)
+        await writer.write(end, last=True)
 
     async def _begin(self, answer: Answer, writer: sse.EventWriter) -> list[RequestEvent]:
         """The first batch; the wait for it is filled with comments once it becomes long."""
@@ -232,12 +251,14 @@ class StreamedResponse(Response):
             beginning.cancel()
 
     async def _end(self, writer: sse.EventWriter, error: Exception, info: ErrorInfo) -> None:
-        """End a started stream with the error and without [DONE]; else leave it to HTTP."""
+        """End a started stream with the error alone; else leave it to HTTP."""
         if not writer.started and not isinstance(error, _Late):
             raise error
         self._pool.totals.add_error(info)
         unsent = error.unsent if isinstance(error, _Late) else b""
-        await writer.write(unsent + sse.data(envelope(info)), last=True)
+        chunks = self._chunks
+        told = chunks.framing.event(chunks.failed(info)) if chunks else sse.data(envelope(info))
+        await writer.write(unsent + told, last=True)
 
 
 class _Late(RemoteError):

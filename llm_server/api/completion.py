@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from llm_server.api.chat import PlainChunker
 from llm_server.api.logprobs import ChatLogprobs, TokenLogprobJson, chat_logprobs
 from llm_server.api.usage import Ends, Origin, TimingsJson, UsageJson, timings_json, usage_json
 from llm_server.errors import RemoteError
@@ -106,7 +107,7 @@ class Completion(msgspec.Struct):
     object: Literal["chat.completion"] = "chat.completion"
 
 
-class Chunks:
+class Chunks(PlainChunker):
     """Makes the chunks of one stream: each method returns those that belong to one moment."""
 
     def __init__(self, origin: Origin, include_usage: bool) -> None:

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_server.api.body import Json, read_json_object
-from llm_server.api.chat import FoldedResponse, StreamedResponse
+from llm_server.api.chat import FoldedResponse, PlainChunker, StreamedResponse
 from llm_server.api.context import context_of, ignored_header
 from llm_server.api.fields import check_generation, overrides_of, sampling_of, validated
 from llm_server.api.logprobs import TextLogprobs, TextOffsets
@@ -131,7 +131,7 @@ def _prompts(
     return [tokens] if tokens else [text for text in prompt if not isinstance(text, int)]
 
 
-class TextChunks:
+class TextChunks(PlainChunker):
     """Makes the chunks of one stream (`chat.Chunker`)."""
 
     def __init__(self, origin: Origin, include_usage: bool) -> None:

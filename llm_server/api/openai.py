@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llm_server.api import completions, tokens
+from llm_server.api import completions, responses, tokens
 from llm_server.api.body import read_json_object
 from llm_server.api.chat import FoldedResponse, StreamedResponse
 from llm_server.api.completion import Chunk, Chunks, Completion, Fold
@@ -80,4 +80,5 @@ def model_json(model: ModelFile) -> ModelJson:
 
 shared.include_router(completions.router)
 shared.include_router(tokens.router)
+shared.include_router(responses.router)
 router.include_router(shared)

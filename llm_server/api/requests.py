@@ -26,10 +26,11 @@ from llm_server.api.wire import (
     CacheOptions,
     ChatBody,
     NamedToolChoice,
+    ResponseFormatType,
     SetModelBody,
+    WireFunction,
     WireMessage,
     WireResponseFormat,
-    WireTool,
 )
 from llm_server.errors import InvalidRequest
 from llm_server.models.lease import Overrides
@@ -90,10 +91,10 @@ def chat_call(body: dict[str, Json]) -> Call:
         ignored=ignored,
     )
     prewarm = chat.prompt_cache_options is not None and chat.prompt_cache_options.prewarm
-    return _warming(call) if prewarm or request.sampling.max_tokens == 0 else call
+    return warming(call) if prewarm or request.sampling.max_tokens == 0 else call
 
 
-def _warming(call: Call) -> Call:
+def warming(call: Call) -> Call:
     """The same request, of which the prompt is computed and stored, and nothing generated."""
     request = call.requests[0]
     assert isinstance(request, ChatRequest)
@@ -115,7 +116,7 @@ def choices(request: R, n: int) -> list[R]:
 
 def restore_call(body: dict[str, Json]) -> Call:
     """The body of `POST /restore_cache`: a chat request of which only the prompt is computed."""
-    return _warming(
+    return warming(
         chat_call({k: v for k, v in body.items() if k not in ("stream", "stream_options")})
     )
 
@@ -135,7 +136,7 @@ def _chat_request(chat: ChatBody) -> ChatRequest:
         raise InvalidRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
     return ChatRequest(
         messages=_messages(chat.messages),
-        tools=_tools(chat.tools or []),
+        tools=tool_objects([tool.function for tool in chat.tools or []], "tools[{}].function"),
         sampling=sampling,
         template_kwargs=_template_kwargs(chat),
         parallel_tool_calls=chat.parallel_tool_calls is not False,
@@ -199,15 +200,20 @@ def _arguments(arguments: str | dict[str, Any]) -> str:
     return json.dumps(arguments, ensure_ascii=False)
 
 
-def _tools(wire: list[WireTool]) -> list[JsonObject]:
+def tool_objects(functions: Sequence[WireFunction], path: str) -> list[JsonObject]:
+    """OpenAI's tool objects; `path` with the index in it is where a function stood."""
     seen: set[str] = set()
-    for i, tool in enumerate(wire):
-        if tool.function.name in seen:
-            raise InvalidRequest("Two tools have the same name.", param=f"tools[{i}].function.name")
-        seen.add(tool.function.name)
-        _check_schema(tool.function.parameters, f"tools[{i}].function.parameters")
+    for i, function in enumerate(functions):
+        if function.name in seen:
+            message = "Two tools have the same name."
+            raise InvalidRequest(message, param=f"{path.format(i)}.name")
+        seen.add(function.name)
+        _check_schema(function.parameters, f"{path.format(i)}.parameters")
     # Members in one order whoever wrote them, so that equal tools make equal prompts.
-    return [tool.model_dump(exclude_none=True) for tool in wire]
+    return [
+        {"type": "function", "function": function.model_dump(exclude_none=True, exclude={"type"})}
+        for function in functions
+    ]
 
 
 def _tool_choice(chat: ChatBody) -> dict[str, Any]:
@@ -221,15 +227,23 @@ def _tool_choice(chat: ChatBody) -> dict[str, Any]:
 def _response_format(wire: WireResponseFormat | None) -> ResponseFormat:
     if wire is None:
         return ResponseFormat()
-    if wire.type != "json_schema":
-        return ResponseFormat(wire.type)
-    param = "response_format.json_schema"
     if wire.json_schema is None:
+        return response_format(wire.type, None, "response_format.json_schema")
+    param = "response_format.json_schema.schema"
+    return response_format(wire.type, wire.json_schema.schema_, param)
+
+
+def response_format(
+    type: ResponseFormatType, schema: JsonObject | None, param: str
+) -> ResponseFormat:
+    """What the text must be; `param` is where the schema stands. Raises InvalidRequest."""
+    if type != "json_schema":
+        return ResponseFormat(type)
+    if schema is None:
         message = f"Missing required parameter: '{param}'."
         raise InvalidRequest(message, param=param, code="missing_required_parameter")
-    schema = wire.json_schema.schema_
     _check_schema(schema, param)
-    return ResponseFormat("json_schema", schema, f"{param}.schema")
+    return ResponseFormat("json_schema", schema, param)
 
 
 def _check_schema(schema: JsonObject | None, param: str) -> None:

@@ -44,13 +44,14 @@ def operation(
     *,
     body: type[Wire] | None = None,
     example: dict[str, Any] | None = None,
-    chunk: type[msgspec.Struct] | None = None,
+    chunk: Any = None,
     errors: tuple[int, ...] = tuple(ERRORS),
 ) -> dict[str, Any]:
     """What FastAPI cannot see of an endpoint: `openapi_extra` of its route.
 
-    `answer` is sent with a 200, or a stream of `chunk`s where the body asks for one. A `body` is
-    shown by an `example`. `errors` are the statuses of `ERRORS` that it may answer.
+    `answer` is sent with a 200, or a stream of `chunk`s where the body asks for one: a struct, or
+    a union of several. A `body` is shown by an `example`. `errors` are the statuses of `ERRORS`
+    that it may answer.
     """
     content = {"application/json": {"schema": _answer_schema(answer)}}
     if chunk is not None:
@@ -85,6 +86,6 @@ def complete(document: dict[str, Any]) -> None:
     }
 
 
-def _answer_schema(answer: type[msgspec.Struct]) -> dict[str, Any]:
+def _answer_schema(answer: Any) -> dict[str, Any]:
     (schema,), definitions = msgspec.json.schema_components([answer], ref_template=_REF + "{name}")
     return {**schema, "$defs": definitions}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import msgspec
 from starlette.types import Send
@@ -20,6 +21,23 @@ _encoder = msgspec.json.Encoder()
 def data(value: object) -> bytes:
     """A msgspec-encodable value as one event. JSON has no raw line breaks, so one line it is."""
     return b"data: " + _encoder.encode(value) + b"\n\n"
+
+
+def named(value: msgspec.Struct) -> bytes:
+    """An event whose name is the struct's tag, as the Responses API has them."""
+    name = value.__struct_config__.tag
+    return f"event: {name}\n".encode() + data(value)
+
+
+class Framing(NamedTuple):
+    """How a dialect writes its events, and what ends a stream that went well."""
+
+    event: Callable[[Any], bytes]
+    end: bytes
+
+
+PLAIN = Framing(data, DONE)
+NAMED = Framing(named, b"")
 
 
 def comment(text: str) -> bytes:

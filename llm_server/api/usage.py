@@ -31,6 +31,12 @@ class CachedJson(msgspec.Struct):
     cached_tokens: int
 
 
+class ThoughtJson(msgspec.Struct):
+    """How much of the completion was thinking."""
+
+    reasoning_tokens: int
+
+
 class UsageJson(msgspec.Struct):
     """OpenAI's `usage`."""
 
@@ -38,6 +44,7 @@ class UsageJson(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedJson
+    completion_tokens_details: ThoughtJson
 
 
 class TimingsJson(msgspec.Struct):
@@ -92,6 +99,7 @@ class Ends:
             cached_tokens=sum(u.cached_tokens for u in prompts),
             disk_tokens=sum(u.disk_tokens for u in prompts),
             state_bytes=sum(u.state_bytes for u in prompts),
+            reasoning_tokens=sum(end.usage.reasoning_tokens for end in ends),
         )
 
     @property
@@ -115,6 +123,7 @@ def usage_json(usage: Usage) -> UsageJson:
         completion_tokens=usage.completion_tokens,
         total_tokens=usage.prompt_tokens + usage.completion_tokens,
         prompt_tokens_details=CachedJson(usage.cached_tokens),
+        completion_tokens_details=ThoughtJson(usage.reasoning_tokens),
     )
 
 

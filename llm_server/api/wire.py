@@ -122,10 +122,13 @@ class WireSchema(Wire):
     strict: bool | None = None
 
 
+ResponseFormatType = Literal["text", "json_object", "json_schema"]
+
+
 class WireResponseFormat(Wire):
     """What the text of the answer must be."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: ResponseFormatType
     json_schema: WireSchema | None = None
 
 
@@ -323,7 +326,7 @@ class SetModelBody(Wire):
 
 HARMLESS = frozenset(
     "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention "
-    "cache_prompt include_obfuscation".split()
+    "cache_prompt include_obfuscation max_tool_calls".split()
 )
 """Fields that change nothing about the answer here: accepted as they are."""
 
@@ -335,13 +338,17 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "echo": (False,),
     "verbosity": ("medium",),
+    "background": (False,),
+    "truncation": ("disabled",),
 }
 """Known fields, not honoured yet, with the values that ask for nothing beyond the usual."""
 
 REFUSED = frozenset(
-    "audio chat_format chat_parser chat_template chat_template_kwargs function_call functions "
+    "audio chat_format chat_parser chat_template chat_template_kwargs context_management "
+    "conversation function_call functions "
     "grammar guided_choice guided_grammar guided_json guided_regex image_url json_schema lora "
-    "messages min_tokens moderation n_discard n_keep parallel_tool_calls prediction prompt "
+    "messages min_tokens moderation n_discard n_keep parallel_tool_calls prediction "
+    "previous_response_id prompt "
     "prompt_embeds reasoning_budget reasoning_effort response_format suffix "
     "thinking_budget_tokens tfs_z tool_choice tools top_n_sigma web_search_options".split()
 )

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from llm_server.engine.detokenize import StopStrings, Utf8Stream
 from llm_server.engine.logprobs import Scores
-from llm_server.worker.messages import Delta, FinishReason, Logprobs
+from llm_server.worker.messages import Delta, FinishReason, Logprobs, Reasoning
 
 Mask = npt.NDArray[np.int32]
 """Allowed tokens as bits, 32 to a word, the lowest first."""
@@ -91,6 +91,9 @@ class Answer:
     ) -> None:
         self.reason: FinishReason | None = None
         self.n_tokens = 0
+        self.n_reasoning = 0
+        """How many of them were thoughts, to the token that shows that one has begun or ended."""
+        self._thinking = False
         self._vocabulary = vocabulary
         self._make_sampler = make_sampler
         self._sampler: TokenSampler | None = None
@@ -181,8 +184,10 @@ class Answer:
         if self._scores:
             self._scores.took(token, len(decoded))
             self._deltas += self._scores.shown(len(text), cut=stopped)
-        if text:
-            self._deltas.extend(self._parser.feed(text))
+        if text and (shown := self._parser.feed(text)):
+            self._deltas.extend(shown)
+            self._thinking = isinstance(shown[-1], Reasoning)
+        self.n_reasoning += self._thinking
         if stopped or (self._constraint and self._constraint.finished):
             self._end("stop")
         elif self.n_tokens >= self._limit:

@@ -203,7 +203,12 @@ class Sequence:
         """Tokens so far."""
         cached = (self.n_cached or 0) + self.n_restored
         return Usage(
-            self.n_prompt, self._answer.n_tokens, cached, self.n_restored, self.state_bytes
+            prompt_tokens=self.n_prompt,
+            completion_tokens=self._answer.n_tokens,
+            cached_tokens=cached,
+            disk_tokens=self.n_restored,
+            state_bytes=self.state_bytes,
+            reasoning_tokens=self._answer.n_reasoning,
         )
 
     def _timings(self) -> Timings:

@@ -339,7 +339,8 @@ class Usage(msgspec.Struct, frozen=True):
     """Tokens of one request; `cached_tokens` of the prompt were reused, not computed.
 
     `disk_tokens` of those came from the disk, the others from live cells. `state_bytes` is what
-    the prompt takes on disk, for requests that asked to `persist` it.
+    the prompt takes on disk, for requests that asked to `persist` it. `reasoning_tokens` of the
+    completion were thoughts.
     """
 
     prompt_tokens: int
@@ -347,6 +348,7 @@ class Usage(msgspec.Struct, frozen=True):
     cached_tokens: int
     disk_tokens: int = 0
     state_bytes: int = 0
+    reasoning_tokens: int = 0
 
 
 class Timings(msgspec.Struct, frozen=True):

@@ -47,6 +47,7 @@ def test_a_whole_answer(live: Live, path: str) -> None:
         "completion_tokens": 3,
         "total_tokens": 4,
         "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
     assert body["timings"]["predicted_n"] == 3
     assert body["timings"]["predicted_per_second"] == 1500.0

@@ -328,7 +328,7 @@ def test_response_formats_reach_the_worker() -> None:
                     "json_schema": {"schema": {"enum": ["x" * 300_000]}},
                 }
             },
-            ("invalid_json_schema", "response_format.json_schema"),
+            ("invalid_json_schema", "response_format.json_schema.schema"),
         ),
     ],
 )

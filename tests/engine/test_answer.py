@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llm_server.engine.answer import Mask
-from llm_server.worker.messages import Finished
+from llm_server.worker.messages import Content, Delta, Finished, Reasoning
 from tests.engine.fake_context import EOG, Bench, Text, next_token, reference
 
 PROMPT = [5, 6, 7, 8]
@@ -120,6 +120,28 @@ def test_stop_strings_end_no_call_and_no_thought() -> None:
     bench.submit(1, PROMPT, max_tokens=9, constraint=Script({1: [9, 10, 11]}), stop=[text([10])])
     assert end_of(bench).reason == "stop"
     assert text([10]) not in "".join(bench.texts[1])
+
+
+class Thinker(Text):
+    """A parser that takes the first characters for a thought."""
+
+    def __init__(self, id: int, n: int) -> None:
+        super().__init__(id)
+        self.n = n
+
+    def feed(self, text: str) -> list[Delta]:
+        thought, said = text[: self.n], text[self.n :]
+        self.n -= len(thought)
+        shown: list[Delta] = [Reasoning(1, thought)] if thought else []
+        return [*shown, Content(1, said)] if said else shown
+
+
+def test_tokens_of_thoughts_are_counted() -> None:
+    bench = Bench()
+    bench.submit(1, PROMPT, max_tokens=9, constraint=Script({}, finish_at=5))
+    bench.engine._waiting[0]._answer._parser = Thinker(1, 3)
+    usage = end_of(bench).usage
+    assert (usage.completion_tokens, usage.reasoning_tokens) == (5, 3)
 
 
 def test_a_stream_with_forced_tokens_does_not_wait_behind_a_prompt() -> None:

@@ -1,0 +1,340 @@
+"""`POST /responses`: items become messages, deltas become events of OpenAI's own types."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, get_args
+
+import msgspec
+import openai
+import pydantic
+import pytest
+from openai.types.responses import (
+    Response,
+    ResponseFunctionToolCall,
+    ResponseOutputMessage,
+    ResponseReasoningItem,
+    ResponseStreamEvent,
+)
+
+from llm_server.api.response_events import ResponseFold
+from llm_server.api.responses import responses_call
+from llm_server.api.usage import Origin
+from llm_server.errors import InvalidRequest
+from llm_server.worker.messages import (
+    ChatRequest,
+    Content,
+    Finished,
+    FunctionCall,
+    Message,
+    Timings,
+    Usage,
+)
+from tests.fake_live import Live
+
+ITEMS: dict[str, type[pydantic.BaseModel]] = {
+    "message": ResponseOutputMessage,
+    "reasoning": ResponseReasoningItem,
+    "function_call": ResponseFunctionToolCall,
+}
+EVENTS: dict[str, type[pydantic.BaseModel]] = {
+    get_args(kind.model_fields["type"].annotation)[0]: kind
+    for kind in get_args(get_args(ResponseStreamEvent)[0])
+}
+TOOL = {"type": "function", "name": "get_time", "parameters": {"type": "object"}, "strict": True}
+
+
+def checked(response: dict[str, Any]) -> dict[str, Any]:
+    """A response that OpenAI's types accept, with each of its items."""
+    Response.model_validate(response)
+    for item in response["output"]:
+        ITEMS[item["type"]].model_validate(item)
+    return response
+
+
+def ask(live: Live, input: Any, **fields: Any) -> dict[str, Any]:
+    answer = live.post("/v1/responses", {"input": input} | fields)
+    assert answer.status_code == 200, answer.text
+    return checked(answer.json())
+
+
+def stream(live: Live, input: Any, **fields: Any) -> list[dict[str, Any]]:
+    """The events of a stream: named as they are typed, numbered, and of OpenAI's types."""
+    body = {"input": input, "stream": True} | fields
+    answer = live.post("/responses", body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = []
+    for block in answer.text.strip().split("\n\n"):
+        name, data = block.split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        EVENTS[event["type"]].model_validate(event)
+        if "item" in event:
+            ITEMS[event["item"]["type"]].model_validate(event["item"])
+        if "response" in event:
+            checked(event["response"])
+        events.append(event)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    return events
+
+
+def short(events: list[dict[str, Any]]) -> list[str]:
+    return [event["type"].removeprefix("response.") for event in events]
+
+
+# ---- answers -----------------------------------------------------------------------------------
+
+
+def test_an_answer(live: Live) -> None:
+    response = ask(live, "hello there", instructions="Be brief.", metadata={"k": "v"})
+    assert response["id"].startswith("resp_") and response["status"] == "completed"
+    (message,) = response["output"]
+    assert [part["text"] for part in message["content"]] == ["hello there "]
+    assert response["instructions"] == "Be brief." and response["metadata"] == {"k": "v"}
+    assert response["usage"]["input_tokens"] == 2
+    assert response["usage"]["output_tokens"] == 2
+    assert response["usage"]["input_tokens_details"]["cached_tokens"] == 0
+    assert response["store"] is False, "nothing is stored, whatever was asked"
+
+
+def test_a_streamed_answer(live: Live) -> None:
+    events = stream(live, "hello there")
+    assert short(events) == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "output_text.delta",
+        "output_text.delta",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    ]
+    assert events[0]["response"]["status"] == "in_progress"
+    assert events[0]["response"]["output"] == [] and events[0]["response"]["usage"] is None
+    assert events[2]["item"]["status"] == "in_progress" and events[2]["item"]["content"] == []
+    assert [e["delta"] for e in events[4:6]] == ["hello ", "there "]
+    assert events[6]["text"] == events[7]["part"]["text"] == "hello there "
+    last = events[-1]["response"]
+    assert last["output"] == [events[8]["item"]]
+    assert last["id"] == events[0]["response"]["id"]
+    assert last["usage"]["total_tokens"] == last["timings"]["predicted_n"] + 1
+
+
+def test_a_thought_is_an_item_before_the_message(live: Live) -> None:
+    events = stream(live, "think")
+    kinds = short(events)
+    assert kinds.index("reasoning_text.done") < kinds.index("output_text.delta")
+    assert kinds[2:5] == ["output_item.added", "content_part.added", "reasoning_text.delta"]
+    thought, message = events[-1]["response"]["output"]
+    assert (thought["type"], message["type"]) == ("reasoning", "message")
+    assert thought["content"][0]["text"] and thought["summary"] == []
+    assert [e["output_index"] for e in events if e["type"].endswith("item.added")] == [0, 1]
+
+
+def test_each_call_is_an_item(live: Live) -> None:
+    events = stream(live, "tool", tools=[TOOL])
+    calls = [item for item in events[-1]["response"]["output"] if item["type"] == "function_call"]
+    assert len(calls) == 2
+    for call in calls:
+        mine = [e for e in events if e.get("item_id") == call["id"]]
+        deltas = [e["delta"] for e in mine if e["type"].endswith("arguments.delta")]
+        assert short(mine)[-1] == "function_call_arguments.done"
+        assert "".join(deltas) == call["arguments"] == mine[-1]["arguments"]
+        assert call["name"] == mine[-1]["name"] and call["call_id"] != call["id"]
+    whole = ask(live, "tool", tools=[TOOL])["output"]
+    assert [(item.get("name"), item.get("arguments")) for item in whole] == [
+        (item.get("name"), item.get("arguments")) for item in events[-1]["response"]["output"]
+    ]
+
+
+def test_an_answer_that_runs_out_of_tokens_is_incomplete() -> None:
+    asked = responses_call({"input": "hi", "max_output_tokens": 2})
+    fold = ResponseFold(Origin("a.gguf", "fp", range(1)), asked.start)
+    fold.add(Content(0, "a b"))
+    fold.add(Finished(0, "length", Usage(1, 2, 0, reasoning_tokens=1), Timings(0, 1, 2)))
+    response = checked(json.loads(msgspec.json.encode(fold.whole())))
+    assert response["status"] == response["output"][0]["status"] == "incomplete"
+    assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert response["max_output_tokens"] == 2
+    assert response["usage"]["output_tokens_details"]["reasoning_tokens"] == 1
+
+
+def test_warming_a_prompt_is_complete_without_output(live: Live) -> None:
+    response = ask(live, "hello", prompt_cache_options={"prewarm": True})
+    assert response["status"] == "completed" and response["output"] == []
+    assert response["incomplete_details"] is None
+
+
+def test_an_early_failure_is_plain_http(live: Live) -> None:
+    for fields in ({}, {"stream": True}):
+        answer = live.post("/v1/responses", {"input": "fail:some_code"} | fields)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "some_code"
+
+
+def test_a_late_failure_is_the_last_event(live: Live) -> None:
+    events = stream(live, "late-fail")
+    assert short(events)[-1] == "failed"
+    response = events[-1]["response"]
+    assert response["status"] == "failed"
+    assert response["error"]["code"] == "server_error"
+    assert response["error"]["message"] == "As asked."
+
+
+def test_the_sdk_puts_a_stream_together(live: Live) -> None:
+    with openai.OpenAI(base_url=f"{live.client.base_url}/v1", api_key="none") as client:
+        with client.responses.stream(model="a.gguf", input="hello there") as events:
+            kinds = [event.type for event in events]
+        final = events.get_final_response()
+    assert kinds[-1] == "response.completed"
+    assert final.output_text == "hello there "
+
+
+# ---- requests ----------------------------------------------------------------------------------
+
+
+def understood(input: Any, **fields: Any) -> ChatRequest:
+    request = responses_call({"input": input} | fields).call.requests[0]
+    assert isinstance(request, ChatRequest)
+    return request
+
+
+def test_items_become_messages() -> None:
+    request = understood(
+        [
+            {"role": "developer", "content": "Be kind."},
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+            {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"text": "hmm"}]},
+            {
+                "type": "message",
+                "id": "msg_1",
+                "status": "completed",
+                "role": "assistant",
+                "content": [{"type": "output_text", "text": "well", "annotations": []}],
+            },
+            {"type": "function_call", "call_id": "c1", "name": "get_time", "arguments": "{}"},
+            {"type": "function_call", "call_id": "c2", "name": "get_time", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c2", "output": "noon"},
+            {
+                "type": "function_call_output",
+                "call_id": "c1",
+                "output": [{"type": "input_text", "text": "one"}],
+            },
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+        ],
+        instructions="First.",
+    )
+    calls = [FunctionCall("c1", "get_time", "{}"), FunctionCall("c2", "get_time", "{}")]
+    assert request.messages == [
+        Message("system", "First."),
+        Message("system", "Be kind."),
+        Message("user", "hi"),
+        Message("assistant", "well", tool_calls=calls, reasoning_content="hmm"),
+        Message("tool", "noon", tool_call_id="c2"),
+        Message("tool", "one", tool_call_id="c1"),
+        Message("assistant", "No."),
+    ]
+
+
+def test_what_does_not_belong_together_stays_apart() -> None:
+    request = understood(
+        [
+            {"role": "assistant", "content": "one"},
+            {"role": "assistant", "content": "two"},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "so"}]},
+            {"role": "assistant", "content": "three"},
+        ]
+    )
+    assert [(m.content, m.reasoning_content, len(m.tool_calls)) for m in request.messages] == [
+        ("one", None, 0),
+        ("two", None, 1),
+        ("three", "so", 0),
+    ]
+
+
+def test_fields_mean_what_they_mean_in_chat() -> None:
+    schema = {"type": "object"}
+    request = understood(
+        "hi",
+        tools=[TOOL],
+        tool_choice={"type": "function", "name": "get_time"},
+        parallel_tool_calls=False,
+        text={"format": {"type": "json_schema", "name": "x", "schema": schema, "strict": True}},
+        reasoning={"effort": "none", "summary": "auto"},
+        max_output_tokens=7,
+        temperature=0.5,
+        top_p=0.25,
+        top_k=3,
+    )
+    assert request.tools == [
+        {
+            "type": "function",
+            "function": {"name": "get_time", "parameters": {"type": "object"}, "strict": True},
+        }
+    ]
+    assert (request.tool_choice, request.tool_name) == ("required", "get_time")
+    assert request.parallel_tool_calls is False
+    assert request.response_format.schema == schema
+    assert request.template_kwargs == {"reasoning_effort": "none"}
+    assert request.reasoning_budget == 0
+    sampling = request.sampling
+    assert (sampling.max_tokens, sampling.temperature) == (7, 0.5)
+    assert (sampling.top_p, sampling.top_k) == (0.25, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id", "unsupported_parameter"),
+        ({"conversation": "conv_1"}, "conversation", "unsupported_parameter"),
+        ({"background": True}, "background", "unsupported_parameter"),
+        ({"truncation": "auto"}, "truncation", "unsupported_parameter"),
+        ({"prompt": {"id": "pmpt_1"}}, "prompt", "unsupported_parameter"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "unsupported_parameter"),
+        ({"tool_choice": {"type": "mcp"}}, "tool_choice.type", "unsupported_parameter"),
+        ({"include": ["message.output_text.logprobs"]}, "include", "unsupported_parameter"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity", "unsupported_parameter"),
+        ({"n": 2}, "n", "unsupported_parameter"),
+        ({"tools": [TOOL, TOOL]}, "tools[1].name", "invalid_value"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema", None),
+        ({"max_output_tokens": 0}, "max_output_tokens", "invalid_value"),
+        ({"input": []}, "input", "invalid_value"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "invalid_value"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "input[0].content[0].type",
+            "invalid_value",
+        ),
+        (
+            {"input": [{"type": "function_call_output", "call_id": "c", "output": ""}]},
+            "input[0].call_id",
+            "invalid_value",
+        ),
+    ],
+)
+def test_what_is_refused(fields: dict[str, Any], param: str, code: str | None) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        responses_call({"input": "hi"} | fields)
+    assert refused.value.info.param == param
+    assert refused.value.info.code == (code or "missing_required_parameter")
+
+
+def test_what_clients_send_by_themselves_is_harmless() -> None:
+    call = responses_call(
+        {
+            "input": "hi",
+            "store": True,
+            "user": "me",
+            "background": False,
+            "truncation": "disabled",
+            "previous_response_id": None,
+            "include": ["reasoning.encrypted_content"],
+            "service_tier": "auto",
+            "text": {"format": {"type": "text"}, "verbosity": "medium"},
+            "surprise": 1,
+        }
+    ).call
+    assert call.ignored == ["surprise"]
