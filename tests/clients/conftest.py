@@ -44,7 +44,7 @@ os.environ |= {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def only_loopback() -> Iterator[None]:
     """No client may look up another host than this one, in whatever thread."""
     asked: list[str] = []
@@ -62,7 +62,7 @@ def only_loopback() -> Iterator[None]:
     assert asked == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """The server all clients talk to."""
     folder: Path = tmp_path_factory.mktemp("models")
