@@ -48,8 +48,9 @@ class Scores:
     def look(self, row: int) -> None:
         """The next token has the logits of `row`."""
         logits = self._logits(row)
-        highest = logits.max()
-        self._row = logits - (highest + np.log(np.exp(logits - highest).sum()))
+        # The highest goes first: what is nearly certain would drown in the rounding of the sum.
+        self._row = logits - logits.max()
+        self._row -= np.log(np.exp(self._row).sum())
 
     def took(self, token: int, n_chars: int) -> None:
         """`token` was chosen, and completed so many characters of text."""

@@ -71,6 +71,16 @@ def test_they_are_the_logarithms_of_a_softmax() -> None:
     )
 
 
+def test_what_is_nearly_certain_is_told_exactly() -> None:
+    logits = np.full(N_VOCAB, 500, np.float32)
+    logits[3] = 510
+    subject = Scores(1, lambda row: logits, FakeVocabulary(), 0)
+    subject.look(0)
+    subject.took(3, 1)
+    token = subject.shown(1)[0].tokens[0].token
+    assert token.logprob == pytest.approx(-np.log1p((N_VOCAB - 1) * np.exp(-10.0)), rel=1e-3)
+
+
 def test_more_alternatives_than_tokens_are_all_tokens_and_none_are_none() -> None:
     for top, expected in ((0, 0), (N_VOCAB + 5, N_VOCAB)):
         subject = scores(top)
