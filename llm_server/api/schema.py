@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import msgspec
@@ -61,8 +62,7 @@ def operation(
         responses[str(status)] = {"$ref": f"#/components/responses/{status}"}
     described: dict[str, Any] = {"responses": responses}
     if body is not None:
-        schema = body.model_json_schema(ref_template=_REF + "{model}")
-        media = {"schema": schema, "example": example}
+        media = {"schema": _body_schema(body), "example": example}
         described["requestBody"] = {"required": True, "content": {"application/json": media}}
     return described
 
@@ -86,6 +86,12 @@ def complete(document: dict[str, Any]) -> None:
     }
 
 
+@functools.cache
+def _body_schema(body: type[Wire]) -> dict[str, Any]:
+    return body.model_json_schema(ref_template=_REF + "{model}")
+
+
+@functools.cache
 def _answer_schema(answer: Any) -> dict[str, Any]:
     (schema,), definitions = msgspec.json.schema_components([answer], ref_template=_REF + "{name}")
     return {**schema, "$defs": definitions}
