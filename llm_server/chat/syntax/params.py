@@ -204,6 +204,9 @@ class ParamParser:
                     if reader.text.startswith(quote[0], reader.pos + n):
                         opened = quote
             n = (yield from self._quoted(n, opened)) if opened else n + 1
+        # A value that was cut belongs to its call. Read again, call by call, it would cost the
+        # square of its length.
+        reader.take(len(reader.text) - reader.pos)
         return None
 
     def _quoted(self, n: int, quote: tuple[str, str]) -> Parse[int]:

@@ -1,0 +1,1 @@
+"""Hostile bytes and texts for everything that reads what others wrote."""
