@@ -104,19 +104,19 @@ def sizes(lookups: Sequence[Lookup], seconds: Callable[[int], float], room: int)
     As many as raise the expected tokens a second of all of them together.
     """
     n_rows, n_tokens = len(lookups), float(len(lookups))
-    chosen = []
-    for lookup in lookups:
-        best, best_speed = 0, _MARGIN * n_tokens / seconds(n_rows)
-        for size in _SIZES:
+    chosen = [0] * len(lookups)
+    costs = [(size, seconds(size)) for size in _SIZES if n_rows < size <= room]
+    for i, lookup in enumerate(lookups):
+        if not lookup.expected(1):
+            continue
+        best_speed = _MARGIN * n_tokens / seconds(n_rows)
+        for size, cost in costs:
             n = size - n_rows
-            if n <= 0 or size > room:
-                continue
-            speed = (n_tokens + lookup.expected(n)) / seconds(size)
+            speed = (n_tokens + lookup.expected(n)) / cost if n > 0 else 0.0
             if speed > best_speed:
-                best, best_speed = n, speed
-        chosen.append(best)
-        n_rows += best
-        n_tokens += lookup.expected(best)
+                chosen[i], best_speed = n, speed
+        n_rows += chosen[i]
+        n_tokens += lookup.expected(chosen[i])
     return chosen
 
 

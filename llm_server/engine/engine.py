@@ -218,15 +218,16 @@ class Engine:
         while True:
             self._batch.clear()
             rows: list[Row] = []
+            n_rows = 0
             running = [s for s in self._running if not s.is_restoring]
             wants = [self._want(s, now) for s in running]
             budget = self._pace.prompt_budget(sum(want.is_decode for want in wants))
             planned = list(plan(wants, budget, self._context.n_batch))
             drafts = self._drafts([running[i] for i, n in planned if n == 1], len(planned))
             for i, n in planned:
-                n_before = sum(row.n + len(row.draft) for row in rows)
-                if self._make_room(n_before + n, running[i], wants[i].is_decode):
-                    rows.append(self._add_row(running[i], n, n_before, drafts))
+                if self._make_room(n_rows + n, running[i], wants[i].is_decode):
+                    rows.append(self._add_row(running[i], n, n_rows, drafts))
+                    n_rows += n + len(rows[-1].draft)
             if rows or not running:
                 return rows
             # Only prompts are running and none finds a cell: the youngest gives its own back.
