@@ -69,3 +69,31 @@ def test_structured_output(base_url: str) -> None:
     for method in ("function_calling", "json_schema"):
         other = model.with_structured_output(Joke, method=method)
         assert isinstance(other.invoke("who are you?"), Joke)
+
+
+def test_the_responses_api(base_url: str) -> None:
+    from langchain_core.messages import HumanMessage
+    from langchain_core.tools import tool
+    from langchain_openai import ChatOpenAI
+
+    @tool
+    def set_timer(minutes: int) -> str:
+        """Start a timer"""
+        return '{"status": "started"}'
+
+    model = ChatOpenAI(
+        model="demo.gguf",
+        base_url=base_url,
+        api_key="none",
+        temperature=0,
+        use_responses_api=True,
+    )
+    assert "demo model" in model.invoke("who are you?").text
+    streamed = "".join(chunk.text for chunk in model.stream("Where do I put my models?"))
+    assert "models/" in streamed
+    with_tools = model.bind_tools([set_timer])
+    asked = [HumanMessage("please set a timer for 12 minutes")]
+    answer = with_tools.invoke(asked)
+    assert [call["args"] for call in answer.tool_calls] == [{"minutes": 12}]
+    results = [set_timer.invoke(call) for call in answer.tool_calls]
+    assert with_tools.invoke([*asked, answer, *results]).text

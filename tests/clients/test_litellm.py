@@ -80,3 +80,16 @@ def test_an_error_keeps_its_kind(base_url: str) -> None:
             api_key="none",
             messages=[{"role": "user", "content": "water " * 200_000}],
         )
+
+
+def test_the_responses_api(base_url: str) -> None:
+    import litellm
+
+    answer = litellm.responses(
+        model="openai/demo.gguf",
+        api_base=base_url,
+        api_key="none",
+        input="who are you?",
+        temperature=0,
+    )
+    assert "demo model" in answer.output[0].content[0].text

@@ -1,4 +1,4 @@
-"""openai-agents: an agent with a tool, over chat completions."""
+"""openai-agents: an agent with a tool, over either API."""
 
 from __future__ import annotations
 
@@ -64,3 +64,33 @@ def test_a_streamed_run(base_url: str) -> None:
     types, answer = asyncio.run(run())
     assert types[0] == "response.created" and types[-1] == "response.completed"
     assert "models/" in answer
+
+
+def test_an_agent_over_the_responses_api(base_url: str) -> None:
+    from agents import Agent, ModelSettings, OpenAIResponsesModel, Runner, function_tool
+    from openai import AsyncOpenAI
+
+    minutes_set = []
+
+    @function_tool
+    def set_timer(minutes: int) -> str:
+        """Start a timer"""
+        minutes_set.append(minutes)
+        return '{"status": "started"}'
+
+    async def run() -> list[str]:
+        async with AsyncOpenAI(base_url=base_url, api_key="none") as client:
+            agent = Agent(
+                name="assistant",
+                model=OpenAIResponsesModel("demo.gguf", client),
+                model_settings=ModelSettings(temperature=0),
+                tools=[set_timer],
+            )
+            whole = await Runner.run(agent, "please set a timer for 12 minutes")
+            streamed = Runner.run_streamed(agent, "please set a timer for 7 minutes")
+            async for _ in streamed.stream_events():
+                pass
+            return [str(whole.final_output), str(streamed.final_output)]
+
+    assert all(asyncio.run(run()))
+    assert minutes_set == [12, 7]

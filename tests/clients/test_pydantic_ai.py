@@ -65,3 +65,28 @@ def test_a_stream(base_url: str) -> None:
             return "".join([piece async for piece in result.stream_text(delta=True)])
 
     assert "models/" in asyncio.run(text())
+
+
+def test_the_responses_api(base_url: str) -> None:
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIResponsesModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    provider = OpenAIProvider(base_url=base_url, api_key="none")
+    agent = Agent(OpenAIResponsesModel("demo.gguf", provider=provider, settings={"temperature": 0}))
+    minutes_set = []
+
+    @agent.tool_plain
+    def set_timer(minutes: int) -> str:
+        """Start a timer"""
+        minutes_set.append(minutes)
+        return '{"status": "started"}'
+
+    async def run() -> list[str]:
+        whole = await agent.run("please set a timer for 12 minutes")
+        async with agent.run_stream("Where do I put my models?") as streamed:
+            return [whole.output, await streamed.get_output()]
+
+    said, streamed = asyncio.run(run())
+    assert said and "models/" in streamed
+    assert minutes_set == [12]

@@ -30,6 +30,13 @@ console.log(streamed);
 assert.match(answer.choices[0].message.content, /demo model/);
 assert.match(streamed, /models\//);
 
+const response = client.responses.stream({
+  model: "demo.gguf",
+  input: "Where do I put my models?",
+  temperature: 0,
+});
+assert.match((await response.finalResponse()).output_text, /models\//);
+
 const minutesSet = [];
 const runner = client.chat.completions.runTools({
   model: "demo.gguf",
