@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -99,10 +100,15 @@ class Answer:
         async for batch in self._stream:
             events = self._without_progress(batch)
             if events and isinstance(events[0], Failed):
-                raise RemoteError(events[0].error)
+                raise RemoteError(self._placed(events[0].error))
             if events:
                 return events
         raise AssertionError("a stream of events ends in Finished or Failed")
+
+    def _placed(self, error: ErrorInfo) -> ErrorInfo:
+        if error.param is None:
+            return error
+        return msgspec.structs.replace(error, param=self._call.place(error.param))
 
     async def rest(self) -> list[RequestEvent] | None:
         """The next batch, empty after `poke`; None after the end."""

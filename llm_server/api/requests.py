@@ -7,7 +7,7 @@ It knows nothing of models, queues or answers; the fields that all endpoints sha
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -52,7 +52,8 @@ R = TypeVar("R", ChatRequest, CompletionRequest)
 class Call:
     """A checked request: what to ask which model, and how the answer is wanted.
 
-    `requests` make one answer, prompt by prompt, `n` choices to each.
+    `requests` make one answer, prompt by prompt, `n` choices to each. `place` says where a part of
+    them stands in the body, for what a worker has against it.
     """
 
     requests: Sequence[Request | Question]
@@ -62,6 +63,7 @@ class Call:
     stream: bool = False
     include_usage: bool = False
     ignored: list[str] = field(default_factory=list)
+    place: Callable[[str], str] = str
 
 
 @dataclass(frozen=True, slots=True)

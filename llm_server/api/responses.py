@@ -112,12 +112,20 @@ def responses_call(body: dict[str, Json]) -> ResponsesCall:
         overrides=overrides_of(asked.load_model_configs),
         stream=bool(asked.stream),
         ignored=ignored,
+        place=_place,
     )
     options = asked.prompt_cache_options or CacheOptions()
     prompt_alone = bool(options.prewarm) or request.sampling.max_tokens == 0
     if prompt_alone:
         call = warming(call)
     return ResponsesCall(call, _echo(asked, request), prompt_alone)
+
+
+def _place(param: str) -> str:
+    """Where this API has what chat has at `param`."""
+    if param == "messages" or param.startswith("messages["):
+        return "input"
+    return param.replace(".function.", ".")
 
 
 def _refuse_built_in(body: dict[str, Json]) -> None:

@@ -174,6 +174,13 @@ def test_an_early_failure_is_plain_http(live: Live) -> None:
         assert answer.json()["error"]["code"] == "some_code"
 
 
+def test_a_workers_objection_names_the_place_in_the_items() -> None:
+    place = responses_call({"input": "hi"}).call.place
+    assert place("messages") == "input"
+    assert place("tools[3].function.parameters") == "tools[3].parameters"
+    assert place("text.format.schema") == "text.format.schema"
+
+
 def test_a_late_failure_is_the_last_event(live: Live) -> None:
     events = stream(live, "late-fail")
     assert short(events)[-1] == "failed"

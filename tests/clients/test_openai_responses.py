@@ -147,6 +147,22 @@ def test_the_sdks_own_tool_loop(base_url: str) -> None:
     assert minutes_set == [12, 12]
 
 
+def test_what_is_wrong_is_named_where_it_stands(base_url: str) -> None:
+    import openai
+    import pytest
+
+    with openai.OpenAI(base_url=base_url, api_key="none") as client:
+        with pytest.raises(openai.BadRequestError) as too_long:
+            client.responses.create(model="demo.gguf", input="water " * 100_000)
+        bad: Any = {**TIMER, "parameters": {"$ref": "http://example.com/schema.json"}}
+        with pytest.raises(openai.BadRequestError) as not_a_schema:
+            client.responses.create(
+                model="demo.gguf", input="hi", tools=[bad], tool_choice="required"
+            )
+    assert (too_long.value.code, too_long.value.param) == ("context_length_exceeded", "input")
+    assert not_a_schema.value.param == "tools[0].parameters"
+
+
 def test_a_prompt_is_warmed(base_url: str) -> None:
     from openai import OpenAI
 

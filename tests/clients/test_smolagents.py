@@ -23,4 +23,5 @@ def test_a_tool_calling_agent(base_url: str) -> None:
     answer = agent.run("please set a timer for 12 minutes")
     print(answer)
     # end
-    assert minutes_set == [12]
+    # The demo model goes on calling until its steps are used up: it knows no final_answer.
+    assert set(minutes_set) == {12} and answer
