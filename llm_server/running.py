@@ -14,6 +14,7 @@ from types import FrameType
 
 import uvicorn
 
+from llm_server import notify
 from llm_server.api.app import create_app
 from llm_server.config import Settings
 from llm_server.models.pool import Pool
@@ -57,14 +58,18 @@ class Server(uvicorn.Server):
         self._pool = pool
         self._grace_s = grace_s
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._keeping_alive: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start serving."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        self._keeping_alive = self._loop.create_task(notify.keep_alive())
+        notify.ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listener and end all requests."""
+        notify.stopping()
         self._pool.begin_close()
         cutting = asyncio.create_task(self._cut())
         await super().shutdown(sockets)

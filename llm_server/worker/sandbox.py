@@ -132,6 +132,8 @@ def _drop_capabilities() -> None:
     data = (ctypes.c_uint32 * 6)()
     if libc.capget(header, data) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    if not (data[1] & ~_KEPT_CAPABILITIES or data[4]):
+        return  # No root; a service manager may even forbid the call.
     effective, permitted = data[0] & _KEPT_CAPABILITIES, data[1] & _KEPT_CAPABILITIES
     kept = (ctypes.c_uint32 * 6)(effective, permitted, 0, 0, 0, 0)
     if libc.capset(header, kept) != 0:
