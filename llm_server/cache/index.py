@@ -1,16 +1,17 @@
 """Which chunks are stored, and the decisions about them: what a prompt finds, what has to go.
 
 Pure: built from names alone, one dictionary look-up a chunk. It reads no files; where tokens decide
-(a chunk that is shared only in part) the caller brings them.
+(a chunk that is shared only in part) the caller brings them with `learn`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from llm_server.cache.chunkfile import PARENT_BYTES, Chunk
-from llm_server.cache.keys import Chain, Kind, common_tokens
+from llm_server.cache.keys import Chain, Kind
+from llm_server.cache.siblings import Siblings
 
 KEEP_SHARE = 0.9
 """Eviction goes down to this share of the budget, so that it is not needed at every write."""
@@ -25,7 +26,7 @@ class Index:
 
     def __init__(self, chunks: Iterable[Chunk] = ()) -> None:
         self._chunks: dict[bytes, Chunk] = {}
-        self._children: dict[bytes, dict[bytes, Chunk]] = {}
+        self._children: dict[bytes, Siblings] = {}
         for chunk in chunks:
             self.add(chunk)
 
@@ -41,16 +42,19 @@ class Index:
         known = self._chunks.get(chunk.key)
         if known and known.head:
             chunk = chunk.as_head()
+        packed = self.tokens(chunk.key)
         self.discard(chunk.key)
         self._chunks[chunk.key] = chunk
-        self._children.setdefault(chunk.parent, {})[chunk.key] = chunk
+        self._children.setdefault(chunk.parent, Siblings()).add(chunk)
+        if packed is not None:
+            self.learn(chunk.key, packed)
 
     def discard(self, key: bytes) -> None:
         """Forget a chunk, if it is known."""
         chunk = self._chunks.pop(key, None)
         if chunk:
             siblings = self._children[chunk.parent]
-            del siblings[key]
+            siblings.discard(chunk)
             if not siblings:
                 del self._children[chunk.parent]
 
@@ -64,40 +68,50 @@ class Index:
             found.append(chunk)
         return found
 
-    def ranges_behind(self, chain: Chain, n_chunks: int) -> list[Chunk]:
-        """Ranges that begin at the cut behind the first `n_chunks`, whatever their tokens."""
+    def learn(self, key: bytes, packed: bytes) -> None:
+        """The packed tokens of a range, without which it is only found whole."""
+        chunk = self._chunks.get(key)
+        if chunk is not None:
+            self._children[chunk.parent].learn(key, packed)
+
+    def learn_from(self, other: Index) -> None:
+        """All that another index knows of the same chunks."""
+        for key in self._chunks:
+            packed = other.tokens(key)
+            if packed is not None:
+                self.learn(key, packed)
+
+    def tokens(self, key: bytes) -> bytes | None:
+        """The packed tokens of a range, if they are known."""
+        chunk = self._chunks.get(key)
+        return self._children[chunk.parent].tokens(key) if chunk else None
+
+    def unknown(self, chain: Chain, n_chunks: int, limit: int) -> list[Chunk]:
+        """Ranges behind the first `n_chunks` whose tokens are to be learnt, at most `limit`."""
+        siblings = self._children.get(chain.keys[n_chunks][:PARENT_BYTES])
+        return siblings.unknown(limit) if siblings else []
+
+    def partial(self, chain: Chain, n_chunks: int) -> tuple[Chunk, int] | None:
+        """The known range behind the first `n_chunks` that shares most of what follows them.
+
+        With how many tokens it shares.
+        """
+        siblings = self._children.get(chain.keys[n_chunks][:PARENT_BYTES])
         start = n_chunks * chain.size
-        siblings = self._children.get(chain.keys[n_chunks][:PARENT_BYTES], {}).values()
-        return [c for c in siblings if c.kind is Kind.RANGE and c.start == start]
+        wanted = chain.slice(start, min(start + chain.size, chain.n_tokens))
+        return siblings.longest_partial(wanted) if siblings and wanted else None
 
     def checkpoint(self, chain: Chain, n_max: int) -> Chunk | None:
         """The checkpoint with the longest prefix of `chain`, of at most `n_max` tokens."""
         for i in reversed(range(len(chain.keys))):
             start = i * chain.size
-            siblings = self._children.get(chain.keys[i][:PARENT_BYTES], {}).values()
-            lengths = {c.n_tokens for c in siblings if c.kind is Kind.CHECKPOINT}
+            siblings = self._children.get(chain.keys[i][:PARENT_BYTES], Siblings())
             room = min(n_max - start, chain.n_tokens - start, chain.size)
-            for n in sorted((n for n in lengths if 0 < n <= room), reverse=True):
+            for n in siblings.lengths(room):
                 chunk = self._chunks.get(chain.key(Kind.CHECKPOINT, start, start + n))
                 if chunk is not None:
                     return chunk
         return None
-
-
-def longest_partial(
-    wanted: bytes, candidates: Sequence[Chunk], tokens: Mapping[bytes, bytes]
-) -> tuple[Chunk, int] | None:
-    """The candidate that shares most of the packed tokens `wanted`, and how many it shares.
-
-    `tokens` are the candidates' packed tokens by key; those without are passed over. Of equals
-    the shorter one is taken: less to read and to trim.
-    """
-    best: tuple[int, int, Chunk] | None = None
-    for chunk in candidates:
-        n = common_tokens(wanted, tokens.get(chunk.key, b""))
-        if n and (best is None or (n, -chunk.n_tokens) > best[:2]):
-            best = (n, -chunk.n_tokens, chunk)
-    return (best[2], best[0]) if best else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import TypeVar
 from llm_server.cache.chunkfile import BadChunk, Chunk, Header
 from llm_server.cache.files import Files
 from llm_server.cache.folder import ChunkFolder
-from llm_server.cache.index import Index, longest_partial
+from llm_server.cache.index import Index
 from llm_server.cache.keys import TOKEN_BYTES, Chain, Kind
 from llm_server.cache.writer import Write, Writer
 
@@ -140,7 +140,6 @@ class ChunkStore:
         self._writing = _Health("write to", files)
         self._lock = threading.Lock()
         self._index = Index()
-        self._tokens: dict[bytes, bytes] = {}
         self._bad: set[bytes] = set()
         self._stats = Stats()
         self._unscanned = 0
@@ -172,17 +171,17 @@ class ChunkStore:
         """
         with self._lock:
             whole = self._index.whole(chain)
-            siblings = self._index.ranges_behind(chain, len(whole))
+            unknown = self._index.unknown(chain, len(whole), MAX_NEW_SIBLINGS)
         hits = [
             Hit(chunk, parent, chain.slice(chunk.start, chunk.start + chunk.n_tokens))
             for chunk, parent in zip(whole, chain.keys, strict=False)
         ]
         at = len(whole) * chain.size
-        wanted = chain.slice(at, min(at + chain.size, chain.n_tokens))
-        if wanted and siblings:
-            self._learn_tokens(siblings)
-            partial = longest_partial(wanted, siblings, self._tokens)
-            if partial:
+        if at < chain.n_tokens:
+            self._learn_tokens(unknown)
+            with self._lock:
+                partial = self._index.partial(chain, len(whole))
+            if partial and partial[0].start == at:
                 chunk, n = partial
                 hits.append(Hit(chunk, chain.keys[len(whole)], chain.slice(at, at + n)))
         return hits
@@ -219,14 +218,13 @@ class ChunkStore:
         self._count(misses=1)
         return None
 
-    def _learn_tokens(self, siblings: list[Chunk]) -> None:
+    def _learn_tokens(self, unknown: list[Chunk]) -> None:
         """Read the tokens of chunks that are known by name only."""
-        unknown = [chunk for chunk in siblings if chunk.key not in self._tokens]
-        for chunk in unknown[:MAX_NEW_SIBLINGS]:
+        for chunk in unknown:
             packed = self._guarded(chunk, functools.partial(self._folder.read_tokens, chunk))
             if packed is not None:
                 with self._lock:
-                    self._tokens[chunk.key] = packed
+                    self._index.learn(chunk.key, packed)
 
     def _guarded(self, chunk: Chunk, read: Callable[[], _T]) -> _T | None:
         """What `read` gives, or None and the chunk forgotten: it may be stored anew."""
@@ -325,7 +323,7 @@ class ChunkStore:
             return
         with self._lock:
             self._index.add(chunk)
-            self._tokens[chunk.key] = write.header.packed
+            self._index.learn(chunk.key, write.header.packed)
             self._bad.discard(chunk.key)
         if self._writing.worked():
             self.refresh()
@@ -368,15 +366,15 @@ class ChunkStore:
     def _adopt(self, mine: Iterable[Chunk], n_bytes: int) -> None:
         """Take over what a scan found."""
         with self._lock:
+            before = self._index
             self._index = Index(chunk for chunk in mine if chunk.key not in self._bad)
-            self._tokens = {k: v for k, v in self._tokens.items() if self._index.get(k)}
+            self._index.learn_from(before)
             self._stats.used_bytes = n_bytes
             self._unscanned = 0
 
     def _forget(self, chunk: Chunk) -> None:
         with self._lock:
             self._index.discard(chunk.key)
-            self._tokens.pop(chunk.key, None)
 
     def _count(self, **increments: int) -> None:
         with self._lock:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_server.cache.chunkfile import PARENT_BYTES, Chunk
-from llm_server.cache.index import HEAD_DAYS, Index, Stored, choose_victims, longest_partial
+from llm_server.cache.index import HEAD_DAYS, Index, Stored, choose_victims
 from llm_server.cache.keys import Chain, Kind, common_tokens, pack, root_key
 
 SIZE = 3
@@ -32,16 +32,15 @@ def common(a: list[int], b: list[int]) -> int:
 
 @given(PUTS, PROMPT)
 def test_the_longest_prefix_is_found(puts: list[tuple[list[int], Kind]], prompt: list[int]) -> None:
-    index, tokens = Index(), {}
+    index = Index()
     for stored, kind in puts:
         chunk, packed = chunk_of(stored, kind)
         index.add(chunk)
-        tokens[chunk.key] = packed
+        index.learn(chunk.key, packed)
     chain = Chain.of(ROOT, prompt, SIZE)
     whole = index.whole(chain)
     n = len(whole) * SIZE
-    siblings = index.ranges_behind(chain, len(whole))
-    partial = longest_partial(chain.slice(n, len(prompt)), siblings, tokens)
+    partial = index.partial(chain, len(whole))
 
     ranges = [stored for stored, kind in puts if kind is Kind.RANGE]
     expected = 0
