@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
+import importlib.machinery
 import os
 import struct
 from pathlib import Path
@@ -58,7 +58,8 @@ def test_real_files_are_read_as_their_library_reads_them(
 
 
 def test_the_table_of_types_is_that_of_the_installed_library() -> None:
-    spec = importlib.util.find_spec("llama_cpp")
+    # Not importlib.util: it asks sys.modules, where the loader may have put a bare package.
+    spec = importlib.machinery.PathFinder.find_spec("llama_cpp")
     assert spec is not None and spec.submodule_search_locations
     (folder,) = spec.submodule_search_locations
     ggml = ctypes.CDLL(str(next(Path(folder, "lib").glob("libggml-base.*"))))
