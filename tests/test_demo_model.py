@@ -10,6 +10,12 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
+from openai.types.chat import ChatCompletionMessage
+from openai.types.chat.chat_completion import Choice
+from openai.types.chat.chat_completion_message_function_tool_call import (
+    ChatCompletionMessageFunctionToolCall as Call,
+)
+from openai.types.chat.chat_completion_message_function_tool_call import Function
 
 from llm_server.demo import demo_model_path
 from tests.live import LiveServer
@@ -62,9 +68,35 @@ def client(server: LiveServer) -> openai.OpenAI:
 
 def ask(client: openai.OpenAI, *messages: Any, **more: Any) -> Any:
     """One answer at temperature 0; strings are user messages."""
-    history = [{"role": "user", "content": m} if isinstance(m, str) else m for m in messages]
-    options = {"temperature": 0, "max_tokens": 200, **more}
-    return client.chat.completions.create(model="demo.gguf", messages=history, **options).choices[0]
+    history: Any = [{"role": "user", "content": m} if isinstance(m, str) else m for m in messages]
+    options = {"temperature": 0, "max_tokens": 200, "model": "demo.gguf", **more}
+    answer = client.chat.completions.create(messages=history, **options)
+    return folded(answer) if more.get("stream") else answer.choices[0]
+
+
+def _empty_call(id: str) -> Call:
+    return Call(id=id, type="function", function=Function(name="", arguments=""))
+
+
+def folded(chunks: Any) -> Choice:
+    """What the deltas of a stream add up to, as an answer that was not streamed."""
+    text, reasons = "", []
+    calls: dict[int, Call] = {}
+    for chunk in chunks:
+        (choice,) = chunk.choices
+        text += choice.delta.content or ""
+        reasons += [choice.finish_reason] if choice.finish_reason else []
+        for part in choice.delta.tool_calls or []:
+            call = calls.setdefault(part.index, _empty_call(part.id or ""))
+            call.function.name += part.function.name or ""
+            call.function.arguments += part.function.arguments or ""
+            assert call.id and call.function.name, "id and name come in the first delta"
+    assert len(reasons) == 1
+    assert list(calls) == list(range(len(calls)))
+    message = ChatCompletionMessage(
+        role="assistant", content=text or None, tool_calls=[*calls.values()] or None
+    )
+    return Choice(finish_reason=reasons[0], index=0, message=message)
 
 
 def calls_of(choice: Any) -> list[tuple[str, Any]]:
@@ -99,25 +131,29 @@ def test_answers_change_with_the_system_prompt(client: openai.OpenAI) -> None:
     assert shouted == shouted.upper() != plain
 
 
-def test_a_whole_tool_loop(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_whole_tool_loop(client: openai.OpenAI, stream: bool) -> None:
     question = "please set a timer for 12 minutes"
-    choice = ask(client, question, tools=TOOLS)
+    choice = ask(client, question, tools=TOOLS, stream=stream)
     assert choice.finish_reason == "tool_calls"
     assert calls_of(choice) == [("set_timer", {"minutes": 12})]
     (call,) = choice.message.tool_calls
     result = {"role": "tool", "tool_call_id": call.id, "content": '{"status": "started"}'}
     history = [question, choice.message.model_dump(exclude_none=True), result]
-    answer = ask(client, *history, tools=TOOLS)
+    answer = ask(client, *history, tools=TOOLS, stream=stream)
     assert answer.finish_reason == "stop"
     assert answer.message.content and not answer.message.tool_calls
 
 
-def test_two_calls_in_one_message(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_two_calls_in_one_message(client: openai.OpenAI, stream: bool) -> None:
     choice = ask(
         client,
         "please set a timer for 12 minutes and switch off the bedroom light",
         tools=TOOLS,
+        stream=stream,
     )
+    assert choice.finish_reason == "tool_calls"
     assert calls_of(choice) == [
         ("set_timer", {"minutes": 12}),
         ("set_light", {"room": "bedroom", "state": "off"}),
@@ -125,38 +161,28 @@ def test_two_calls_in_one_message(client: openai.OpenAI) -> None:
     assert len({call.id for call in choice.message.tool_calls}) == 2
 
 
-def test_no_call_when_none_fits(client: openai.OpenAI) -> None:
-    choice = ask(client, "What is the capital of France?", tools=TOOLS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_call_when_none_fits(client: openai.OpenAI, stream: bool) -> None:
+    choice = ask(client, "What is the capital of France?", tools=TOOLS, stream=stream)
     assert choice.finish_reason == "stop"
     assert choice.message.content and not choice.message.tool_calls
 
 
-@pytest.mark.parametrize(
-    "question",
-    ["please set a timer for 12 minutes and switch off the bedroom light", "who are you?"],
-)
+QUESTIONS = ["please set a timer for 12 minutes and switch off the bedroom light", "who are you?"]
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
 def test_streamed_deltas_add_up_to_the_whole_answer(client: openai.OpenAI, question: str) -> None:
     whole = ask(client, question, tools=TOOLS)
-    text, calls, reasons = "", {}, []
-    for chunk in client.chat.completions.create(
-        model="demo.gguf",
-        messages=[{"role": "user", "content": question}],
-        tools=TOOLS,
-        temperature=0,
-        max_tokens=200,
-        stream=True,
-    ):
-        (choice,) = chunk.choices
-        text += choice.delta.content or ""
-        reasons += [choice.finish_reason] if choice.finish_reason else []
-        for part in choice.delta.tool_calls or []:
-            call = calls.setdefault(part.index, {"id": part.id, "name": "", "arguments": ""})
-            call["name"] += part.function.name or ""
-            call["arguments"] += part.function.arguments or ""
-            assert call["id"] and call["name"], "id and name come in the first delta"
-    assert text == (whole.message.content or "")
-    assert reasons == [whole.finish_reason]
-    assert [(c["name"], json.loads(c["arguments"])) for c in calls.values()] == calls_of(whole)
+    streamed = ask(client, question, tools=TOOLS, stream=True)
+    assert (streamed.message.content or "") == (whole.message.content or "")
+    assert streamed.finish_reason == whole.finish_reason
+
+    def texts(choice: Any) -> list[tuple[str, str]]:
+        calls = choice.message.tool_calls or []
+        return [(call.function.name, call.function.arguments) for call in calls]
+
+    assert texts(streamed) == texts(whole)
 
 
 def test_tool_choice_is_obeyed(client: openai.OpenAI) -> None:

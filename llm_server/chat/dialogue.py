@@ -6,7 +6,7 @@ vocabulary's spellings; it computes nothing with the model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -16,17 +16,11 @@ from llm_server.chat.constraint import Constraint
 from llm_server.chat.fallback import without_tools
 from llm_server.chat.grammar import Spelling
 from llm_server.chat.plan import Demand, Planner
+from llm_server.chat.recognise import measure_syntax
 from llm_server.chat.segments import Segment
 from llm_server.chat.stream import AnswerParser, PlainText, Where
-from llm_server.chat.syntax.format import HERMES, CallFormat, Syntax
-from llm_server.chat.syntax.literal import is_marker, pieces, text_of
-from llm_server.chat.syntax.measure import measure_calls
-from llm_server.chat.syntax.measure_reasoning import (
-    measure_content,
-    measure_reasoning,
-    measure_switch,
-)
-from llm_server.chat.syntax.probes import Probes
+from llm_server.chat.syntax.format import Syntax
+from llm_server.chat.syntax.literal import is_marker, pieces
 from llm_server.chat.template import ChatTemplate
 from llm_server.errors import InvalidRequest, TemplateError
 from llm_server.worker.messages import ChatRequest, JsonObject, Message
@@ -196,35 +190,6 @@ class Dialogue:
             content=answer.strip(),
             reasoning_content=message.reasoning_content or thought.strip(),
         )
-
-
-def measure_syntax(template: ChatTemplate) -> Syntax:
-    """All that the template tells of a model's answers; Hermes calls if it shows none."""
-    probes = Probes(template)
-    calls = measure_calls(probes)
-    reasoning = measure_reasoning(probes)
-    content_open, content_close = measure_content(probes, reasoning)
-    fences = [content_open, content_close]
-    fences += [reasoning.open, reasoning.close] if reasoning is not None else []
-    return Syntax(
-        calls=with_own_trigger(calls or HERMES, fences),
-        native=calls is not None,
-        reasoning=reasoning,
-        content_open=content_open,
-        content_close=content_close,
-        switch=measure_switch(probes, reasoning),
-    )
-
-
-def with_own_trigger(calls: CallFormat, others: list[str]) -> CallFormat:
-    """`calls` with a trigger that begins none of `others`; empty if they differ too late."""
-    trigger = calls.trigger
-    rest = pieces(text_of(calls.begin).lstrip()[len(trigger) :])
-    while trigger and any(other.startswith(trigger) for other in others):
-        while rest and rest[0].isspace():
-            trigger += rest.pop(0)
-        trigger = trigger + rest.pop(0) if rest else ""
-    return replace(calls, trigger=trigger, anchored=calls.anchored or not trigger)
 
 
 def check_choice(request: ChatRequest) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from llm_server.chat.dialogue import Dialogue
 from llm_server.chat.syntax.format import HERMES
+from llm_server.chat.syntax.measure import measure_calls
+from llm_server.chat.syntax.probes import Probes
 from llm_server.worker.messages import ChatRequest, Message
 from tests.chat.generation import generate
 from tests.chat.test_constraint import SCHEMAS, WORDS, arguments
@@ -128,3 +130,28 @@ def test_an_unknown_shape_falls_back_to_hermes() -> None:
     assert '<tool_call>\n{"name": "get_weather", "arguments": {"s": "x"}}\n</tool_call>' in text
     assert "<%user%><tool_response>\n42\n</tool_response>" in text
     assert text.count("get_weather") == 2
+
+
+DECEPTIVE = {
+    "a length": "<call {{ f.name | length }}>{{ f.name }}<args>{{ f.arguments | tojson }}</call>",
+    "a name in capitals": "<call for {{ f.name | upper }}>{{ f.name }}: {{ f.arguments | tojson }}"
+    "</call>",
+    "only the second call": "<call>{{ f.name }}{% if not loop.first %}({{ f.name[:1] }})"
+    "{% endif %}<args>{{ f.arguments | tojson }}</call>",
+    "a length of the arguments": "<call>{{ f.name }}<{{ f.arguments | tojson | length }}>"
+    "{{ f.arguments | tojson }}</call>",
+}
+
+
+@pytest.mark.parametrize("name", DECEPTIVE)
+def test_what_fits_the_probes_alone_falls_back_to_hermes(name: str) -> None:
+    vocabulary = ByteVocabulary(["<s>", "<%end%>", "<%user%>", "<%assistant%>"], words=WORDS)
+    d = Dialogue(FRAME % EACH.replace("%s", DECEPTIVE[name]), vocabulary)
+    assert measure_calls(Probes(d.template)) is not None
+    assert d.syntax.calls == HERMES
+    request = ChatRequest([Message("user", "?")], STRICT_TOOLS, tool_choice="required")
+    prompt = "".join(s.text for s in d.render(request))
+    assert "<tool_call>" in prompt and "<tools>[" not in prompt
+    got = generate(d.prepare(1, request), vocabulary, max_tokens=900)
+    assert got.ended
+    assert arguments(fold(got.deltas)[2])

@@ -29,7 +29,7 @@ def measure_calls(probes: Probes) -> CallFormat | None:
     one, text = probes.calls(STRINGS), probes.text()
     if one is None:
         return None
-    body = one[len(_head(one, text, probes.prompt())) :]
+    body = answer_of(one, text, probes.prompt())
     found = _find_arguments(body, probes)
     if found is None or NAMES[0] not in found[2]:
         return None
@@ -71,8 +71,9 @@ def _trigger(begin: Literal, text: str) -> str:
     return trigger.strip()
 
 
-def _head(one: str, text: str, prompt: str) -> str:
-    """What leads into the answer: shared with an answer without calls, or in the prompt."""
+def answer_of(one: str, text: str, prompt: str) -> str:
+    """An answer with calls without what leads into it: that is shared with an answer without
+    calls, or in the prompt."""
     led = common_prefix(one, prompt)
     parts = pieces(common_prefix(one, text))
     # Where messages are addressed, the address begins alike: it belongs to the call.
@@ -80,7 +81,7 @@ def _head(one: str, text: str, prompt: str) -> str:
         parts and len("".join(parts)) > len(led) and not (is_marker(parts[-1]) or parts[-1] == "\n")
     ):
         parts.pop()
-    return max(led, "".join(parts), key=len)
+    return one[max(len(led), len("".join(parts))) :]
 
 
 def _find_arguments(body: str, probes: Probes) -> tuple[JsonArgs | ParamArgs, str, str, str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llm_server.chat.template import ChatTemplate
@@ -20,19 +20,20 @@ QUESTION, CONTENT, THOUGHT = "uqtext", "cqtext", "rqtext"
 STRINGS: JsonObject = dict(zip(KEYS, VALUES, strict=True))
 
 
-def _probe_tool(name: str) -> JsonObject:
-    properties: JsonObject = {key: {"type": "string", "description": "Text."} for key in KEYS}
+def probe_tool(name: str, keys: Sequence[str]) -> JsonObject:
+    """A tool whose parameters are texts."""
+    properties: JsonObject = {key: {"type": "string", "description": "Text."} for key in keys}
     return {
         "type": "function",
         "function": {
             "name": name,
             "description": "A probe.",
-            "parameters": {"type": "object", "properties": properties, "required": list(KEYS)},
+            "parameters": {"type": "object", "properties": properties, "required": list(keys)},
         },
     }
 
 
-TOOLS = [_probe_tool(name) for name in NAMES]
+TOOLS = [probe_tool(name, KEYS) for name in NAMES]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Probes:
 
     template: ChatTemplate
     kwargs: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    tools: Sequence[JsonObject] = tuple(TOOLS)
 
     def prompt(self) -> str:
         """The text that leads into an answer."""
@@ -58,8 +60,9 @@ class Probes:
         reasoning: str | None = None,
     ) -> str | None:
         """An answer with calls."""
+        names = [tool["function"]["name"] for tool in self.tools]
         calls = [
-            FunctionCall(IDS[i], NAMES[i], json.dumps(value)) for i, value in enumerate(arguments)
+            FunctionCall(IDS[i], names[i], json.dumps(value)) for i, value in enumerate(arguments)
         ]
         message = Message("assistant", content, tool_calls=calls, reasoning_content=reasoning)
         return self._tail([message])
@@ -67,7 +70,7 @@ class Probes:
     def _tail(self, answer: list[Message], generate: bool = False) -> str | None:
         messages = [Message("user", QUESTION), *answer]
         try:
-            text = self.template.probe(messages, TOOLS, generate, self.kwargs)
+            text = self.template.probe(messages, list(self.tools), generate, self.kwargs)
         except TemplateError:
             return None
         return text[text.rfind(QUESTION) + len(QUESTION) :] if QUESTION in text else None
