@@ -33,15 +33,15 @@ FRAMEWORKS = {
 PYTHON = os.environ.get("SERVER_PYTHON")
 if PYTHON is None:
     collect_ignore = [file for file, module in FRAMEWORKS.items() if find_spec(module) is None]
-
-os.environ |= {
-    # What reports home, and what is fetched as a package is imported.
-    "HF_HUB_OFFLINE": "1",
-    "LANGSMITH_TRACING": "false",
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    "OPENAI_AGENTS_DISABLE_TRACING": "1",
-    "DO_NOT_TRACK": "1",
-}
+else:
+    os.environ |= {
+        # What reports home, and what is fetched as a package is imported.
+        "HF_HUB_OFFLINE": "1",
+        "LANGSMITH_TRACING": "false",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "OPENAI_AGENTS_DISABLE_TRACING": "1",
+        "DO_NOT_TRACK": "1",
+    }
 
 
 @pytest.fixture(scope="package", autouse=True)
