@@ -12,15 +12,30 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import ByteSize, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llm_server.worker.messages import CacheConfig
 
 CacheWrite = Literal["all", "auto", "off"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+
+
+def _texts(value: object) -> object:
+    """A list with commas, and flags that were repeated, as the texts in them."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        return parts
+    split = (part.split(",") if isinstance(part, str) else [part] for part in parts)
+    return tuple(text.strip() if isinstance(text, str) else text for part in split for text in part)
+
+
+T = TypeVar("T")
+Texts: TypeAlias = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_texts)]
+"""Several texts, given as one with commas, or by repeating a flag."""
 
 
 MAX_CACHE_BYTES = 10 * 10**9
@@ -88,6 +103,33 @@ class Settings(BaseSettings):
         le=3600,
         description="time running answers get when the server is stopped",
     )
+    api_key: Texts[SecretStr] = Field(
+        default=(),
+        description="key that clients must send; several as a list with commas or by repetition. "
+        "Other users of this machine see flags: prefer the variable or --api-key-file",
+    )
+    api_key_file: Path | None = Field(
+        default=None, description="file with such keys, one a line; SIGHUP reads it again"
+    )
+    insecure_no_auth: bool = Field(
+        default=False, description="listen beyond this machine without an API key"
+    )
+    shared_cache: bool = Field(
+        default=False, description="let clients with different keys share cached prompts"
+    )
+    allowed_hosts: Texts[str] = Field(
+        default=(),
+        description="names this server is reached by, beside its addresses, localhost and the "
+        "machine's own; * for any",
+    )
+    allowed_origins: Texts[str] = Field(
+        default=(),
+        description="origins such as http://localhost:3000 whose web pages may use this server; "
+        "* for any",
+    )
+    max_connections: int = Field(
+        default=1024, ge=1, le=65_536, description="connections that may be open at once"
+    )
     cache_dir: Path | None = Field(
         default=None,
         description="folder for prompts on disk, default cache/ beside the models folder",
@@ -110,6 +152,9 @@ class Settings(BaseSettings):
         "is ended and started again beyond that",
     )
     log_level: LogLevel = Field(default="info", description="debug, info, warning or error")
+    log_format: LogFormat = Field(
+        default="text", description="text, or json: one object a line for a program to read"
+    )
 
 
 def default_models_dir() -> Path:
@@ -191,7 +236,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     for name, field in Settings.model_fields.items():
-        default = "" if field.default_factory or field.default is None else f" [{field.default}]"
+        shown = not field.default_factory and field.default not in (None, ())
+        default = f" [{field.default}]" if shown else ""
         # The underscore spelling is accepted, and kept out of the help.
         flags = dict.fromkeys([_flag(name), "--" + name])
         if field.annotation is bool:
@@ -200,7 +246,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
             )
         else:
             action = parser.add_argument(
-                *flags, dest=name, metavar=_metavar(name), help=f"{field.description}{default}"
+                *flags,
+                dest=name,
+                action="append" if field.default == () else "store",
+                metavar=_metavar(name),
+                help=f"{field.description}{default}",
             )
         action.option_strings = [_flag(name)]
     return parser

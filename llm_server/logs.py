@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import logging
 import os
 import queue
@@ -76,8 +77,43 @@ def say(text: str) -> None:
         os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
-def install(level: str, format: str) -> None:
+class OneLine(logging.Formatter):
+    """Text in which a message stays one line, whatever came from outside is in it.
+
+    Tracebacks, which are ours, follow on lines of their own.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line, control characters written out."""
+        line = super().formatMessage(record)
+        return line if line.isprintable() else "".join(map(_visible, line))
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a record; a request's line carries its parts in `request`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object, in one line."""
+        line: dict[str, object] = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if (request := getattr(record, "request", None)) is not None:
+            line["request"] = request
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
+
+
+def install(level: str, format: str, json_lines: bool = False) -> None:
     """Make stderr the one place that this process logs to."""
     handler = StderrLog()
-    logging.basicConfig(level=level.upper(), format=format, handlers=[handler], force=True)
+    handler.setFormatter(JsonLines() if json_lines else OneLine(format))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     atexit.register(handler.drain)

@@ -6,8 +6,12 @@ Apart from `server.py`, so that a start that fails has not waited for these impo
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -15,9 +19,16 @@ from types import FrameType
 import uvicorn
 
 from llm_server import notify
-from llm_server.api.app import create_app
+from llm_server.api.app import App, create_app
+from llm_server.api.context import Context
+from llm_server.api.keys import InvalidKey
+from llm_server.api.transport import Limits, connection_class
 from llm_server.config import Settings
-from llm_server.models.pool import Pool
+
+logger = logging.getLogger(__name__)
+
+SPARE_DESCRIPTORS = 128
+"""Open files beside connections: workers' pipes, models that are looked at, libraries."""
 
 KEEP_ALIVE_S = 65
 """Seconds an idle connection is kept: longer than the pools of usual clients keep theirs, so that
@@ -32,19 +43,28 @@ def run(
 ) -> int:
     """Serve on `listener` until told to stop. 0, or 1 when it was told twice."""
     app = create_app(settings, worker_argv=worker_argv, stand_in=stand_in)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="on",
-        ws="none",
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + 5,
-    )
-    server = Server(config, app.state.context.pool, settings.grace_seconds)
+    limits = Limits(connections=affordable_connections(settings.max_connections))
+    server = Server(app, limits, settings.grace_seconds)
     server.run(sockets=[listener])
     return 1 if server.force_exit else 0
+
+
+def affordable_connections(wanted: int) -> int:
+    """As many connections as this process may have open, with descriptors left for its work.
+
+    Beyond them the listener would fail to accept, and nobody would be told.
+    """
+    if sys.platform == "win32":
+        return wanted
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + SPARE_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(1, min(wanted, soft - SPARE_DESCRIPTORS))
+    return wanted
 
 
 class Server(uvicorn.Server):
@@ -53,9 +73,23 @@ class Server(uvicorn.Server):
     The second signal ends everything at once, worker included.
     """
 
-    def __init__(self, config: uvicorn.Config, pool: Pool, grace_s: float) -> None:
+    def __init__(self, app: App, limits: Limits, grace_s: float) -> None:
+        context: Context = app.state.context
+        config = uvicorn.Config(
+            app,
+            http=connection_class(limits, context.traffic),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=math.ceil(grace_s) + 5,
+        )
         super().__init__(config)
-        self._pool = pool
+        self._pool = context.pool
+        self._keyring = context.access.keyring
         self._grace_s = grace_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._keeping_alive: asyncio.Task[None] | None = None
@@ -63,9 +97,20 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start serving."""
         self._loop = asyncio.get_running_loop()
+        if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
+            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         await super().startup(sockets)
         self._keeping_alive = self._loop.create_task(notify.keep_alive())
         notify.ready()
+
+    def _reload(self) -> None:
+        """SIGHUP: the terminal is gone, or somebody has changed the keys. Answers go on."""
+        try:
+            self._keyring.reload()
+        except InvalidKey as error:
+            logger.error("the API keys stay as they were: %s", error)
+        else:
+            logger.info("the API keys were read again")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listener and end all requests."""

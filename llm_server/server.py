@@ -8,6 +8,7 @@ stops at once.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 import socket
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_server import __version__, logs
+from llm_server.api.keys import InvalidKey, Keyring
 from llm_server.config import Settings, settings_from_args, settings_from_environment
 from llm_server.demo import demo_model_path
 from llm_server.errors import ModelNotFound
@@ -58,11 +60,31 @@ def serve(
     registry = check_models(settings, stand_in)
     listener = listen(settings.host, settings.port)
     with listener:
+        check_exposure(settings, listener)
         configure_logging(settings)
         from llm_server.running import run
 
         logs.say(banner(settings, registry, listener))
         return run(settings, listener, worker_argv, stand_in)
+
+
+def check_exposure(settings: Settings, listener: socket.socket) -> None:
+    """Raises CannotStart rather than serve everybody around without having been told to."""
+    check_keys(settings)
+    protected = settings.api_key or settings.api_key_file or settings.insecure_no_auth
+    if not protected and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        raise CannotStart(
+            f"{settings.host} can be reached from other machines. Give a key with --api-key-file "
+            "or LLM_SERVER_API_KEY, or allow everybody with --insecure-no-auth"
+        )
+
+
+def check_keys(settings: Settings) -> None:
+    """Raises CannotStart when a key, or the file of keys, cannot be used."""
+    try:
+        Keyring((key.get_secret_value() for key in settings.api_key), settings.api_key_file)
+    except InvalidKey as error:
+        raise CannotStart(f"--api-key: {error}") from None
 
 
 def check_models(settings: Settings, stand_in: Path | None) -> Registry:
@@ -128,7 +150,11 @@ def banner(settings: Settings, registry: Registry, listener: socket.socket) -> s
 
 def configure_logging(settings: Settings) -> None:
     """One log on stderr, shared with the workers."""
-    logs.install(settings.log_level, "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.install(
+        settings.log_level,
+        "%(asctime)s %(levelname)s %(name)s: %(message)s",
+        json_lines=settings.log_format == "json",
+    )
     # At info these two narrate what our own lines already say.
     for name in ("uvicorn", "asyncio"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.root.level))
@@ -139,6 +165,7 @@ def _build_app() -> ASGIApp:
     settings = settings_from_environment()
     try:
         check_models(settings, demo_model_path())
+        check_keys(settings)
     except CannotStart as error:
         sys.exit(f"llm-server: {error}")
     configure_logging(settings)

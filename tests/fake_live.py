@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
 from llm_server.api.app import create_app
 from llm_server.api.chat import Patience
+from llm_server.api.transport import Limits
 from llm_server.config import Settings
+from llm_server.running import Server
 
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
@@ -81,6 +82,7 @@ def live_server(
     wait: bool = True,
     patience: Patience | None = None,
     stand_in: Path | None = None,
+    limits: Limits | None = None,
     **settings: Any,
 ) -> Iterator[Live]:
     """Serve `models`; with `wait` the first model is loaded when the block is entered."""
@@ -91,8 +93,7 @@ def live_server(
         stand_in=stand_in,
     )
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=10)
-    server = uvicorn.Server(config)
+    server = Server(app, limits or Limits(), grace_s=5)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from llm_server.logs import StderrLog
+from llm_server.logs import JsonLines, OneLine, StderrLog
 
 
 @pytest.fixture
@@ -53,3 +55,27 @@ def test_a_closed_reader_is_no_error() -> None:
     log.emit(record("into the void"))
     assert log.drain(10)
     os.close(writing)
+
+
+def _record(message: str, *args: object, **extra: object) -> logging.LogRecord:
+    record = logging.makeLogRecord({"name": "x", "msg": message, "args": args, "levelname": "INFO"})
+    record.__dict__.update(extra)
+    return record
+
+
+def test_a_message_is_one_line_whatever_is_in_it() -> None:
+    hostile = "a\r\nERROR root: forged\x1b[2J\u2028\u202e"
+    line = OneLine("%(levelname)s %(message)s").format(_record("%s", hostile))
+    assert line == r"INFO a\r\nERROR root: forged\x1b[2J\u2028\u202e"
+    parsed = json.loads(JsonLines().format(_record("%s", hostile, request={"status": 200})))
+    assert parsed["message"] == hostile
+    assert parsed["request"] == {"status": 200}
+
+
+def test_json_lines_carry_the_traceback() -> None:
+    try:
+        raise RuntimeError("x")
+    except RuntimeError:
+        text = JsonLines().format(_record("failed", exc_info=sys.exc_info()))
+    assert len(text.splitlines()) == 1
+    assert "RuntimeError: x" in json.loads(text)["traceback"]

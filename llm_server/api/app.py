@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ from starlette.types import ASGIApp
 
 from llm_server import __version__
 from llm_server.api import errors, metrics, native, openai
+from llm_server.api.access import Access
 from llm_server.api.chat import Patience
 from llm_server.api.context import Context
 from llm_server.api.edge import Edge
+from llm_server.api.keys import Keyring
 from llm_server.api.schema import complete
+from llm_server.api.traffic import Traffic
 from llm_server.config import Settings, cache_config
 from llm_server.errors import ServerError
 from llm_server.models.pool import Pool
@@ -32,12 +35,11 @@ from llm_server.worker.watchdog import Limits
 class App(FastAPI):
     """FastAPI inside the outermost layer."""
 
-    max_body_bytes: int
+    make_edge: Callable[[ASGIApp], Edge]
 
     def build_middleware_stack(self) -> ASGIApp:
         """The stack of FastAPI, wrapped once more."""
-        responses = self.state.context.pool.totals.responses
-        return Edge(super().build_middleware_stack(), self.max_body_bytes, responses)
+        return self.make_edge(super().build_middleware_stack())
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, with the definitions our bodies use in the place for them."""
@@ -58,7 +60,7 @@ def create_app(
     """The application for `settings`. Nothing is started before its lifespan begins.
 
     `worker_argv` is the command of worker processes, when it is not our own; `stand_in` the model
-    that serves while the folder holds none.
+    that serves while the folder holds none. Raises InvalidKey.
     """
     registry = Registry(settings.models_dir, stand_in)
     pool = Pool(
@@ -68,6 +70,7 @@ def create_app(
         first_model=settings.model_name,
         cache=cache_config(settings),
         log_level=settings.log_level,
+        log_format=settings.log_format,
         sandbox=not settings.no_sandbox,
         start_worker=partial(
             Worker.start,
@@ -88,12 +91,27 @@ def create_app(
             Exception: errors.on_unexpected,
         },
     )
-    app.max_body_bytes = settings.max_body_bytes
-    app.state.context = Context(registry, pool, patience or Patience())
+    access = access_of(settings)
+    traffic = Traffic()
+    app.make_edge = partial(
+        Edge,
+        max_body_bytes=settings.max_body_bytes,
+        access=access,
+        traffic=traffic,
+        shared_cache=settings.shared_cache,
+    )
+    app.state.context = Context(registry, pool, access, traffic, patience or Patience())
     app.include_router(native.router)
     app.include_router(openai.router)
     app.include_router(metrics.router)
     return app
+
+
+def access_of(settings: Settings) -> Access:
+    """Who may speak to a server with these settings. Raises InvalidKey."""
+    keys = [key.get_secret_value() for key in settings.api_key]
+    hosts = {*settings.allowed_hosts, settings.host}
+    return Access(hosts, settings.allowed_origins, Keyring(keys, settings.api_key_file))
 
 
 def load_defaults(settings: Settings) -> LoadConfig:

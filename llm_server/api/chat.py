@@ -20,11 +20,12 @@ from starlette.types import Receive, Scope, Send
 from llm_server.api import sse
 from llm_server.api.errors import INTERNAL, envelope, json_response
 from llm_server.api.requests import Call
+from llm_server.api.traffic import Passage, passage_of
 from llm_server.api.usage import Origin
 from llm_server.errors import ErrorInfo, RemoteError, ServerError
 from llm_server.models.lease import Lease
 from llm_server.models.pool import Pool
-from llm_server.worker.messages import Failed, Progress, RequestEvent
+from llm_server.worker.messages import Failed, Finished, Progress, RequestEvent
 from llm_server.worker.stream import EventStream
 
 logger = logging.getLogger(__name__)
@@ -79,9 +80,10 @@ class Folder(Protocol):
 class Answer:
     """The events of one call: waits for a lease, submits, and says how far things are."""
 
-    def __init__(self, pool: Pool, call: Call) -> None:
+    def __init__(self, pool: Pool, call: Call, passage: Passage) -> None:
         self._pool = pool
         self._call = call
+        self._passage = passage
         self._lease: Lease | None = None
         self._stream: EventStream | None = None
         self._progress: Progress | None = None
@@ -96,7 +98,10 @@ class Answer:
     async def begin(self) -> list[RequestEvent]:
         """The first batch with more in it than progress. Raises ServerError, also for Failed."""
         self._lease = await self._pool.acquire(self._call.model, self._call.overrides)
-        self._stream = self._lease.worker.submit(*self._call.requests)
+        self._passage.model = self._lease.model.name
+        salt = self._passage.cache_salt
+        requests = [msgspec.structs.replace(r, cache_salt=salt) for r in self._call.requests]
+        self._stream = self._lease.worker.submit(*requests)
         async for batch in self._stream:
             events = self._without_progress(batch)
             if events and isinstance(events[0], Failed):
@@ -149,8 +154,13 @@ class Answer:
         for event in batch:
             if isinstance(event, Progress):
                 self._progress = event
-            else:
-                events.append(event)
+                continue
+            events.append(event)
+            if isinstance(event, Finished):
+                self._passage.prompt_tokens = event.usage.prompt_tokens
+                self._passage.completion_tokens += event.usage.completion_tokens
+        if events and not isinstance(events[0], Finished | Failed):
+            self._passage.saw_tokens()
         return events
 
 
@@ -175,7 +185,7 @@ class FoldedResponse(Response):
         await until_disconnected(receive, self._answer(scope, receive, send))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.closing(Answer(self._pool, self._call)) as answer:
+        with contextlib.closing(Answer(self._pool, self._call, passage_of(scope))) as answer:
             batch: list[RequestEvent] | None = await answer.begin()
             fold = self._make_fold(answer.origin)
             while batch is not None:
@@ -208,12 +218,12 @@ class StreamedResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the call. ServerErrors leave as exceptions, unless the stream has started."""
-        await until_disconnected(receive, self._answer(send))
+        await until_disconnected(receive, self._answer(scope, send))
 
-    async def _answer(self, send: Send) -> None:
+    async def _answer(self, scope: Scope, send: Send) -> None:
         # The empty body of the base class has set a length.
         headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
-        with contextlib.closing(Answer(self._pool, self._call)) as answer:
+        with contextlib.closing(Answer(self._pool, self._call, passage_of(scope))) as answer:
             with sse.EventWriter(
                 send,
                 headers,

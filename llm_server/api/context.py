@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from llm_server.api.access import Access
 from llm_server.api.chat import Patience
+from llm_server.api.traffic import Traffic
 from llm_server.models.pool import Pool
 from llm_server.models.registry import Registry
 
@@ -18,6 +20,8 @@ class Context:
 
     registry: Registry
     pool: Pool
+    access: Access
+    traffic: Traffic
     patience: Patience = Patience()
     started: float = field(default_factory=time.monotonic)
 

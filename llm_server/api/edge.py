@@ -1,4 +1,4 @@
-"""The outermost layer of the server: an id for each request, limits, and no way past the envelope.
+"""The outermost layer of the server: who may pass, limits, an id and a log line for each request.
 
 Plain ASGI, because it wraps every write of every stream. It knows nothing of endpoints.
 """
@@ -8,39 +8,49 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections import Counter
 
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llm_server.api.access import PREFLIGHT, Access, InvalidApiKey
 from llm_server.api.errors import INTERNAL, error_response
-from llm_server.errors import RequestTooLarge
+from llm_server.api.traffic import Passage, Traffic
+from llm_server.errors import RequestTooLarge, ServerError
 
 logger = logging.getLogger(__name__)
 
+_LOGGED_PATH = 256
 _GONE = 499  # nginx's number for a client that left before it was answered
 
 
 class Edge:
-    """Wraps the app. Bodies over `max_body_bytes` are refused, before they are read if declared.
+    """Wraps the app: nothing reaches it that `access` does not admit.
 
-    `responses` counts what goes out, by status.
+    Bodies over `max_body_bytes` are refused, before they are read if declared. `shared_cache` lets
+    API keys use each other's cached prompts.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, responses: Counter[int]) -> None:
-        self._app = app
-        self._max_body_bytes = max_body_bytes
-        self._responses = responses
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_body_bytes: int,
+        access: Access | None = None,
+        traffic: Traffic | None = None,
+        shared_cache: bool = False,
+    ) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+        self.access = access or Access()
+        self.traffic = traffic or Traffic()
+        self.shared_cache = shared_cache
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
         if scope["type"] == "http":
-            exchange = _Exchange(scope, receive, send, self._max_body_bytes)
-            try:
-                await exchange.run(self._app)
-            finally:
-                self._responses[exchange.status or _GONE] += 1
+            await _Exchange(self, scope, receive, send).run()
         elif scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1000})
 
@@ -48,37 +58,49 @@ class Edge:
 class _Exchange:
     """One request and its response."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, max_body_bytes: int) -> None:
-        self.id = "req_" + secrets.token_hex(12)
+    def __init__(self, edge: Edge, scope: Scope, receive: Receive, send: Send) -> None:
+        self._edge = edge
         self._scope = scope
         self._receive = receive
         self._send = send
-        self._left = max_body_bytes
-        self.status: int | None = None
-        scope.setdefault("state", {})["request_id"] = self.id
+        self._left = edge.max_body_bytes
+        self._status = 0
+        self._extra: list[tuple[bytes, bytes]] = []
+        self._passage = Passage(edge.traffic, "req_" + secrets.token_hex(12))
+        scope.setdefault("state", {})["passage"] = self._passage
 
-    async def run(self, app: ASGIApp) -> None:
-        started = time.monotonic()
+    async def run(self) -> None:
         try:
-            if _declared_length(self._scope) > self._left:
-                error = RequestTooLarge(f"The request body is longer than {self._left} bytes.")
-                await error_response(error.info)(self._scope, self._receive, self.send)
-            else:
-                await app(self._scope, self.receive, self.send)
+            await self._serve()
+        except ClientDisconnect:
+            pass
+        except ServerError as error:
+            extra = {"www-authenticate": "Bearer"} if isinstance(error, InvalidApiKey) else None
+            await error_response(error.info, extra)(self._scope, self._receive, self.send)
         except Exception:
             # The border of a request: whatever it was, it must not reach the server around us.
-            logger.exception("%s failed", self.id)
-            if self.status is None:
+            logger.exception("%s failed", self._passage.request_id)
+            if not self._status:
                 await error_response(INTERNAL)(self._scope, self._receive, self.send)
         finally:
-            logger.info(
-                "%s %s %s %s %.3f s",
-                self.id,
-                self._scope["method"],
-                ascii(self._scope["path"])[1:-1],
-                self.status or "gone",
-                time.monotonic() - started,
-            )
+            self._finish()
+
+    async def _serve(self) -> None:
+        """Pass the request on, or answer it here. Raises ServerError before anything is sent."""
+        headers = Headers(scope=self._scope)
+        access = self._edge.access
+        access.check_host(headers)
+        self._extra += access.cors(headers)
+        if self._scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            await self.send({"type": "http.response.start", "status": 204, "headers": PREFLIGHT})
+            await self.send({"type": "http.response.body", "body": b""})
+            return
+        key = access.key(self._scope["path"], headers)
+        if key is not None and not self._edge.shared_cache:
+            self._passage.cache_salt = key.salt
+        if _declared_length(headers) > self._left:
+            raise RequestTooLarge(f"The request body is longer than {self._left} bytes.")
+        await self._edge.app(self._scope, self.receive, self.send)
 
     async def receive(self) -> Message:
         """The next piece of the body, counted. Raises RequestTooLarge."""
@@ -92,16 +114,37 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         """A piece of the response, its head with the id."""
         if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = [*message.get("headers", []), (b"x-request-id", self.id.encode())]
-            if self.status == 413:
+            self._status = message["status"]
+            headers = [*message.get("headers", []), *self._extra]
+            headers.append((b"x-request-id", self._passage.request_id.encode()))
+            if self._status == 413:
                 headers.append((b"connection", b"close"))  # The rest of the body is not read.
             message = {**message, "headers": headers}
         await self._send(message)
 
+    def _finish(self) -> None:
+        scope, passage, status = self._scope, self._passage, self._status or _GONE
+        route = getattr(scope.get("route"), "path", "(none)")
+        self._edge.traffic.count(route, self._status)
+        record = {
+            "method": scope["method"],
+            "path": ascii(scope["path"][:_LOGGED_PATH])[1:-1],
+            "status": status,
+            "ms": round((time.monotonic() - passage.started) * 1000, 1),
+            "prompt_tokens": passage.prompt_tokens,
+            "completion_tokens": passage.completion_tokens,
+            "model": passage.model,
+            "request_id": passage.request_id,
+            "client": scope["client"][0] if scope.get("client") else None,
+        }
+        logger.info(
+            "%(method)s %(path)s %(status)s %(ms)s ms, %(prompt_tokens)s+%(completion_tokens)s "
+            "tokens, %(model)s, %(request_id)s from %(client)s",
+            record,
+            extra={"request": record},
+        )
 
-def _declared_length(scope: Scope) -> int:
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            return int(value) if value.isdigit() else 0
-    return 0
+
+def _declared_length(headers: Headers) -> int:
+    value = headers.get("content-length", "")
+    return int(value) if value.isascii() and value.isdigit() else 0

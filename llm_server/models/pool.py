@@ -91,6 +91,7 @@ class Pool:
         first_model: str | None = None,
         cache: CacheConfig | None = None,
         log_level: str = "info",
+        log_format: str = "text",
         sandbox: bool = True,
         start_worker: StartWorker = Worker.start,
         available_memory: Callable[[], int] = lambda: int(psutil.virtual_memory().available),
@@ -103,6 +104,7 @@ class Pool:
         self._first_model = first_model
         self._cache = cache
         self._log_level = log_level
+        self._log_format = log_format
         self._sandbox = sandbox
         self._start_worker = start_worker
         self._available_memory = available_memory
@@ -310,6 +312,7 @@ class Pool:
                     config=target.config,
                     cache=self._cache,
                     log_level=self._log_level,
+                    log_format=self._log_format,
                     sandbox=self._sandbox,
                 ),
                 on_progress=self._note_progress,

@@ -38,6 +38,7 @@ def begin() -> tuple[Load, str, BinaryIO, BinaryIO] | None:
     logs.install(
         command.log_level,
         f"%(asctime)s %(levelname)s worker[{os.getpid()}] %(name)s: %(message)s",
+        json_lines=command.log_format == "json",
     )
     level = logging.INFO if confinement.startswith("full") else logging.WARNING
     logger.log(level, "sandbox: %s", confinement)

@@ -204,6 +204,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     config: LoadConfig = LoadConfig()
     cache: CacheConfig | None = None
     log_level: str = "info"
+    log_format: str = "text"
     sandbox: bool = True
 
 

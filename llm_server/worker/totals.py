@@ -19,8 +19,6 @@ class Totals:
     requests: Counter[str] = field(default_factory=Counter)
     """By how they ended: a finish reason, `cancelled`, or the code of the error that was answered,
     also where it never came to a worker. Each of several choices counts."""
-    responses: Counter[int] = field(default_factory=Counter)
-    """HTTP responses by status; 499 where the client left before there was one."""
     prompt_tokens: int = 0
     cells_tokens: int = 0
     disk_tokens: int = 0

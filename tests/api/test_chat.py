@@ -260,7 +260,7 @@ def raw_post(live: Live, path: str, body: object) -> socket.socket:
     data = json.dumps(body).encode()
     connection = socket.create_connection((url.host, url.port or 80))
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(data)}\r\n\r\n"
     )
     connection.sendall(head.encode() + data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,8 +82,8 @@ def test_an_unexpected_error_is_an_envelope_with_an_id() -> None:
         raise RuntimeError("secret")
 
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(app=Edge(broken, 1000, Counter()))
-        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        transport = httpx.ASGITransport(app=Edge(broken, 1000))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.get("/")
 
     response = asyncio.run(ask())

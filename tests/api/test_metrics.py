@@ -57,8 +57,8 @@ def test_refused_and_failed_requests_are_counted_once(
     grown = {name: value - before.get(name, 0) for name, value in scrape(live).items()}
     outcomes = {name[1]: n for name, n in grown.items() if name[0] == "llm_requests_total" and n}
     assert outcomes == ({outcome: 1} if outcome else {})
-    # The first scrape counts itself when it is over.
-    assert grown["llm_http_responses_total", str(status)] == 1 + (status == 200)
+    route = "(none)" if path == "/nope" else path
+    assert grown["llm_http_responses_total", route, str(status)] == 1
 
 
 def test_requests_that_clients_leave_are_counted(live: Live) -> None:
@@ -79,3 +79,24 @@ def test_totals_add_up_over_requests_and_workers() -> None:
     totals.add_cache(CacheStats(hits=3, read_bytes=10), CacheStats(hits=4, read_bytes=15))
     totals.add_cache(CacheStats(), CacheStats(hits=1))
     assert (totals.cache.hits, totals.cache.read_bytes) == (5, 15)
+
+
+def test_answers_are_counted_by_route_and_timed(live: Live) -> None:
+    before = scrape(live)
+    assert live.client.get("/v1/models/nope-" + "x" * 50).status_code == 404
+    assert live.client.get("/nope").status_code == 404
+    assert live.client.post("/setModel", content=b"{}").status_code == 415
+    assert live.post("/v1/chat/completions", chat_body("count:5", stream=True)).status_code == 200
+    after = scrape(live)
+
+    def grown(*name: str) -> float:
+        return after[name] - before.get(name, 0.0)
+
+    assert grown("llm_http_responses_total", "/v1/models/{name:path}", "404") == 1
+    assert grown("llm_http_responses_total", "(none)", "404") == 1
+    assert grown("llm_http_responses_total", "/setModel", "415") == 1
+    assert grown("llm_http_responses_total", "/v1/chat/completions", "200") == 1
+    assert grown("llm_first_token_seconds_count") == 1
+    assert grown("llm_first_token_seconds_bucket", "+Inf") == 1
+    assert after["llm_memory_bytes", "server"] > 0
+    assert not any("xxx" in label for name in after for label in name)

@@ -1,0 +1,142 @@
+"""Who may speak to the server at all: Host, Origin and API key; denied unless known.
+
+A browser says which page asks and which name it believes to speak to, so a page from elsewhere, or
+one whose name was rebound to this machine, is told apart. Decisions only; `edge.py` acts on them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers
+
+from llm_server.api.keys import Key, Keyring
+from llm_server.errors import InvalidRequest
+
+PUBLIC = frozenset({"/health"})
+"""Paths that answer without a key, exactly as written."""
+
+EXPOSED_HEADERS = b"x-request-id, retry-after, x-should-retry, x-ignored-parameters"
+
+
+class Forbidden(InvalidRequest):
+    """The page, or the name it uses, is not one this server serves."""
+
+    status = 403
+    code = "origin_not_allowed"
+
+
+class InvalidApiKey(InvalidRequest):
+    """No key, an unknown one, or two that differ."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class Access:
+    """The rules. `hosts` and `origins` are what the server was told beyond the obvious."""
+
+    def __init__(
+        self, hosts: Iterable[str] = (), origins: Iterable[str] = (), keyring: Keyring | None = None
+    ) -> None:
+        self.keyring = keyring if keyring is not None else Keyring()
+        self._hosts = own_names() | {host.lower().rstrip(".") for host in hosts}
+        self._origins = {origin.lower().rstrip("/") for origin in origins}
+
+    def check_host(self, headers: Headers) -> None:
+        """Raises Forbidden unless the server is called by a name of its own."""
+        if not self._host_allowed(headers.get("host", "")):
+            raise Forbidden(
+                "This server does not go by the name in the Host header. If it should, start it "
+                "with --allowed-hosts.",
+                code="host_not_allowed",
+            )
+
+    def _host_allowed(self, host: str) -> bool:
+        if "*" in self._hosts:
+            return True
+        name = host_name(host)
+        if name is None:
+            return False
+        # An address cannot be rebound to another machine: only names can.
+        return name in self._hosts or _is_address(name)
+
+    def cors(self, headers: Headers) -> list[tuple[bytes, bytes]]:
+        """What an answer tells the browser about the page that asks. Raises Forbidden."""
+        origin = headers.get("origin")
+        if origin is None:
+            return []
+        scheme, separator, rest = origin.lower().partition("://")
+        same = separator and scheme in ("http", "https") and rest == headers.get("host", "").lower()
+        if same:
+            return []
+        if "*" in self._origins:
+            allowed = b"*"
+        elif origin.lower() in self._origins:
+            allowed = origin.encode("latin-1")
+        else:
+            raise Forbidden(
+                "Web pages of this origin may not use this server. If they should, start it with "
+                "--allowed-origins."
+            )
+        return [
+            (b"access-control-allow-origin", allowed),
+            (b"access-control-expose-headers", EXPOSED_HEADERS),
+            (b"vary", b"Origin"),
+        ]
+
+    def key(self, path: str, headers: Headers) -> Key | None:
+        """The key of a request; None where none is asked for. Raises InvalidApiKey."""
+        if not self.keyring or path in PUBLIC:
+            return None
+        presented = {key.encode("latin-1") for key in headers.getlist("x-api-key")}
+        for value in headers.getlist("authorization"):
+            scheme, _, token = value.partition(" ")
+            presented.add(token.strip().encode("latin-1") if scheme.lower() == "bearer" else b"")
+        found = self.keyring.find(presented.pop()) if len(presented) == 1 else None
+        if found is None:
+            raise InvalidApiKey(
+                "A valid API key is needed: send the header 'Authorization: Bearer YOUR_KEY'."
+            )
+        return found
+
+
+PREFLIGHT = (
+    (b"access-control-allow-methods", b"GET, POST"),
+    (b"access-control-allow-headers", b"authorization, content-type, x-api-key"),
+    (b"access-control-max-age", b"600"),
+    (b"content-length", b"0"),
+)
+"""What a page of an allowed origin may send."""
+
+
+def host_name(host: str) -> str | None:
+    """The name in a Host header, lower case, without port and final dot; None if it is none."""
+    name, bracket, port = host.lower(), "", ""
+    if name.startswith("["):
+        name, bracket, port = name[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")) or not _is_address(name):
+            return None
+        port = port[1:]
+    else:
+        name, _, port = name.partition(":")
+    if port and not (port.isascii() and port.isdigit() and len(port) <= 5):
+        return None
+    name = name.removesuffix(".")
+    return name if name and all(c.isalnum() or c in "-_.:" for c in name) else None
+
+
+def own_names() -> frozenset[str]:
+    """What this machine is called by those around it: also by multicast DNS."""
+    name = socket.gethostname().lower().rstrip(".")
+    return frozenset({"localhost", name, name.partition(".")[0] + ".local"} - {"", ".local"})
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,353 @@
+"""One HTTP/1.1 connection: uvicorn's httptools protocol with the deadlines and limits it lacks.
+
+httptools rather than h11 because its framing is strict: both lengths at once, bare line feeds and
+folded headers are refused, where h11 serves what hides behind them. What is refused here never
+becomes a request; everything else is the business of `edge.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import httptools
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from llm_server.api.errors import envelope
+from llm_server.api.traffic import Traffic
+from llm_server.errors import ErrorInfo, InvalidRequest, Unavailable
+
+logger = logging.getLogger(__name__)
+
+_PHRASES = {
+    400: b"Bad Request",
+    408: b"Request Timeout",
+    414: b"URI Too Long",
+    431: b"Request Header Fields Too Large",
+    503: b"Service Unavailable",
+}
+_LINGER_S = 2.0
+"""How long a client that is refused may go on sending: closing at once would reset the connection,
+and it would never read why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds from a request's first byte (or the connection's start), and sizes in bytes."""
+
+    head_s: float = 10.0
+    body_s: float = 30.0
+    body_s_per_mb: float = 20.0
+    """Added to `body_s` for each megabyte that has arrived."""
+    write_s: float = 30.0
+    """How long a client may leave a full buffer unread."""
+    url: int = 8192
+    header_bytes: int = 32 * 1024
+    headers: int = 64
+    connections: int = 1024
+
+
+class ConnectionRefused(Unavailable):
+    """More connections are open than the server may hold."""
+
+    code = "too_many_connections"
+
+
+class _Outlet:
+    """The transport as a response sees it: closing waits for what the client still sends."""
+
+    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
+        self._connection = connection
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+
+    def close(self) -> None:
+        self._connection.hang_up()
+
+
+class Connection(HttpToolsProtocol):
+    """A connection within `limits`; what it refuses is told to `traffic`."""
+
+    limits: ClassVar[Limits] = Limits()
+    traffic: ClassVar[Traffic] = Traffic()
+
+    _receipt: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+    _running: RequestResponseCycle | None = None
+    _refusal: ErrorInfo | None = None
+    _in_head = False
+    _in_body = False
+    _deaf = False
+    _upgrading = False
+    _head_bytes = 0
+    _header_bytes = 0
+    _body_bytes = 0
+    _body_began = 0.0
+
+    # ---- the connection's life -----------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected."""
+        super().connection_made(transport)
+        self._await_head()
+        if len(self.connections) > self.limits.connections and not self._evict_idle():
+            info = ConnectionRefused("Too many connections are open. Try again in a moment.").info
+            self._refuse(info)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone, whoever ended it."""
+        for timer in (self._receipt, self._unread):
+            if timer is not None:
+                timer.cancel()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client, parsed within the limits."""
+        if self._deaf:
+            return
+        self._unset_keepalive_if_required()
+        self._feed(data)
+        if not self._deaf and self._is_idle() and self._receipt is None:
+            self._await_head()  # Blank lines between requests must not keep a connection open.
+
+    def _feed(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+        while data:
+            try:
+                self.parser.feed_data(data)
+                data = b""
+            except httptools.HttpParserUpgrade as stop:
+                data = self._without_upgrade() + data[stop.args[0] :]
+            except httptools.HttpParserError:
+                self._refuse(self._refusal or _malformed("The request is not valid HTTP/1.1."))
+                return
+        if self._in_head and self._head_bytes > self.limits.url + self.limits.header_bytes:
+            self._refuse(_headers_too_large(self.limits.header_bytes))
+
+    def hang_up(self) -> None:
+        """Close, once the client has had time to read the answer to what it may still send."""
+        self._stop_receipt()
+        self._deaf = True
+        self.pipeline.clear()
+        if not self._in_head and not self._in_body:
+            self.transport.close()
+            self.loop.call_later(self.limits.write_s, self.transport.abort)
+        elif not self.transport.is_closing():
+            self.flow.resume_reading()
+            self.transport.write_eof()
+            self.loop.call_later(_LINGER_S, self.transport.abort)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing has come for a while: close, also when the last answer was never read."""
+        self.transport.abort()
+
+    # ---- deadlines -----------------------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        """The client reads slower than we write."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.limits.write_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        super().resume_writing()
+
+    def _await_head(self) -> None:
+        self._receipt = self.loop.call_later(self.limits.head_s, self._too_slow)
+
+    def _await_body(self, seconds: float) -> None:
+        self._receipt = self.loop.call_later(seconds, self._check_body)
+
+    def _stop_receipt(self) -> None:
+        if self._receipt is not None:
+            self._receipt.cancel()
+            self._receipt = None
+
+    def _check_body(self) -> None:
+        now = self.loop.time()
+        if self.flow.read_paused:
+            self._body_began = now  # It is us who do not read.
+        allowed = self.limits.body_s + self.limits.body_s_per_mb * self._body_bytes / 1e6
+        left = self._body_began + allowed - now
+        if left > 0:
+            self._await_body(left)
+        else:
+            self._too_slow()
+
+    def _too_slow(self) -> None:
+        if self._in_head or self._in_body:
+            error = InvalidRequest("The request took too long to arrive.", code="request_timeout")
+            self._refuse(msgspec.structs.replace(error.info, status=408))
+        else:
+            self.transport.abort()
+
+    def _is_idle(self) -> bool:
+        answered = self._running is None or self._running.response_complete
+        return answered and not (self.pipeline or self._in_head or self._in_body)
+
+    def _evict_idle(self) -> bool:
+        """Close the connection that has idled longest; whether there was one."""
+        idle = [
+            (timer.when(), connection)
+            for connection in self.connections
+            if isinstance(connection, Connection)
+            and (timer := connection.timeout_keep_alive_task) is not None
+        ]
+        if not idle:
+            return False
+        _, oldest = min(idle, key=lambda pair: pair[0])
+        oldest.timeout_keep_alive_handler()
+        return True
+
+    # ---- the parser's callbacks ----------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = self._header_bytes = 0
+        if self._receipt is None:
+            self._await_head()
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request's target."""
+        super().on_url(url)
+        if len(self.url) > self.limits.url:
+            error = InvalidRequest(
+                f"The URL is longer than {self.limits.url} bytes.", code="url_too_long"
+            )
+            self._stop(msgspec.structs.replace(error.info, status=414))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or one trailer behind a chunked body: those are dropped."""
+        self._header_bytes += len(name) + len(value) + 4
+        if self._header_bytes > self.limits.header_bytes:
+            self._stop(_headers_too_large(self.limits.header_bytes))
+        if self._in_head:
+            super().on_header(name, value)
+            if len(self.headers) > self.limits.headers:
+                error = InvalidRequest(
+                    f"The request has more than {self.limits.headers} headers.",
+                    code="headers_too_large",
+                )
+                self._stop(msgspec.structs.replace(error.info, status=431))
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: from here on there is a request."""
+        names = [name for name, _ in self.headers]
+        if self.parser.get_http_version() not in ("1.0", "1.1") or names.count(b"host") != 1:
+            self._stop(_malformed("The request must be HTTP/1.1 with exactly one Host header."))
+        if self.parser.should_upgrade():
+            offers = {value.lower() for name, value in self.headers if name == b"upgrade"}
+            if b"websocket" in offers or self.parser.get_method() == b"CONNECT":
+                self._stop(_malformed("There are no WebSockets and no tunnels here."))
+            self._upgrading = True
+            return
+        self._in_head, self._in_body = False, True
+        self._stop_receipt()
+        self._body_bytes, self._body_began = 0, self.loop.time()
+        self._await_body(self.limits.body_s)
+        super().on_headers_complete()
+        self.cycle.transport = _Outlet(self, self.transport)  # type: ignore[assignment]
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        if self._upgrading:
+            return
+        self._in_body = False
+        self._stop_receipt()
+        super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _without_upgrade(self) -> bytes:
+        """The head that was just read, asking for no other protocol, for a parser of its own.
+
+        Java's client asks for HTTP/2 with each request; the parser would skip their bodies.
+        """
+        self._upgrading = False
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        for name, value in self.headers:
+            if name not in (b"upgrade", b"http2-settings"):
+                if name == b"connection":
+                    tokens = [token.strip() for token in value.split(b",")]
+                    gone = (b"upgrade", b"http2-settings")
+                    value = b", ".join(token for token in tokens if token.lower() not in gone)
+                lines.append(name + b": " + value)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    # ---- refusing ------------------------------------------------------------------------------
+
+    def _stop(self, info: ErrorInfo) -> None:
+        """Leave the parser from one of its callbacks."""
+        self._refusal = info
+        raise ValueError(info.code)
+
+    def _refuse(self, info: ErrorInfo) -> None:
+        """Answer with an error and take nothing more from this client."""
+        self._deaf = True
+        self._stop_receipt()
+        running = self._running
+        if running is not None and not running.response_complete:
+            if running is not self.cycle or self._in_head or running.response_started:
+                # Something before it is still being answered: that is the last answer then.
+                self.pipeline.clear()
+                running.keep_alive = False
+                if running.response_started and running is self.cycle and self._in_body:
+                    self.transport.abort()
+                return
+            running.disconnected = True
+            running.message_event.set()
+        request_id = "req_" + secrets.token_hex(12)
+        self._log(info, request_id)
+        body = msgspec.json.encode(envelope(info))
+        lines = [
+            b"HTTP/1.1 %d %b" % (info.status, _PHRASES[info.status]),
+            b"content-type: application/json",
+            b"content-length: %d" % len(body),
+            b"x-request-id: " + request_id.encode(),
+            b"connection: close",
+        ]
+        if info.retry_after is not None:
+            lines.append(b"retry-after: %d" % info.retry_after)
+        self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+        self._in_body = True  # Whatever it was, there may be more of it.
+        self.hang_up()
+
+    def _log(self, info: ErrorInfo, request_id: str) -> None:
+        self.traffic.count("(refused)", info.status)
+        client = self.client[0] if self.client else "-"
+        logger.info("refused %s %s from %s %s", info.status, info.code, client, request_id)
+
+
+def connection_class(limits: Limits, traffic: Traffic) -> type[Connection]:
+    """The protocol of a server with these limits."""
+    return type("Connection", (Connection,), {"limits": limits, "traffic": traffic})
+
+
+def _malformed(message: str) -> ErrorInfo:
+    return InvalidRequest(message, code="invalid_http").info
+
+
+def _headers_too_large(limit: int) -> ErrorInfo:
+    error = InvalidRequest(f"The headers are longer than {limit} bytes.", code="headers_too_large")
+    return msgspec.structs.replace(error.info, status=431)

@@ -1,0 +1,268 @@
+"""Who may speak to the server: names, pages, keys."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.routing import BaseRoute
+
+from llm_server.api.access import PUBLIC, Access, Forbidden, host_name
+from llm_server.api.app import create_app
+from llm_server.api.keys import InvalidKey, Keyring
+from llm_server.config import Settings, settings_from_args
+from llm_server.server import CannotStart, check_exposure, listen
+from tests.fake_live import Live, add_models, live_server
+from tests.test_server import running
+
+PAGE = "http://localhost:3000"
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server that asks for keys and knows one page."""
+    models = tmp_path_factory.mktemp("models")
+    add_models(models, "a.gguf")
+    with live_server(
+        models, api_key=("first-key", "second-key"), allowed_origins=(PAGE,)
+    ) as server:
+        yield server
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert response.headers["x-request-id"].startswith("req_")
+    return response.status_code, response.json()["error"]["code"]
+
+
+# ---- Host --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST.", "localhost:8000", "127.0.0.1:1", "[::1]:1", "[::1]", "192.168.0.7"],
+)
+def test_own_names_and_addresses_are_served(live: Live, host: str) -> None:
+    assert live.client.get("/health", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.com", "localhost.evil.com", "127.0.0.1.nip.io", "a/b?x", "localhost@evil.com", "[::1"]
+    + [
+        "localhost:80:80",
+        "localhost:x",
+        "",
+        ".",
+        "[localhost]",
+        "evil.com#localhost",
+        "loc alhost",
+    ],
+)
+def test_other_names_are_not(live: Live, host: str) -> None:
+    assert code(live.client.get("/health", headers={"host": host})) == (403, "host_not_allowed")
+
+
+def test_the_name_comes_before_the_key(locked: Live) -> None:
+    response = locked.client.post("/setModel", headers={"host": "evil.com"})
+    assert code(response) == (403, "host_not_allowed")
+
+
+def test_a_path_never_comes_from_the_name(live: Live) -> None:
+    response = live.client.get("/nope", headers={"host": "localhost", "x-forwarded-host": "/"})
+    assert code(response) == (404, "unknown_url")
+
+
+def test_names_can_be_added() -> None:
+    access = Access(hosts=["LLM.example.com."])
+    headers = httpx.Headers({"host": "llm.example.com:443"})
+    access.check_host(headers)  # type: ignore[arg-type]
+    with pytest.raises(Forbidden):
+        Access().check_host(headers)  # type: ignore[arg-type]
+    Access(hosts=["*"]).check_host(httpx.Headers({"host": "a/b"}))  # type: ignore[arg-type]
+
+
+def test_host_names_are_taken_apart_exactly() -> None:
+    assert host_name("A.b.:80") == "a.b"
+    assert host_name("[FE80::1]:80") == "fe80::1"
+    assert host_name("a:123456") is None
+
+
+# ---- Origin ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.com", "null", "http://notlocalhost", "http://localhost:3001", ""]
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+def test_pages_from_elsewhere_get_nothing(locked: Live, method: str, origin: str) -> None:
+    headers = {"origin": origin, "access-control-request-method": "POST"}
+    response = locked.client.request(method, "/setModel", headers=headers)
+    assert code(response) == (403, "origin_not_allowed")
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_an_allowed_page_may_ask_and_read_the_refusal(locked: Live) -> None:
+    asked = locked.client.options(
+        "/v1/chat/completions",
+        headers={"origin": PAGE, "access-control-request-method": "POST"},
+    )
+    assert asked.status_code == 204
+    assert "authorization" in asked.headers["access-control-allow-headers"]
+    refused = locked.client.get("/v1/models", headers={"origin": PAGE})
+    for response in (asked, refused):
+        assert response.headers["access-control-allow-origin"] == PAGE
+        assert "access-control-allow-credentials" not in response.headers
+        assert response.headers["vary"] == "Origin"
+    assert code(refused) == (401, "invalid_api_key")
+
+
+def test_pages_of_the_server_itself_need_no_permission(live: Live) -> None:
+    own = str(live.client.base_url).rstrip("/")
+    response = live.client.get("/v1/models", headers={"origin": own})
+    assert response.status_code == 200
+    assert "access-control-allow-origin" not in response.headers
+
+
+# ---- keys --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": "Bearer first-key"},
+        {"authorization": "bearer second-key"},
+        {"authorization": "Bearer  first-key"},
+        {"x-api-key": "second-key"},
+        {"x-api-key": "first-key", "authorization": "Bearer first-key"},
+    ],
+)
+def test_a_key_opens(locked: Live, headers: dict[str, str]) -> None:
+    assert locked.client.get("/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [(b"authorization", b"Bearer")],
+        [(b"authorization", b"Bearer x")],
+        [(b"authorization", b"Basic first-key")],
+        [(b"authorization", b"first-key")],
+        [(b"authorization", b"Bearer first-key x")],
+        [(b"authorization", b"Bearer first-keyfirst-key")],
+        [(b"authorization", b"Bearer \xe9\xff")],
+        [(b"x-api-key", b"")],
+        [(b"x-api-key", b"x" * 30_000)],
+        [(b"x-api-key", b"first-key"), (b"authorization", b"Bearer second-key")],
+        [(b"authorization", b"Bearer first-key"), (b"authorization", b"Bearer x")],
+    ],
+)
+def test_anything_else_does_not(locked: Live, headers: list[tuple[bytes, bytes]]) -> None:
+    response = locked.client.get("/v1/models", headers=headers)
+    assert code(response) == (401, "invalid_api_key")
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert "first-key" not in response.text
+
+
+def _paths(routes: list[BaseRoute]) -> Iterator[str]:
+    for route in routes:
+        if path := getattr(route, "path", None):
+            yield path
+        yield from _paths(getattr(route, "routes", None) or [])
+
+
+def test_every_route_wants_a_key_but_the_public_ones(locked: Live, tmp_path: Path) -> None:
+    documented = create_app(Settings(models_dir=tmp_path)).openapi()["paths"]
+    paths = {*documented, *_paths(create_app(Settings(models_dir=tmp_path)).routes)}
+    assert PUBLIC <= paths and len(paths) > 8
+    for path in paths | {"/nope", "//health", "/health/", "/%68ealth/x"}:
+        concrete = path.replace("{name:path}", "a.gguf").replace("{name}", "a.gguf")
+        for method in ("GET", "POST", "HEAD", "OPTIONS"):
+            status = locked.client.request(method, concrete).status_code
+            assert (status != 401) == (path in PUBLIC), (method, path)
+
+
+def test_each_key_has_a_cache_of_its_own(locked: Live, tmp_path: Path) -> None:
+    def salt(server: Live, key: str) -> str:
+        body = {"messages": [{"role": "user", "content": "report"}]}
+        headers = {"authorization": f"Bearer {key}"}
+        answer = server.client.post("/v1/chat/completions", json=body, headers=headers).json()
+        content = answer["choices"][0]["message"]["content"]
+        request = httpx.Response(200, text=content).json()
+        return str(request.get("cache_salt", ""))
+
+    first, second = salt(locked, "first-key"), salt(locked, "second-key")
+    assert len({first, second, ""}) == 3 and "key" not in first
+    assert salt(locked, "first-key") == first
+    add_models(tmp_path, "a.gguf")
+    with live_server(tmp_path, api_key=("first-key",), shared_cache=True) as shared:
+        assert salt(shared, "first-key") == ""
+
+
+def test_a_file_of_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# mine\nalpha,1\n\n  beta  \n")
+    ring = Keyring(["given"], path)
+    assert all(ring.find(key) for key in (b"alpha,1", b"beta", b"given"))
+    assert not any(ring.find(key) for key in (b"# mine", b"", b"alpha", b"gamma"))
+    path.write_text("gamma\n")
+    ring.reload()
+    assert ring.find(b"gamma") and ring.find(b"given") and not ring.find(b"beta")
+    for wrong in ("", "# nothing\n", "a b\n", "\u00e9\n", "x" * 513):
+        path.write_text(wrong)
+        with pytest.raises(InvalidKey):
+            ring.reload()
+        assert ring.find(b"gamma"), "the keys before stay in force"
+    path.unlink()
+    with pytest.raises(InvalidKey):
+        ring.reload()
+    os.mkfifo(path)
+    with pytest.raises(InvalidKey):
+        ring.reload()
+
+
+def test_keys_never_leave_the_settings() -> None:
+    settings = settings_from_args(["--api-key", "one,two", "--api-key", "three"], "x")
+    assert [key.get_secret_value() for key in settings.api_key] == ["one", "two", "three"]
+    assert "three" not in repr(settings)
+
+
+def test_hangup_reads_the_keys_again_and_nothing_of_them_is_logged(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    keys = tmp_path / "keys.txt"
+    keys.write_text("old-key-123\n")
+    with running(tmp_path, "--api-key-file", str(keys)) as server:
+
+        def allowed(key: str) -> bool:
+            headers = {"authorization": f"Bearer {key}"}
+            return httpx.get(server.url + "/v1/models", headers=headers).status_code == 200
+
+        assert allowed("old-key-123") and not allowed("new-key-456")
+        keys.write_text("new-key-456\n")
+        server.process.send_signal(signal.SIGHUP)
+        while not allowed("new-key-456"):
+            pass
+        assert not allowed("old-key-123")
+        server.process.terminate()
+        assert server.wait() == 0
+        assert "key-123" not in server.log and "key-456" not in server.log
+        assert "GET /v1/models 401" in server.log
+
+
+# ---- being reached from elsewhere --------------------------------------------------------------
+
+
+def test_nobody_is_served_beyond_this_machine_by_mistake() -> None:
+    with listen("0.0.0.0", 0) as wide, listen("127.0.0.1", 0) as narrow:
+        check_exposure(settings_from_args([], "x"), narrow)
+        with pytest.raises(CannotStart, match="--api-key-file"):
+            check_exposure(settings_from_args(["--host", "0.0.0.0"], "x"), wide)
+        for told in (["--insecure-no-auth"], ["--api-key", "k"]):
+            check_exposure(settings_from_args(["--host", "0.0.0.0", *told], "x"), wide)
+        with pytest.raises(CannotStart, match="visible ASCII"):
+            check_exposure(settings_from_args(["--api-key", "two words"], "x"), wide)

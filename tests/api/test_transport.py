@@ -1,0 +1,219 @@
+"""Connections by hand: framing that nobody should accept, sizes, deadlines, and what follows."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from llm_server.api.transport import Limits
+from tests.fake_live import Live, add_models, chat_body, live_server, until
+from tests.raw import Answer, connect, talk
+
+LIMITS = Limits(head_s=0.3, body_s=0.3, body_s_per_mb=0, write_s=0.5, connections=12)
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server that waits for nobody."""
+    models = tmp_path_factory.mktemp("models")
+    add_models(models, "a.gguf")
+    with live_server(models, limits=LIMITS) as server:
+        yield server
+
+
+def url(live: Live) -> str:
+    return str(live.client.base_url).rstrip("/")
+
+
+def post(path: bytes, body: bytes, *headers: bytes) -> bytes:
+    lines = [b"POST " + path + b" HTTP/1.1", b"Host: localhost", *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def assert_refused(answer: Answer, status: int, code: str) -> None:
+    assert answer.statuses == [status]
+    assert answer.closed
+    assert answer.header("connection") == b"close"
+    assert (answer.header("x-request-id") or b"").startswith(b"req_")
+    assert set(answer.error) == {"message", "type", "param", "code"}
+    assert answer.error["code"] == code
+
+
+SECOND = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+JSON = b"Content-Type: application/json"
+
+MALFORMED = {
+    "both lengths": post(
+        b"/setModel", b"0\r\n\r\n" + SECOND, b"Content-Length: 4", b"Transfer-Encoding: chunked"
+    ),
+    "two lengths": post(b"/setModel", b"abcd", b"Content-Length: 4", b"Content-Length: 5"),
+    "the same length twice": post(b"/setModel", b"abcd", *[b"Content-Length: 4"] * 2),
+    "negative length": post(b"/setModel", b"", b"Content-Length: -1"),
+    "signed length": post(b"/setModel", b"abcd", b"Content-Length: +4"),
+    "unknown encoding": post(b"/setModel", b"0\r\n\r\n", b"Transfer-Encoding: xchunked"),
+    "chunked not last": post(b"/setModel", b"0\r\n\r\n", b"Transfer-Encoding: chunked, identity"),
+    "chunk too large": post(b"/setModel", b"f" * 17 + b"\r\n", b"Transfer-Encoding: chunked"),
+    "chunk in no hex": post(b"/setModel", b"0x1\r\na\r\n0\r\n\r\n", b"Transfer-Encoding: chunked"),
+    "bare line feeds": b"GET /health HTTP/1.1\nHost: localhost\n\n",
+    "folded header": b"GET /health HTTP/1.1\r\nHost: localhost\r\nA: b\r\n c\r\n\r\n",
+    "NUL in a header": b"GET /health HTTP/1.1\r\nHost: localhost\r\nA: b\0c\r\n\r\n",
+    "bare CR": b"GET /health HTTP/1.1\r\nHost: localhost\r\nA: b\rB: c\r\n\r\n",
+    "blank before the colon": b"GET /health HTTP/1.1\r\nHost: localhost\r\nA : b\r\n\r\n",
+    "no Host": b"GET /health HTTP/1.1\r\n\r\n",
+    "two Hosts": b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+    "HTTP/0.9": b"GET /health\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "lower-case method": b"get /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "CONNECT": b"CONNECT evil:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "raw bytes in the path": b"GET /\xff\xe9 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "WebSocket": b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+    b"Connection: Upgrade\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_requests_are_refused_and_what_follows_is_not_read(live: Live, name: str) -> None:
+    assert_refused(talk(url(live), MALFORMED[name] + SECOND), 400, "invalid_http")
+
+
+def test_sizes_of_heads_are_bounded(live: Live) -> None:
+    limits = Limits()
+
+    def get(path: bytes, *headers: bytes) -> bytes:
+        return b"\r\n".join([b"GET " + path + b" HTTP/1.1", b"Host: localhost", *headers, b"", b""])
+
+    fits = b"/health?" + b"x" * (limits.url - 8)
+    assert talk(url(live), get(fits), responses=1).statuses == [200]
+    assert_refused(talk(url(live), get(fits + b"x")), 414, "url_too_long")
+    many = [b"A: b"] * (limits.headers - 1)
+    assert talk(url(live), get(b"/health", *many), responses=1).statuses == [200]
+    assert_refused(talk(url(live), get(b"/health", *many, b"A: b")), 431, "headers_too_large")
+    longest = limits.header_bytes - len(b"Host: localhost\r\n") - len(b"A: \r\n")
+    large = b"A: " + b"x" * longest
+    assert talk(url(live), get(b"/health", large), responses=1).statuses == [200]
+    assert_refused(talk(url(live), get(b"/health", large + b"x")), 431, "headers_too_large")
+    endless = b"GET /health HTTP/1.1\r\nHost: localhost\r\nA: " + b"x" * 600_000
+    assert_refused(talk(url(live), endless), 431, "headers_too_large")
+    trailers = b"0\r\n" + b"A: bbbb\r\n" * 20_000
+    request = post(b"/setModel", trailers, JSON, b"Transfer-Encoding: chunked")
+    assert_refused(talk(url(live), request), 431, "headers_too_large")
+
+
+def test_trailers_are_no_headers(live: Live) -> None:
+    body = b"2\r\n{}\r\n0\r\nContent-Type: application/json\r\n\r\n"
+    answer = talk(url(live), post(b"/setModel", body, b"Transfer-Encoding: chunked"), responses=1)
+    assert answer.statuses == [415]
+
+
+def test_pipelined_requests_are_answered_in_order(live: Live) -> None:
+    first = json.dumps({"model_name": "a.gguf"}).encode()
+    second = json.dumps(chat_body("hello")).encode()
+    requests = [
+        post(path, body, JSON, b"Content-Length: %d" % len(body))
+        for path, body in ((b"/setModel", first), (b"/chat/completions", second))
+    ]
+    answer = talk(url(live), b"".join(requests), responses=2)
+    assert answer.statuses == [200, 200]
+    assert answer.received.index(b'"status":"ok"') < answer.received.index(b"chat.completion")
+
+
+def test_nothing_follows_an_answer_that_closes(live: Live) -> None:
+    last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    answer = talk(url(live), last + SECOND)
+    assert answer.statuses == [200] and answer.closed
+
+
+def test_rubbish_behind_a_request_does_not_spoil_its_answer(live: Live) -> None:
+    answer = talk(url(live), SECOND + b"\x00rubbish\r\n\r\n")
+    assert answer.statuses == [200] and answer.closed
+
+
+def test_an_offer_of_http_2_is_ignored_with_the_body_kept(live: Live) -> None:
+    body = json.dumps(chat_body("hello")).encode()
+    offer = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAEA")
+    request = post(b"/chat/completions", body, JSON, *offer, b"Content-Length: %d" % len(body))
+    # A thousand in one piece would exhaust a stack that grew with each.
+    more = b"GET /nope HTTP/1.1\r\n" + b"\r\n".join([b"Host: localhost", *offer, b"", b""])
+    last = b"GET /nope HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    answer = talk(url(live), request + more * 1000 + last)
+    assert answer.statuses == [200] + [404] * 1001
+
+
+def test_a_body_that_is_too_long_is_refused_before_it_is_sent(live: Live) -> None:
+    head = post(b"/setModel", b"", JSON, b"Content-Length: 99999999999999999")
+    assert_refused(talk(url(live), head), 413, "request_too_large")
+    # The rest is on its way: the client still reads why.
+    assert_refused(talk(url(live), head + b"x" * 4_000_000), 413, "request_too_large")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"", []),
+        (b"\r\n\r\n", []),
+        (b"GET /he", [408]),
+        (b"GET /health HTTP/1.1\r\nHost: local", [408]),
+        (post(b"/setModel", b"{", JSON, b"Content-Length: 100"), [408]),
+        (post(b"/setModel", b"1\r\n{", JSON, b"Transfer-Encoding: chunked"), [408]),
+        (SECOND + b"GET /he", [200, 408]),
+    ],
+)
+def test_a_request_that_does_not_arrive_is_given_up(
+    hasty: Live, sent: bytes, status: list[int]
+) -> None:
+    answer = talk(url(hasty), sent)
+    assert answer.statuses == status and answer.closed
+
+
+def test_a_client_that_does_not_read_is_cut_off(hasty: Live) -> None:
+    cancelled = len(hasty.notes("cancels.log"))
+    body = json.dumps(chat_body("flood", stream=True)).encode()
+    with connect(url(hasty)) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        length = b"Content-Length: %d" % len(body)
+        connection.sendall(post(b"/chat/completions", body, JSON, length))
+        until(lambda: len(hasty.notes("cancels.log")) > cancelled)
+        until(hasty.is_quiet)
+
+
+def test_beyond_the_last_connection_there_is_an_answer_too(hasty: Live) -> None:
+    with contextlib.ExitStack() as stack:
+        body = json.dumps(chat_body("hang", stream=True)).encode()
+        request = post(b"/chat/completions", body, JSON, b"Content-Length: %d" % len(body))
+        held = [stack.enter_context(connect(url(hasty))) for _ in range(LIMITS.connections)]
+        for connection in held:
+            connection.sendall(request)
+            assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        answer = talk(url(hasty), b"")
+        assert_refused(answer, 503, "too_many_connections")
+        assert answer.header("retry-after") == b"1"
+    until(hasty.is_quiet)
+
+
+def test_idle_connections_make_room(hasty: Live) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(3 * LIMITS.connections):
+            connection = stack.enter_context(connect(url(hasty)))
+            connection.sendall(SECOND)
+            assert connection.recv(15) == b"HTTP/1.1 200 OK"
+
+
+def test_slow_heads_are_nobody_elses_business(hasty: Live) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(LIMITS.connections - 2):
+            stack.enter_context(connect(url(hasty))).sendall(b"GET / HTTP/1.1\r\n")
+        assert talk(url(hasty), SECOND, responses=1).statuses == [200]
+
+
+def test_blank_lines_do_not_keep_a_connection_open(hasty: Live) -> None:
+    with connect(url(hasty)) as connection:
+        connection.sendall(SECOND)
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        connection.sendall(b"\r\n")
+        while connection.recv(65536):
+            pass
