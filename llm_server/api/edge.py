@@ -124,8 +124,7 @@ class _Exchange:
 
     def _finish(self) -> None:
         scope, passage, status = self._scope, self._passage, self._status or _GONE
-        route = getattr(scope.get("route"), "path", "(none)")
-        self._edge.traffic.count(route, self._status)
+        self._edge.traffic.count(_route(scope), status)
         record = {
             "method": scope["method"],
             "path": ascii(scope["path"][:_LOGGED_PATH])[1:-1],
@@ -143,6 +142,16 @@ class _Exchange:
             record,
             extra={"request": record},
         )
+
+
+def _route(scope: Scope) -> str:
+    """The template of the route that served: of bounded number, unlike paths."""
+    route = getattr(scope.get("route"), "path", None)
+    if not isinstance(route, str):
+        return "(none)"
+    # A router inside another one leaves the outer prefix out.
+    prefix = "/v1" if scope["path"].startswith("/v1/") and not route.startswith("/v1/") else ""
+    return prefix + route
 
 
 def _declared_length(headers: Headers) -> int:
