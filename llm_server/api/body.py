@@ -6,6 +6,7 @@ text is valid Unicode. Which fields there are is the wire models' business.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -24,6 +25,7 @@ MAX_VALUES = 100_000
 # The end is optional: searching on behind each quote of a string without end would be quadratic.
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _MAX_INT_DIGITS = 64
+_AT_ONCE_BYTES = 64 * 1024  # What is longer is read by a thread: streams must not wait for it.
 
 
 async def read_json_object(request: Request) -> dict[str, Json]:
@@ -32,7 +34,10 @@ async def read_json_object(request: Request) -> dict[str, Json]:
     Raises UnsupportedMediaType, InvalidRequest, and RequestTooLarge (from the outermost layer).
     """
     check_media_type(request.headers.get("content-type"), request.headers.get("content-encoding"))
-    return parse_json_object(await request.body())
+    body = await request.body()
+    if len(body) > _AT_ONCE_BYTES:
+        return await asyncio.to_thread(parse_json_object, body)
+    return parse_json_object(body)
 
 
 def check_media_type(content_type: str | None, content_encoding: str | None) -> None:

@@ -25,7 +25,16 @@ from llm_server.api.usage import Origin
 from llm_server.errors import ErrorInfo, RemoteError, ServerError
 from llm_server.models.lease import Lease
 from llm_server.models.pool import Pool
-from llm_server.worker.messages import Failed, Finished, Progress, RequestEvent
+from llm_server.worker.messages import (
+    ChatRequest,
+    CompletionRequest,
+    Failed,
+    Finished,
+    Progress,
+    Question,
+    Request,
+    RequestEvent,
+)
 from llm_server.worker.stream import EventStream
 
 logger = logging.getLogger(__name__)
@@ -99,9 +108,8 @@ class Answer:
         """The first batch with more in it than progress. Raises ServerError, also for Failed."""
         self._lease = await self._pool.acquire(self._call.model, self._call.overrides)
         self._passage.model = self._lease.model.name
-        salt = self._passage.cache_salt
-        requests = [msgspec.structs.replace(r, cache_salt=salt) for r in self._call.requests]
-        self._stream = self._lease.worker.submit(*requests)
+        salted = [_salted(request, self._passage.cache_salt) for request in self._call.requests]
+        self._stream = self._lease.worker.submit(*salted)
         async for batch in self._stream:
             events = self._without_progress(batch)
             if events and isinstance(events[0], Failed):
@@ -275,6 +283,13 @@ class StreamedResponse(Response):
         chunks = self._chunks
         told = chunks.framing.event(chunks.failed(info)) if chunks else sse.data(envelope(info))
         await writer.write(unsent + told, last=True)
+
+
+def _salted(request: Request | Question, salt: str) -> Request | Question:
+    """The request in a cache namespace of its own; questions that use no cache stay as they are."""
+    if salt and isinstance(request, ChatRequest | CompletionRequest):
+        return msgspec.structs.replace(request, cache_salt=salt)
+    return request
 
 
 class _Late(RemoteError):
