@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -52,3 +53,13 @@ def test_only_one_folder_imports_llama_cpp() -> None:
     assert users == []
     lib = (PACKAGE / "llama" / "lib.py").read_text()
     assert 'import_module("llama_cpp.llama_cpp")' in lib
+
+
+def test_nothing_is_ever_unpickled() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            roots = {name.partition(".")[0] for name in names}
+            assert roots.isdisjoint({"pickle", "marshal", "shelve", "multiprocessing"}), path

@@ -65,6 +65,7 @@ class _Exchange:
         self._send = send
         self._left = edge.max_body_bytes
         self._status = 0
+        self._finished = False
         self._extra: list[tuple[bytes, bytes]] = []
         self._passage = Passage(edge.traffic, "req_" + secrets.token_hex(12))
         scope.setdefault("state", {})["passage"] = self._passage
@@ -120,9 +121,15 @@ class _Exchange:
             if self._status == 413:
                 headers.append((b"connection", b"close"))  # The rest of the body is not read.
             message = {**message, "headers": headers}
+        elif not message.get("more_body", False):
+            self._finish()  # Before the client sees the end, so that it finds itself counted.
         await self._send(message)
 
     def _finish(self) -> None:
+        """Count and log, once."""
+        if self._finished:
+            return
+        self._finished = True
         scope, passage, status = self._scope, self._passage, self._status or _GONE
         self._edge.traffic.count(_route(scope), status)
         record = {

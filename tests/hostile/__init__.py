@@ -1,0 +1,84 @@
+"""Hostile input, one row of the catalogue each, and the tests that show it is harmless.
+
+Rows whose cases are data are in `cases.py`; `ROWS` says which tests stand for the others, and
+`NOT_HERE` what of a row this project does not offer or an ordinary machine cannot show, and why.
+"""
+
+from __future__ import annotations
+
+_MALFORMED = (
+    "api/test_transport.py::test_malformed_requests_are_refused_and_what_follows_is_not_read"
+)
+_LATE = "api/test_transport.py::test_a_request_that_does_not_arrive_is_given_up"
+
+ROWS: dict[str, tuple[str, ...]] = {
+    "T1": (_LATE, "api/test_transport.py::test_slow_heads_are_nobody_elses_business"),
+    "T2": (_LATE, "api/test_transport.py::test_blank_lines_do_not_keep_a_connection_open"),
+    "T3": (_LATE,),
+    "T4": (_MALFORMED,),
+    "T5": (_MALFORMED,),
+    "T6": ("api/test_transport.py::test_sizes_of_heads_are_bounded",),
+    "T7": (
+        "api/test_edge.py::test_a_long_body_is_refused_declared_or_not",
+        "api/test_transport.py::test_a_body_that_is_too_long_is_refused_before_it_is_sent",
+    ),
+    "T8": ("api/test_body.py::test_anything_but_plain_declared_json_is_an_unsupported_media_type",),
+    "T9": ("api/test_edge.py::test_bodies_must_be_declared_as_json",),
+    "T10": ("api/test_edge.py::test_wrong_methods", _MALFORMED),
+    "T11": (
+        "api/test_edge.py::test_unknown_paths",
+        "api/test_access.py::test_every_route_wants_a_key_but_the_public_ones",
+    ),
+    "T12": ("api/test_transport.py::test_pipelined_requests_are_answered_in_order",),
+    "H1": (
+        "api/test_access.py::test_other_names_are_not",
+        "api/test_access.py::test_the_name_comes_before_the_key",
+    ),
+    "H2": (
+        "api/test_access.py::test_host_names_are_taken_apart_exactly",
+        "api/test_access.py::test_a_path_never_comes_from_the_name",
+    ),
+    "H3": ("api/test_access.py::test_pages_from_elsewhere_get_nothing",),
+    "H4": ("api/test_access.py::test_an_allowed_page_may_ask_and_read_the_refusal",),
+    "H5": ("api/test_access.py::test_anything_else_does_not",),
+    "H6": ("api/test_access.py::test_every_route_wants_a_key_but_the_public_ones",),
+    "H7": ("api/test_access.py::test_hangup_reads_the_keys_again_and_nothing_of_them_is_logged",),
+    "H8": ("api/test_access.py::test_a_path_never_comes_from_the_name",),
+    "J6": ("hostile/test_cases.py::test_every_field_refuses_every_wrong_type",),
+    "M2": ("chat/test_template.py::test_a_refusal_carries_the_templates_own_words",),
+    "M13": (
+        "test_live.py::test_a_disconnect_frees_the_worker",
+        "api/test_chat.py::test_a_client_that_goes_cancels_its_request",
+    ),
+    "M14": ("api/test_transport.py::test_a_client_that_does_not_read_is_cut_off",),
+    "G9": ("chat/test_constraint.py::test_required_with_few_tokens_left",),
+    "G10": ("chat/test_stream.py::test_hostile_text_costs_linear_time",),
+    "G11": ("chat/test_constraint.py::test_grammars_are_kept_within_their_budget",),
+    "S3": ("models/test_gguf.py::test_every_truncation_is_noticed",),
+    "S4": ("chat/test_template.py::test_hostile_templates_end_soon",),
+    "S7": (
+        "models/test_pool.py::test_a_switch_waits_for_running_requests_and_then_takes_all_that_wait",
+    ),
+    "S9": ("models/test_pool.py::test_equal_in_effect_is_no_reload",),
+    "L1": ("api/test_chat.py::test_the_queue_is_bounded",),
+    "L2": (
+        "engine/test_engine.py::test_the_shortest_prompt_goes_first_until_the_long_one_has_waited",
+    ),
+    "L6": ("models/test_pool.py::test_many_requests_for_an_unloaded_model_cause_one_load",),
+}
+
+NOT_HERE = {
+    "H7": "a statistical test of times is worth nothing on a machine that others use; keys are "
+    "compared as SHA-256 digests by hmac.compare_digest, all of them each time",
+    "H9": "there is no web page yet",
+    "M16": "images are not served: every image part is refused by its type, none is fetched",
+    "G7": "what a grammar may cost is bounded when it is compiled and again for each mask; running "
+    "out in the middle is in tests/chat/test_constraint.py where a schema can be made to",
+    "S5": "a poisoned template cannot be told from an honest one",
+    "S8": "coalescing switches to the last one is not offered: switches are served in order",
+    "L2": "requests of one key are not held back for those of another: the queue is in the worker, "
+    "which knows no keys; short prompts go first whoever sent them",
+    "L3": "make soak",
+    "L4": "each case of cases.py sees that descriptors are back; make soak for many",
+    "L5": "idle connections beyond the limit make room, shown with few of them",
+}
