@@ -364,7 +364,7 @@ _SCHEMAS = [
         "G5",
         "too large",
         _schema({"enum": ["x" * 300_000]}),
-        _error("invalid_json_schema", "response_format.json_schema"),
+        _SCHEMA_REFUSED,
     ),
     _chat(
         "G5", "maxLength 10^9", _schema({"type": "string", "maxLength": 10**9}), OK, _SCHEMA_REFUSED
