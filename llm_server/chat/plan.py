@@ -59,6 +59,16 @@ class Demand:
         return [] if self.request.tool_choice == "none" else self.request.tools
 
     @property
+    def params(self) -> list[str]:
+        """Where the schemas of these tools stand in the request."""
+        tools = self.tools
+        return [
+            f"tools[{i}].function.parameters"
+            for i, tool in enumerate(self.request.tools)
+            if tool in tools
+        ]
+
+    @property
     def must_call(self) -> bool:
         return self.request.tool_choice == "required" or self.request.tool_name is not None
 
@@ -123,11 +133,10 @@ class Planner:
         deadline = time.monotonic() + COMPILE_SECONDS
         if wanted.schema is not None:
             check_schema(self.grammars, wanted.schema, lenient=False, param=wanted.param)
-        for i, tool in enumerate(demand.request.tools):
+        for tool, param in zip(demand.tools, demand.params, strict=True):
             function = tool["function"]
-            if tool in demand.tools and function.get("parameters"):
+            if function.get("parameters"):
                 lenient = not function.get("strict")
-                param = f"tools[{i}].function.parameters"
                 if time.monotonic() > deadline:
                     raise InvalidRequest(
                         f"Compiling the tools' schemas takes longer than {COMPILE_SECONDS:g} s.",
@@ -245,7 +254,7 @@ class Planner:
         return Trigger(text.encode(), token, matcher, anchored)
 
     def _calls(self, lark: Lark, demand: Demand) -> CallGrammar:
-        choice = Choice(demand.tools, demand.request.parallel_tool_calls)
+        choice = Choice(demand.tools, demand.params, demand.request.parallel_tool_calls)
         return CallGrammar(lark, self._syntax.calls, choice, self._endings)
 
     def _compiled(self, source: str, request: ChatRequest) -> _Source:

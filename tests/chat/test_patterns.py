@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from llm_server.chat.dialogue import Dialogue
+from llm_server.chat.syntax.formats import FORMATS
 from llm_server.chat.syntax.patterns import search_regex
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import ChatRequest, Message
@@ -20,6 +21,7 @@ from tests.chat.test_shapes import FRAME, SHAPES
 from tests.chat.test_syntax import fold, tool
 from tests.chat.vocabulary import ByteVocabulary
 
+FORMAT_CHECKER = jsonschema.Draft202012Validator.FORMAT_CHECKER
 TEXTS = [
     "",
     "a",
@@ -45,7 +47,9 @@ TEXTS = [
 )
 def test_a_pattern_finds_the_same_texts(pattern: str) -> None:
     ours = re.compile(
-        search_regex(pattern).replace(r"\x{2028}\x{2029}", r"\u2028\u2029").replace("(?<n", "(?P<n")
+        search_regex(pattern, "tools")
+        .replace(r"\x{2028}\x{2029}", r"\u2028\u2029")
+        .replace("(?<n", "(?P<n")
     )
     theirs = re.compile(pattern.replace("(?<n", "(?P<n"), re.ASCII)
     for text in TEXTS:
@@ -58,7 +62,7 @@ def test_a_pattern_finds_the_same_texts(pattern: str) -> None:
 )
 def test_what_cannot_be_said_is_refused(pattern: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        search_regex(pattern)
+        search_regex(pattern, "tools")
     assert caught.value.info.code == "invalid_json_schema"
 
 
@@ -73,6 +77,20 @@ RAW: list[dict[str, Any]] = [
     {"enum": ["1", 2, "x", None]},
     {"type": ["string", "null"], "maxLength": 3},
     {"type": ["integer", "null"]},
+    {"allOf": [{"type": "string", "minLength": 4}, {"maxLength": 6, "pattern": "^a"}]},
+    {"allOf": [{"type": "string", "pattern": "^a"}, {"pattern": "z$"}], "maxLength": 9},
+    {"allOf": [{"enum": ["a", "bb", "c"]}, {"enum": ["bb", "c", "d"]}, {"minLength": 2}]},
+    {
+        "allOf": [
+            {"anyOf": [{"type": "string", "pattern": "^x"}, {"type": "integer"}]},
+            {"oneOf": [{"type": "string", "pattern": "y$"}, {"type": "null"}]},
+        ],
+        "maxLength": 8,
+    },
+    {"type": "string", "minLength": 3, "anyOf": [{"minLength": 2, "maxLength": 5}]},
+    {"$ref": "#/$defs/colour", "maxLength": 3},
+    {"allOf": [{"type": "number", "minimum": 3}, {"maximum": 9}]},
+    *({"type": "string", "format": name} for name in FORMATS),
 ]
 
 
@@ -97,7 +115,58 @@ def check(dialogue: Dialogue, vocabulary: ByteVocabulary, schema: dict[str, Any]
         calls = fold(got.deltas)[2]
         assert calls
         for _, arguments in calls:
-            jsonschema.validate(json.loads(arguments), schema)
+            jsonschema.validate(json.loads(arguments), schema, format_checker=FORMAT_CHECKER)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": "^a(^b|c)$"},
+        {"allOf": [{"anyOf": [{"minLength": i} for i in range(9)]} for _ in range(3)]},
+    ],
+)
+def test_a_tool_that_raw_texts_cannot_obey_is_named(schema: dict[str, Any]) -> None:
+    vocabulary = ByteVocabulary(["<s>", "<%end%>", "<%user%>", "<%assistant%>"], words=WORDS)
+    d = Dialogue(FRAME % SHAPES["tagged parameters"], vocabulary)
+    tools = [tool("fine"), tool("bad", {"type": "object", "properties": {"p": schema}})]
+    with pytest.raises(InvalidRequest) as caught:
+        d.prepare(1, ChatRequest([Message("user", "?")], tools))
+    assert caught.value.info.code == "invalid_json_schema"
+    assert caught.value.info.param == "tools[1].function.parameters"
+
+
+TRUE_FORMATS = {
+    "date": ["2024-02-29", "2023-12-31", "2000-02-29"],
+    "time": ["23:59:59Z", "00:00:00.5+01:00"],
+    "date-time": ["2024-02-29T01:02:03Z"],
+    "duration": ["P1Y2M3D", "P3W", "PT5M", "P1DT2H", "PT1H2M3S"],
+    "email": ["a.b+c@d-e.org", "x@y"],
+    "hostname": ["localhost", "a-1.b.example.com"],
+    "ipv4": ["127.0.0.1", "255.255.255.255"],
+    "ipv6": ["::", "::1", "fe80::1:2", "1:2:3:4:5:6:7:8", "1::", "1:2:3:4:5:6::8"],
+    "uuid": ["123e4567-e89b-12d3-a456-426614174000"],
+    "uri": ["http://localhost:8080/a/b?c=d#e", "mailto:a@b.c", "urn:isbn:0451450523"],
+}
+FALSE_FORMATS = {
+    "date": ["2023-02-29", "2024-04-31", "1900-02-29", "2024-13-01", "24-01-01"],
+    "time": ["24:00:00Z", "12:00", "12:00:00"],
+    "date-time": ["2024-01-01 00:00:00Z", "2024-01-01"],
+    "duration": ["P", "PT", "P1H", "1D"],
+    "email": ["a@", "@b", "a..b@c"],
+    "hostname": ["-a", "a-", "a..b", ""],
+    "ipv4": ["256.1.1.1", "1.2.3", "01.2.3.4"],
+    "ipv6": ["1:2", ":::", "1::2::3", "1:2:3:4:5:6:7::8:9", "12345::"],
+    "uuid": ["123e4567e89b12d3a456426614174000"],
+    "uri": ["no scheme", "//host", "http://a b"],
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats(name: str) -> None:
+    for text in TRUE_FORMATS[name]:
+        assert re.fullmatch(FORMATS[name], text), text
+    for text in FALSE_FORMATS[name]:
+        assert not re.fullmatch(FORMATS[name], text), text
 
 
 NULLS = """{{ bos_token }}{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}

@@ -14,9 +14,13 @@ from llm_server.worker.messages import JsonObject
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which calls may come: of these tools, one or several."""
+    """Which calls may come: of these tools, one or several.
+
+    `params` are the places of the tools' schemas in the request.
+    """
 
     tools: Sequence[JsonObject]
+    params: Sequence[str]
     several: bool = True
 
 
@@ -36,7 +40,10 @@ class CallGrammar:
             if ending is None:
                 break
             self._end = fill((*self._end[:-1], self._end[-1].removesuffix(ending)), {})
-        self._arguments = [self._arguments_of(function) for function in self._tools]
+        self._arguments = [
+            self._arguments_of(function, param)
+            for function, param in zip(self._tools, choice.params, strict=True)
+        ]
         self._rests: dict[str | None, str] = {}
 
     def section(self, opening: Literal) -> str:
@@ -87,11 +94,12 @@ class CallGrammar:
                 parts.append(text(part))
         return " ".join(p for p in parts if p)
 
-    def _arguments_of(self, function: JsonObject) -> str:
+    def _arguments_of(self, function: JsonObject, param: str) -> str:
         schema = function.get("parameters") or {"type": "object", "properties": {}}
         strict = bool(function.get("strict"))
         args = self._calls.args
         if isinstance(args, JsonArgs):
             whole = schema if schema.get("type") else {"type": "object", **schema}
             return self._lark.json(whole, spaced=args.spaced, lenient=not strict)
-        return ParamGrammar(self._lark, args, schema, strict).parameters()
+        grammar = ParamGrammar(self._lark, args, schema, strict=strict, param=param)
+        return grammar.parameters()

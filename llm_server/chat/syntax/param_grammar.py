@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
+from itertools import chain, product
 
 from llm_server.chat.grammar import Lark
 from llm_server.chat.syntax.format import Kind, ParamArgs, Wrapper
+from llm_server.chat.syntax.formats import FORMATS
 from llm_server.chat.syntax.literal import Slot, fill, text_of
 from llm_server.chat.syntax.patterns import search_regex
 from llm_server.chat.syntax.values import JsonValue, kinds_of, read_value, resolve
+from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import JsonObject
 
 MAX_DEPTH = 5
+MAX_BRANCHES = 64
+"""Most alternatives of one parameter: each is a part of the grammar."""
+
+_NOTES = frozenset({"title", "description", "default", "examples", "$comment", "deprecated"})
+"""What says nothing about values."""
+
+_TOGETHER = (
+    frozenset({"properties", "patternProperties", "additionalProperties"}),
+    frozenset({"items", "prefixItems"}),
+    frozenset({"if", "then", "else"}),
+)
+"""Words that mean something else when they stand in one schema."""
+
 _NUMBER = r"/-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,15})?/"
 TEXT = frozenset({"string"})
 _INTEGER = r"/-?(0|[1-9][0-9]{0,15})/"
 
 
 class ParamGrammar:
-    """Writes one tool's parameters into a grammar, in the order of its schema."""
+    """Writes one tool's parameters into a grammar, in the order of its schema.
 
-    def __init__(self, lark: Lark, args: ParamArgs, schema: JsonObject, strict: bool) -> None:
+    Raises InvalidRequest for `param` where a schema cannot be said in a grammar of raw texts.
+    """
+
+    def __init__(
+        self, lark: Lark, args: ParamArgs, schema: JsonObject, *, strict: bool, param: str
+    ) -> None:
         self._lark = lark
         self._args = args
         self._schema = schema
         self._strict = strict
+        self._param = param
 
     def parameters(self) -> str:
         """An expression for all parameters, with their separators."""
@@ -110,28 +133,36 @@ class ParamGrammar:
         """The alternatives of a schema, each without alternatives of its own."""
         schema = self._resolved(schema)
         if isinstance(schema, dict) and depth < MAX_DEPTH:
-            for word in ("anyOf", "oneOf"):
-                if isinstance(parts := schema.get(word), list) and parts:
-                    rest = {key: value for key, value in schema.items() if key != word}
-                    found = [
-                        {**rest, **part} if isinstance(part := self._resolved(p), dict) else rest
-                        for p in parts
-                    ]
-                    return [b for part in found for b in self._branches(part, depth + 1)]
+            for word in ("anyOf", "oneOf", "allOf"):
+                if not (isinstance(parts := schema.get(word), list) and parts):
+                    continue
+                rest = {key: value for key, value in schema.items() if key != word}
+                if word == "allOf":
+                    return self._all_of([rest, *parts], depth + 1)
+                return [b for part in parts for b in self._all_of([rest, part], depth + 1)]
         return [schema]
 
+    def _all_of(self, parts: Sequence[JsonValue], depth: int) -> list[JsonValue]:
+        """The alternatives that are left where all of `parts` hold."""
+        found = [self._branches(part, depth) for part in parts if part is not True]
+        if math.prod(map(len, found)) > MAX_BRANCHES:
+            raise InvalidRequest(
+                f"The schema's `allOf` and `anyOf` make more than {MAX_BRANCHES} alternatives of "
+                "one parameter.",
+                param=self._param,
+                code="invalid_json_schema",
+            )
+        chosen = [[b for b in branch if isinstance(b, dict)] for branch in product(*found)]
+        return [_merged(branch) for branch in chosen if _agree(branch)] or [{}]
+
     def _resolved(self, schema: JsonValue) -> JsonValue:
-        """`schema`, or what its local reference or its only `allOf` stands for."""
+        """`schema`, or what its local reference stands for."""
         for _ in range(MAX_DEPTH):
-            if not isinstance(schema, dict):
+            if not (isinstance(schema, dict) and isinstance(schema.get("$ref"), str)):
                 break
-            only = schema.get("allOf")
-            if isinstance(schema.get("$ref"), str):
-                schema = resolve(schema["$ref"], self._schema)
-            elif isinstance(only, list) and len(only) == 1 and isinstance(only[0], dict):
-                schema = {**{k: v for k, v in schema.items() if k != "allOf"}, **only[0]}
-            else:
-                break
+            rest = {key: value for key, value in schema.items() if key != "$ref"}
+            target = resolve(schema["$ref"], self._schema)
+            schema = {"allOf": [rest, target]} if rest.keys() - _NOTES else target
         return schema
 
     def _json(self, schema: JsonValue, kinds: Sequence[str]) -> str:
@@ -157,33 +188,43 @@ class ParamGrammar:
         mid = self._lark.text(text_of(wrapper.mid))
         post = text_of(fill(wrapper.post, {Slot.KEY: key}))
         schema = schema if isinstance(schema, dict) else {}
-        values = _values(schema)
+        values, bounds = _values(schema), self._bounds(schema)
         if values is not None:
             texts = [v for v in values if isinstance(v, str) and self._reads_back(v, kinds)]
-            options = [self._lark.text(text + post) for text in texts]
-            return f"{mid} ( {' | '.join(options)} )" if options else ""
-        return f"{mid} {self._lark.any_text_until(post, self._body(schema, post))}"
+            if not texts:
+                return ""
+            if not bounds:
+                return f"{mid} ( {' | '.join(self._lark.text(text + post) for text in texts)} )"
+            bounds.append(f"/{'|'.join(map(_escaped, texts))}/")
+        return f"{mid} {self._lark.any_text_until(post, self._body(bounds, post))}"
 
     def _reads_back(self, text: str, kinds: frozenset[str]) -> bool:
         return kinds == TEXT or not kinds_of({"const": read_value(text, self._args, None)}) & (
             kinds - TEXT
         )
 
-    def _body(self, schema: JsonObject, post: str) -> str:
-        """A regular expression for the texts that a schema allows before `post`."""
+    def _bounds(self, schema: JsonObject) -> list[str]:
+        """Regular expressions that all match the texts that a schema allows, but for its values."""
+        bounds = []
+        for part in _parts(schema):
+            if isinstance(part.get("pattern"), str):
+                bounds.append(f"/{search_regex(part['pattern'], self._param)}/")
+            if part.get("format") in FORMATS:
+                bounds.append(f"/{FORMATS[part['format']]}/")
+            low, high = part.get("minLength"), part.get("maxLength")
+            if isinstance(low, int) or isinstance(high, int):
+                bounds.append(f"/(?s:.){{{low or 0},{high if isinstance(high, int) else ''}}}/")
+        return bounds
+
+    def _body(self, bounds: list[str], post: str) -> str:
+        """A regular expression for the texts within `bounds` before `post`."""
         escaped = self._args.escape in ("xml", "cdata")
-        parts = ["/[^<&]*/" if escaped else "/(?s:.*)/"]
-        if isinstance(schema.get("pattern"), str):
-            parts.append(f"/{search_regex(schema['pattern'])}/")
-        low, high = schema.get("minLength"), schema.get("maxLength")
-        if isinstance(low, int) or isinstance(high, int):
-            parts.append(f"/(?s:.){{{low or 0},{high if isinstance(high, int) else ''}}}/")
+        parts = ["/[^<&]*/" if escaped else "/(?s:.*)/", *bounds]
         lead, _ = self._lark.leading(post)
         if len(parts) == 1 and lead:
             return parts[0]
         # A text that holds its own end would be cut there.
-        closing = re.escape(post.strip()).replace("/", "\\/").replace("\\\n", "\\n")
-        parts.append(f"~/(?s:.*){closing}(?s:.*)/")
+        parts.append(f"~/(?s:.*){_escaped(post.strip())}(?s:.*)/")
         return self._lark.terminal(" & ".join(parts))
 
     def _value(self, schema: JsonValue, kinds: Sequence[Kind]) -> str:
@@ -204,7 +245,8 @@ class ParamGrammar:
         return f"( {' | '.join(options)} )"
 
     def _dialect(self, schema: JsonValue, kinds: Sequence[str], depth: int) -> str:
-        schema = self._resolved(schema)
+        branches = self._branches(schema)
+        schema = branches[0] if len(branches) == 1 else self._resolved(schema)
         schema = schema if isinstance(schema, dict) else {}
         options: list[str] = []
         for kind in kinds:
@@ -288,15 +330,49 @@ def _types(schema: JsonObject) -> list[str]:
     return types if isinstance(types, list) else [types] if isinstance(types, str) else []
 
 
+def _parts(schema: JsonObject) -> list[JsonObject]:
+    """A schema without alternatives, and the parts that `_merged` left in its `allOf`."""
+    return [schema, *schema.get("allOf", ())]
+
+
+def _agree(parts: Sequence[JsonObject]) -> bool:
+    """Whether some type of value is allowed by all of `parts`."""
+    return bool(frozenset.intersection(kinds_of(None), *map(kinds_of, parts)))
+
+
+def _merged(parts: Sequence[JsonObject]) -> JsonObject:
+    """One schema for all of `parts`, which have no alternatives; what does not go together stays
+    in its `allOf`."""
+    whole: JsonObject = {}
+    others: list[JsonObject] = []
+    for part in chain.from_iterable(map(_parts, parts)):
+        bare = {key: value for key, value in part.items() if key not in _NOTES | {"allOf"}}
+        split = any(keys & whole.keys() and keys & bare.keys() for keys in _TOGETHER)
+        if split or any(whole.get(key, value) != value for key, value in bare.items()):
+            others.append(bare)
+        else:
+            whole = {**whole, **bare}
+    return {**whole, "allOf": others} if others else whole
+
+
 def _values(schema: JsonObject) -> list[JsonValue] | None:
     """The only values that a schema allows, if it lists them."""
-    if "const" in schema:
-        return [schema["const"]]
-    values = schema.get("enum")
-    return values if isinstance(values, list) and values else None
+    found: list[JsonValue] | None = None
+    for part in _parts(schema):
+        values = [part["const"]] if "const" in part else part.get("enum")
+        if isinstance(values, list) and values:
+            found = values if found is None else [value for value in found if value in values]
+    return found
+
+
+def _escaped(text: str) -> str:
+    """An expression for this text alone, ready to stand between slashes."""
+    return re.escape(text).replace("/", "\\/").replace("\\\n", "\\n")
 
 
 def _is_free(schema: JsonValue) -> bool:
     """Whether any text fits a schema."""
-    bounds = {"const", "enum", "pattern", "minLength", "maxLength"}
-    return not isinstance(schema, dict) or not bounds & schema.keys()
+    if not isinstance(schema, dict):
+        return True
+    bounds = {"const", "enum", "pattern", "minLength", "maxLength", "allOf"}
+    return not bounds & schema.keys() and schema.get("format") not in FORMATS

@@ -16,19 +16,36 @@ _SET_SIGNS = frozenset("[&~")
 _PLAIN_GROUPS = ("(?:", "(?<")
 
 
-def search_regex(pattern: str) -> str:
+def search_regex(pattern: str, param: str) -> str:
     """A regular expression, ready to stand between slashes, for texts in which `pattern` is found.
 
-    Raises InvalidRequest for what cannot be said so: looking around, references to groups, word
-    boundaries, and anchors other than at the two ends of a whole alternative.
+    Raises InvalidRequest for `param` for what cannot be said so: looking around, references to
+    groups, word boundaries, and anchors other than at the two ends of a whole alternative.
     """
+    try:
+        return _converted(pattern)
+    except _Unsupported:
+        shown = "".join(c if c.isprintable() else " " for c in pattern[:100])
+        raise InvalidRequest(
+            f"The pattern `{shown}` cannot be forced in this model's syntax of calls: it may not "
+            "look around or refer to groups, and `^` and `$` may only begin and end it.",
+            param=param,
+            code="invalid_json_schema",
+        ) from None
+
+
+class _Unsupported(Exception):
+    """The pattern holds what grammars cannot say."""
+
+
+def _converted(pattern: str) -> str:
     branches = [_Branch()]
     depth = at = 0
     while at < len(pattern):
         char = pattern[at]
         branch = branches[-1]
         if branch.ends and (char != "|" or depth):
-            raise _unsupported(pattern)
+            raise _Unsupported
         size = 1
         if char == "\\":
             size = 2
@@ -41,7 +58,7 @@ def search_regex(pattern: str) -> str:
         elif char == "$" and depth == 0:
             branch.ends = True
         elif char in "^$" or (char == "(" and not _is_plain_group(pattern, at)):
-            raise _unsupported(pattern)
+            raise _Unsupported
         elif char == "|" and depth == 0:
             branches.append(_Branch())
         else:
@@ -74,7 +91,7 @@ def _escape(pattern: str, at: int) -> str:
     """An escape outside a set."""
     name = pattern[at + 1 : at + 2]
     if not name or name in "bBkAzZG123456789":
-        raise _unsupported(pattern)
+        raise _Unsupported
     return f"[{_CLASSES[name]}]" if name in _CLASSES else pattern[at : at + 2]
 
 
@@ -91,15 +108,5 @@ def _set(pattern: str, at: int) -> tuple[str, int]:
         out += {"/": "\\/", "\n": "\\n"}.get(char, f"\\{char}" if char in _SET_SIGNS else char)
         i += 1
     if i >= len(pattern):
-        raise _unsupported(pattern)
+        raise _Unsupported
     return out + "]", i + 1 - at
-
-
-def _unsupported(pattern: str) -> InvalidRequest:
-    shown = "".join(c if c.isprintable() else " " for c in pattern[:100])
-    return InvalidRequest(
-        f"The pattern `{shown}` cannot be forced in this model's syntax of calls: it may not look "
-        "around or refer to groups, and `^` and `$` may only begin and end it.",
-        param="tools",
-        code="invalid_json_schema",
-    )
