@@ -73,7 +73,8 @@ class Plan:
     a thought and `close` ends it, as text; after a thought comes `first`. `once`: the answer ends
     with its grammar. `bulk` is how much longer the shortest call of the largest tool is than that
     of the smallest. `opening` begins calls at the start of the answer and behind `switch`, which
-    ends one message of it. `must_call`: `first` holds nothing but calls.
+    ends one message of it. `must_call`: `first` holds nothing but calls; else `heads` are what
+    begins calls in it.
     """
 
     first: Callable[[], LLMatcher] | None
@@ -88,6 +89,7 @@ class Plan:
     opening: Opening | None = None
     switch: bytes = b""
     must_call: bool = False
+    heads: Sequence[bytes] = ()
 
 
 class Constraint:
@@ -117,6 +119,7 @@ class Constraint:
         self._thinking = thinking
         self._in_head = False
         self._in_call = False
+        self._said: bytes | None = b""  # of `first`, until it shows whether that is a call
         self._opened: list[int] | None = None  # tokens of a message that may begin with a call
         self._recent: list[int] = []
         self._n_text = 0
@@ -230,12 +233,14 @@ class Constraint:
             self._check()
         if self._exit and self._exit[0] == token:
             self._exit = self._exit[1:]
+        if self._said is not None and self._plan.heads:
+            self._look_for_call(self._said + self._spellings[token])
         if self._in_head:
             self._tail += self._spellings[token]
             text = self._tail.strip()
             if text == self._plan.thought:
                 self._matcher, self._thinking, self._n_thought = None, True, 0
-                self._tail, self._recent = b"", []
+                self._tail, self._recent, self._said, self._in_call = b"", [], b"", False
                 return
             self._in_head = self._plan.thought.startswith(text)
         if self._matcher.is_stopped():
@@ -243,6 +248,15 @@ class Constraint:
             self._matcher, self._in_call = None, False
             self._tail, self._recent = b"", []
             self.finished = self._plan.once
+
+    def _look_for_call(self, said: bytes) -> None:
+        """Whether an answer that may be a call or another thing begins as a call does."""
+        text = said.strip()
+        self._in_call = any(
+            head.startswith(text) or text.startswith(head) for head in self._plan.heads if text
+        )
+        begun = any(text.startswith(head) for head in self._plan.heads)
+        self._said = said if not text or (self._in_call and not begun) else None
 
     def _watch(self, token: int) -> None:
         """Free text: look for a trigger at its end."""
@@ -306,7 +320,7 @@ class Constraint:
             return False  # it went on in another way: no call that we know
         matcher.consume_tokens(tokens)
         self._matcher, self._in_head, self._in_call = matcher, False, True
-        self._tail, self._recent, self._opened = b"", [], None
+        self._tail, self._recent, self._opened, self._said = b"", [], None, None
         return True
 
     # ---- the end -------------------------------------------------------------------------------

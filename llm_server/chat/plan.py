@@ -116,6 +116,7 @@ class Planner:
             opening=self._call_opening(demand) if demand.tools and first is None else None,
             switch=self._syntax.switch.encode(),
             must_call=demand.must_call,
+            heads=self._heads(demand) if first is not None else (),
         )
         if not (first or triggers or plan.opening) and plan.budget is None:
             return None
@@ -210,6 +211,12 @@ class Planner:
         shared = common_prefix(text_of(opening), syntax.content_close)
         fenced = any(is_marker(piece) for piece in pieces(shared))
         return build(syntax.content_open, *opening) if fenced else opening
+
+    def _heads(self, demand: Demand) -> list[bytes]:
+        """The beginnings of calls of these tools where an answer starts."""
+        names = (tool["function"]["name"] for tool in demand.tools)
+        heads = (text_of(fill(self._opening, {Slot.NAME: name})).strip() for name in names)
+        return [head.encode() for head in heads if head]
 
     def _bulk(self, tools: list[JsonObject]) -> float:
         fixed = sum(map(len, self._syntax.calls.texts()[:2]))

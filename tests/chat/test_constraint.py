@@ -265,6 +265,29 @@ def test_an_answer_by_schema(tools: list[dict[str, Any]], seed: int) -> None:
         assert json.dumps(json.loads(content), separators=(",", ":"), ensure_ascii=False) == content
 
 
+@pytest.mark.parametrize("thought", ["", "<think>\nHm.\n</think>\n\n"])
+@pytest.mark.parametrize("markers", [[], HERMES_MARKERS, [*HERMES_MARKERS, "<think>", "</think>"]])
+def test_what_begins_as_a_call_is_one_before_its_name_comes(
+    markers: list[str], thought: str
+) -> None:
+    """Stop strings end no call, and a header has newlines and quotes in it."""
+    said = {
+        '<tool_call>\n{"name": "do-it", "arguments": {"x": 1}}\n</tool_call>': True,
+        '{"name":"xy","tags":["a"],"node":{"next":null}}': False,
+    }
+    d, vocabulary = build(markers=markers)
+    wanted = ResponseFormat("json_schema", SCHEMA)
+    for text, is_call in said.items():
+        constraint = d.prepare(1, ChatRequest(QUESTION, TOOLS, response_format=wanted)).constraint
+        assert constraint is not None
+        for token in vocabulary.tokenize(thought, parse_special=True):
+            constraint.accept(token)
+        assert not constraint.calling
+        for token in vocabulary.tokenize(text, parse_special=True):
+            constraint.accept(token)
+            assert constraint.finished or constraint.calling == is_call
+
+
 def test_a_json_object() -> None:
     for seed in range(4):
         wanted = ResponseFormat("json_object")
