@@ -1,0 +1,93 @@
+"""A llama.cpp context that pools texts into vectors. Keeps nothing between batches.
+
+Encoders have no memory of tokens and see a whole text at once, so that a batch is one ubatch;
+decoders are computed the same way, and their cells are dropped after each batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_server.llama.batch import Batch
+from llm_server.llama.context import ContextError, DecodeError
+from llm_server.llama.lib import lib
+from llm_server.llama.model import Model
+
+POOLING = {
+    "mean": lib.LLAMA_POOLING_TYPE_MEAN,
+    "cls": lib.LLAMA_POOLING_TYPE_CLS,
+    "last": lib.LLAMA_POOLING_TYPE_LAST,
+}
+"""enum llama_pooling_type, as far as it makes one vector of one text."""
+
+
+class EmbeddingContext:
+    """Computes batches of whole texts: at most `n_batch` tokens of at most `max_texts` texts.
+
+    A text has at most `n_batch` tokens, and no more than the model was trained for: its position
+    embeddings end there.
+    """
+
+    def __init__(
+        self, model: Model, pooling: str, *, n_batch: int, max_texts: int, n_threads: int
+    ) -> None:
+        """Allocate the memory for one batch.
+
+        Raises:
+            ContextError: the memory could not be had.
+        """
+        n_batch = min(n_batch, model.n_ctx_train) if n_batch else model.n_ctx_train
+        params = lib.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = n_batch
+        params.n_seq_max = max_texts
+        params.n_threads = params.n_threads_batch = n_threads
+        params.embeddings = True
+        params.pooling_type = POOLING[pooling]
+        params.kv_unified = True
+        params.no_perf = True
+        self._context = lib.llama_init_from_model(model.handle, params)
+        if not self._context:
+            raise ContextError("llama.cpp could not create a context")
+        self.model = model
+        self.n_batch = n_batch
+        self.max_texts = max_texts
+        self._n_embd: int = lib.llama_model_n_embd(model.handle)
+        self._batch = Batch(n_batch)
+        self._memory = lib.llama_get_memory(self._context)
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        """The pooled vectors of `texts`, [len(texts), n_embd], each of length 1 (or all zero).
+
+        Raises:
+            DecodeError: the computation failed.
+        """
+        self._batch.clear()
+        for i, tokens in enumerate(texts):
+            self._batch.add(i, 0, tokens, logits=len(tokens))
+        compute = lib.llama_decode if self._memory else lib.llama_encode
+        try:
+            status = compute(self._context, self._batch.struct)
+            if status != 0:
+                raise DecodeError(f"llama.cpp returned {status} for a batch of texts")
+            vectors = np.stack([self._pooled(i) for i in range(len(texts))])
+        finally:
+            if self._memory:
+                lib.llama_memory_clear(self._memory, False)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit: npt.NDArray[np.float32] = vectors / np.where(norms == 0, 1, norms)
+        return unit
+
+    def _pooled(self, text: int) -> npt.NDArray[np.float32]:
+        pointer = lib.llama_get_embeddings_seq(self._context, text)
+        if not pointer:
+            raise DecodeError(f"llama.cpp has no vector for text {text} of the batch")
+        return np.ctypeslib.as_array(pointer, (self._n_embd,)).copy()
+
+    def close(self) -> None:
+        """Free the context. Safe to call twice."""
+        if self._context:
+            lib.llama_free(self._context)
+            self._context = None
