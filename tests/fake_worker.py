@@ -37,6 +37,8 @@ from llm_server.worker.messages import (
     ChatRequest,
     Content,
     Detokenize,
+    Embed,
+    Embedded,
     Event,
     Failed,
     Finished,
@@ -188,8 +190,24 @@ def tell(id: int, question: Question) -> Told:
             return Told(id, text, n_tokens=len(text))
 
 
+def embed(id: int, request: Embed) -> None:
+    """A vector begins with how long the text is, then zeros; `crash` and `hang` as above."""
+    if "crash" in request.inputs:
+        os.abort()
+    for text in request.inputs:
+        values = [float(len(text)), *[0.0] * ((request.dimensions or 4) - 1)]
+        if text == "hang":
+            return
+        send(Embedded(id, 1, struct.pack(f"<{len(values)}f", *values)))
+    usage = Usage(sum(map(len, request.inputs)), 0, 0)
+    send(Finished(id, "stop", usage, Timings(0.0, 1.0, 0.0)))
+
+
 def answer(submit: Submit) -> None:
     request = submit.request
+    if isinstance(request, Embed):
+        embed(submit.id, request)
+        return
     if isinstance(request, Question):
         send(tell(submit.id, request))
         return

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGUFWriter, PoolingType, TokenType
 
 from tests.tiny_models import WORDS
 
-N_EMBD, N_FF, N_HEAD, N_LAYER, N_CTX_TRAIN = 32, 64, 2, 2, 128
+N_EMBD, N_CTX_TRAIN = 32, 128
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def build_bert(path: Path, pooling: PoolingType, seed: int = 6) -> Path:
-    """A `bert` model that sees at most `N_CTX_TRAIN` tokens."""
-    random = np.random.default_rng(seed)
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of a `bert` model. The vocabulary has at least `n_vocab` words, most of no use."""
+
+    n_embd: int = N_EMBD
+    n_ff: int = 64
+    n_head: int = 2
+    n_layer: int = 2
+    n_ctx_train: int = N_CTX_TRAIN
+    n_vocab: int = 0
+    matrices: type[np.floating[Any]] = np.float32
+
+
+def vocabulary(n_at_least: int = 0) -> list[str]:
+    """Words and letters, filled up."""
     # llama.cpp's WordPiece marks the beginning of a word, not its continuation.
     letters = [chr(c) for c in range(97, 123)]
     tokens = [*SPECIAL, *dict.fromkeys("▁" + piece for piece in [*letters, *WORDS]), *letters]
-    writer = GGUFWriter(path, "bert")
-    writer.add_context_length(N_CTX_TRAIN)
-    writer.add_embedding_length(N_EMBD)
-    writer.add_block_count(N_LAYER)
-    writer.add_feed_forward_length(N_FF)
-    writer.add_head_count(N_HEAD)
-    writer.add_layer_norm_eps(1e-12)
-    writer.add_causal_attention(False)
-    writer.add_pooling_type(pooling)
+    tokens += [f"▁{i}" for i in range(len(tokens), n_at_least)]
+    return tokens
+
+
+def _add_tokenizer(writer: GGUFWriter, tokens: list[str]) -> None:
     writer.add_tokenizer_model("bert")
     writer.add_tokenizer_pre("jina-v2-en")
     writer.add_token_list(tokens)
@@ -42,31 +52,48 @@ def build_bert(path: Path, pooling: PoolingType, seed: int = 6) -> Path:
     writer.add_sep_token_id(3)
     writer.add_mask_token_id(4)
 
+
+def build_bert(path: Path, pooling: PoolingType, seed: int = 6, shape: Shape = Shape()) -> Path:
+    """A `bert` model of that shape."""
+    random = np.random.default_rng(seed)
+    n_embd = shape.n_embd
+    tokens = vocabulary(shape.n_vocab)
+    writer = GGUFWriter(path, "bert")
+    writer.add_context_length(shape.n_ctx_train)
+    writer.add_embedding_length(n_embd)
+    writer.add_block_count(shape.n_layer)
+    writer.add_feed_forward_length(shape.n_ff)
+    writer.add_head_count(shape.n_head)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(pooling)
+    _add_tokenizer(writer, tokens)
+
     def matrix(name: str, n_out: int, n_in: int, std: float | None = None) -> None:
         values = random.normal(0, std or 1.5 / np.sqrt(n_in), (n_out, n_in))
-        writer.add_tensor(name, values.astype(np.float32))
+        writer.add_tensor(name, values.astype(shape.matrices))
 
     def vector(name: str, n: int, mean: float) -> None:
         writer.add_tensor(name, random.normal(mean, 0.1, n).astype(np.float32))
 
     def norm(name: str) -> None:
-        vector(f"{name}.weight", N_EMBD, 1.0)
-        vector(f"{name}.bias", N_EMBD, 0.0)
+        vector(f"{name}.weight", n_embd, 1.0)
+        vector(f"{name}.bias", n_embd, 0.0)
 
-    matrix("token_embd.weight", len(tokens), N_EMBD, 1.0)
-    matrix("position_embd.weight", N_CTX_TRAIN, N_EMBD, 0.5)
-    matrix("token_types.weight", 2, N_EMBD, 0.1)
+    matrix("token_embd.weight", len(tokens), n_embd, 1.0)
+    matrix("position_embd.weight", shape.n_ctx_train, n_embd, 0.5)
+    matrix("token_types.weight", 2, n_embd, 0.1)
     norm("token_embd_norm")
-    for layer in range(N_LAYER):
+    for layer in range(shape.n_layer):
         blk = f"blk.{layer}"
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            matrix(f"{blk}.{name}.weight", N_EMBD, N_EMBD)
-            vector(f"{blk}.{name}.bias", N_EMBD, 0.0)
+            matrix(f"{blk}.{name}.weight", n_embd, n_embd)
+            vector(f"{blk}.{name}.bias", n_embd, 0.0)
         norm(f"{blk}.attn_output_norm")
-        matrix(f"{blk}.ffn_up.weight", N_FF, N_EMBD)
-        vector(f"{blk}.ffn_up.bias", N_FF, 0.0)
-        matrix(f"{blk}.ffn_down.weight", N_EMBD, N_FF)
-        vector(f"{blk}.ffn_down.bias", N_EMBD, 0.0)
+        matrix(f"{blk}.ffn_up.weight", shape.n_ff, n_embd)
+        vector(f"{blk}.ffn_up.bias", shape.n_ff, 0.0)
+        matrix(f"{blk}.ffn_down.weight", n_embd, shape.n_ff)
+        vector(f"{blk}.ffn_down.bias", n_embd, 0.0)
         norm(f"{blk}.layer_output_norm")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -6,7 +6,6 @@ From its JSON to `CompletionRequest`s, and from events to its own shapes of answ
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -19,7 +18,7 @@ from starlette.responses import Response
 from llm_server.api.body import Json, read_json_object
 from llm_server.api.chat import FoldedResponse, PlainChunker, StreamedResponse
 from llm_server.api.context import context_of, ignored_header
-from llm_server.api.fields import check_generation, overrides_of, sampling_of, validated
+from llm_server.api.fields import check_generation, overrides_of, prompts_of, sampling_of, validated
 from llm_server.api.logprobs import TextLogprobs, TextOffsets
 from llm_server.api.requests import Call, choices
 from llm_server.api.schema import operation
@@ -100,7 +99,7 @@ def completion_call(body: dict[str, Json]) -> Call:
         )
     if wanted.echo and wanted.suffix is not None:
         raise InvalidRequest("A prompt with a suffix cannot be echoed.", param="echo")
-    prompts = _prompts(wanted.prompt)
+    prompts = prompts_of(wanted.prompt)
     sampling = sampling_of(wanted)
     if sampling.max_tokens is None:
         sampling = msgspec.structs.replace(sampling, max_tokens=DEFAULT_MAX_TOKENS)
@@ -120,15 +119,6 @@ def completion_call(body: dict[str, Json]) -> Call:
         include_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
         ignored=ignored,
     )
-
-
-def _prompts(
-    prompt: str | list[str] | list[int] | list[list[int]],
-) -> Sequence[str | list[int]]:
-    if isinstance(prompt, str):
-        return [prompt]
-    tokens = [token for token in prompt if isinstance(token, int)]
-    return [tokens] if tokens else [text for text in prompt if not isinstance(text, int)]
 
 
 class TextChunks(PlainChunker):

@@ -5,6 +5,7 @@ This is where OpenAI's and llama.cpp's names for the same thing meet.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -131,6 +132,16 @@ def _set_fields(fields: SamplingFields) -> dict[str, Any]:
         if other in given:
             given[name] = given.pop(other)
     return given
+
+
+def prompts_of(
+    prompt: str | list[str] | list[int] | list[list[int]],
+) -> Sequence[str | list[int]]:
+    """The prompts, whether one or several were given."""
+    if isinstance(prompt, str):
+        return [prompt]
+    tokens = [token for token in prompt if isinstance(token, int)]
+    return [tokens] if tokens else [text for text in prompt if not isinstance(text, int)]
 
 
 def overrides_of(fields: LoadFields | None) -> Overrides:

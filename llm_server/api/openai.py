@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llm_server.api import completions, responses, tokens
+from llm_server.api import completions, embeddings, responses, tokens
 from llm_server.api.body import read_json_object
 from llm_server.api.chat import FoldedResponse, StreamedResponse
 from llm_server.api.completion import Chunk, Chunks, Completion, Fold
@@ -79,6 +79,7 @@ def model_json(model: ModelFile) -> ModelJson:
 
 
 shared.include_router(completions.router)
+shared.include_router(embeddings.router)
 shared.include_router(tokens.router)
 shared.include_router(responses.router)
 router.include_router(shared)

@@ -35,13 +35,12 @@ from llm_server.api.wire import (
 from llm_server.errors import InvalidRequest
 from llm_server.models.lease import Overrides
 from llm_server.worker.messages import (
+    Asked,
     ChatRequest,
     CompletionRequest,
     FunctionCall,
     JsonObject,
     Message,
-    Question,
-    Request,
     ResponseFormat,
 )
 
@@ -56,7 +55,7 @@ class Call:
     them stands in the body, for what a worker has against it.
     """
 
-    requests: Sequence[Request | Question]
+    requests: Sequence[Asked]
     n: int = 1
     model: str | None = None
     overrides: Overrides = field(default_factory=dict)

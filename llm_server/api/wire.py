@@ -21,6 +21,7 @@ MAX_INT32 = 2**31 - 1
 MAX_N = 8
 MAX_TOP_LOGPROBS = 20
 MAX_PROMPTS = 16
+MAX_INPUTS = 2048
 
 
 class Wire(BaseModel):
@@ -218,6 +219,7 @@ class LoadFields(Wire):
     type_v: KvType | None = None
     flash_attn: Literal["auto", "on", "off"] | None = None
     draft_max: Annotated[int, Field(ge=0, le=64)] | None = None
+    pooling: Literal["auto", "mean", "cls", "last"] | None = None
 
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -291,6 +293,26 @@ class CompletionBody(GenerationFields):
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+
+
+class EmbeddingBody(Wire):
+    """`POST /embeddings`."""
+
+    input: Annotated[
+        Annotated[str, Field(min_length=1), Tag("(text)")]
+        | Annotated[
+            list[Annotated[str, Field(min_length=1)]],
+            Field(min_length=1, max_length=MAX_INPUTS),
+            Tag("(texts)"),
+        ]
+        | Annotated[TokenIds, Tag("(tokens)")]
+        | Annotated[list[TokenIds], Field(max_length=MAX_INPUTS), Tag("(arrays)")],
+        Discriminator(_prompt_kind),
+    ]
+    model: ModelName | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=MAX_INT32)] | None = None
+    load_model_configs: LoadFields | None = None
 
 
 class TokenizeBody(Wire):

@@ -1,94 +1,159 @@
 """Texts to vectors, for many requests at once: who gets into the next batch, what comes out.
 
 Requests take turns text by text, so that a short one behind a long one is answered soon. Nothing is
-kept between batches, hence no cache.
+kept between batches, hence no cache. To its worker it looks like `engine.Engine`.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from llm_server.errors import ServerError
+from llm_server.worker.messages import Embedded, Failed, Finished, RequestEvent, Timings, Usage
+
+logger = logging.getLogger(__name__)
 
 
 class Computes(Protocol):
     """What the embedder needs of `llama.embedding.EmbeddingContext`."""
 
     n_batch: int
+    n_shared: int
     max_texts: int
 
     def embed(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        """Vectors of `texts`, [len(texts), n_embd]."""
+        """Pooled vectors of `texts`, [len(texts), n_embd]."""
 
-
-@dataclass(frozen=True, slots=True)
-class Vector:
-    """The vector of a request's text `index`; `last` when it is the request's last one."""
-
-    id: int
-    index: int
-    values: npt.NDArray[np.float32]
-    last: bool
+    def close(self) -> None:
+        """Free the memory."""
 
 
 @dataclass(slots=True)
-class _Waiting:
+class Texts:
+    """A prepared request: texts as tokens, at least one, each of 1 to `n_batch` tokens.
+
+    Vectors have length 1, after they were cut to the first `dimensions`.
+    """
+
     id: int
     texts: Sequence[Sequence[int]]
+    dimensions: int | None = None
+    arrived: float = field(default_factory=time.monotonic)
+    started: float | None = None
     n_taken: int = 0
+
+    @property
+    def next(self) -> Sequence[int]:
+        """The first text that is in no batch yet."""
+        return self.texts[self.n_taken]
 
 
 class Embedder:
     """Requests wait in a round; each `step` computes one batch. Single thread only."""
 
+    unsaved = False
+    blocked = False
+
     def __init__(self, context: Computes) -> None:
         self._context = context
-        self._round: deque[_Waiting] = deque()
+        self._round: deque[Texts] = deque()
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to compute."""
         return not self._round
 
-    def submit(self, id: int, texts: Sequence[Sequence[int]]) -> None:
-        """Wait for vectors of `texts`, each of 1 to `n_batch` tokens; at least one text."""
-        assert texts and all(0 < len(text) <= self._context.n_batch for text in texts)
-        self._round.append(_Waiting(id, texts))
+    def submit(self, texts: Texts) -> None:
+        """Take a request."""
+        assert all(0 < len(text) <= self._context.n_batch for text in texts.texts)
+        self._round.append(texts)
 
     def cancel(self, id: int) -> None:
-        """Compute no more of that request."""
-        self._round = deque(waiting for waiting in self._round if waiting.id != id)
+        """Compute no more of that request. Unknown ids are fine."""
+        self._round = deque(request for request in self._round if request.id != id)
 
-    def step(self) -> list[Vector]:
-        """Compute the next batch; a request's vectors come in the order of its texts.
+    def step(self) -> list[RequestEvent]:
+        """Compute the next batch. A request's vectors come in the order of its texts."""
+        batch = self._take()
+        if not batch:
+            return []
+        texts = [text for _, text in batch]
+        of: dict[int, list[int]] = {}
+        for row, (request, _) in enumerate(batch):
+            of.setdefault(request.id, []).append(row)
+        requests = {request.id: request for request, _ in batch}
+        try:
+            vectors = self._context.embed(texts)
+        except Exception:
+            logger.exception("a batch of %d texts could not be computed", len(texts))
+            for id in requests:
+                self.cancel(id)
+            error = ServerError("The model failed on this request; the server's log says more.")
+            return [Failed(id, error.info) for id in requests]
+        events: list[RequestEvent] = []
+        for id, rows in of.items():
+            request = requests[id]
+            own = unit(vectors[rows, : request.dimensions])
+            events.append(Embedded(id, len(rows), own.astype("<f4").tobytes()))
+            if request.n_taken == len(request.texts):
+                events.append(_finished(request))
+        return events
 
-        Raises:
-            DecodeError: the computation failed. The texts of the batch are lost: cancel all.
+    def _take(self) -> list[tuple[Texts, Sequence[int]]]:
+        """One text after the other from each request in turn, while they fit in a batch.
+
+        Short texts share a batch up to `n_shared` tokens: attention is computed over all of it,
+        whosever tokens they are, so that a larger one costs more than it saves.
         """
-        places: list[tuple[int, int, bool]] = []
-        texts: list[Sequence[int]] = []
-        room = self._context.n_batch
-        while self._round and len(texts) < self._context.max_texts:
-            waiting = self._round[0]
-            text = waiting.texts[waiting.n_taken]
-            if len(text) > room:
+        batch: list[tuple[Texts, Sequence[int]]] = []
+        room = self._context.n_shared
+        while self._round and len(batch) < self._context.max_texts:
+            request = self._round[0]
+            text = request.next
+            if batch and len(text) > room:
                 break
             self._round.popleft()
             room -= len(text)
-            texts.append(text)
-            last = waiting.n_taken + 1 == len(waiting.texts)
-            places.append((waiting.id, waiting.n_taken, last))
-            waiting.n_taken += 1
-            if not last:
-                self._round.append(waiting)
-        if not texts:
-            return []
-        vectors = self._context.embed(texts)
-        return [
-            Vector(id, index, values, last)
-            for (id, index, last), values in zip(places, vectors, strict=True)
-        ]
+            batch.append((request, text))
+            request.started = request.started or time.monotonic()
+            request.n_taken += 1
+            if request.n_taken < len(request.texts):
+                self._round.append(request)
+        return batch
+
+    def fail_all(self, error: ServerError) -> list[RequestEvent]:
+        """End every request with `error`; used when the worker stops."""
+        ended, self._round = self._round, deque()
+        return [Failed(request.id, error.info) for request in ended]
+
+    def check(self) -> None:
+        """Verify that nothing leaked: there is nothing to leak."""
+
+    def close(self, deadline_s: float) -> None:
+        """Free the context. The embedder is not used afterwards."""
+        self._context.close()
+
+
+def unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Each row of a matrix scaled to length 1; zero stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(norms == 0, 1, norms)).astype(np.float32)
+
+
+def _finished(request: Texts) -> Finished:
+    assert request.started is not None, "a finished request was computed"
+    timings = Timings(
+        queue_ms=1000 * (request.started - request.arrived),
+        prompt_ms=1000 * (time.monotonic() - request.started),
+        predicted_ms=0.0,
+    )
+    usage = Usage(sum(map(len, request.texts)), completion_tokens=0, cached_tokens=0)
+    return Finished(request.id, "stop", usage, timings)

@@ -7,16 +7,18 @@ decoders are computed the same way, and their cells are dropped after each batch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_server.llama.batch import Batch
-from llm_server.llama.context import ContextError, DecodeError
+from llm_server.llama.context import FLASH_ATTENTION, ContextError, DecodeError
 from llm_server.llama.lib import lib
 from llm_server.llama.model import Model
+from llm_server.worker.messages import Pooling
 
-POOLING = {
+POOLING: dict[Pooling, int] = {
     "mean": lib.LLAMA_POOLING_TYPE_MEAN,
     "cls": lib.LLAMA_POOLING_TYPE_CLS,
     "last": lib.LLAMA_POOLING_TYPE_LAST,
@@ -27,25 +29,33 @@ POOLING = {
 class EmbeddingContext:
     """Computes batches of whole texts: at most `n_batch` tokens of at most `max_texts` texts.
 
-    A text has at most `n_batch` tokens, and no more than the model was trained for: its position
-    embeddings end there.
+    `n_batch` is the longest text, and no more than the model was trained for: its position
+    embeddings end there. `n_shared` is up to how many tokens texts should share a batch.
     """
 
     def __init__(
-        self, model: Model, pooling: str, *, n_batch: int, max_texts: int, n_threads: int
+        self,
+        model: Model,
+        pooling: Pooling,
+        *,
+        n_batch: int,
+        n_shared: int,
+        max_texts: int,
+        n_threads: int,
+        flash_attn: Literal["auto", "on", "off"] = "auto",
     ) -> None:
         """Allocate the memory for one batch.
 
         Raises:
             ContextError: the memory could not be had.
         """
-        n_batch = min(n_batch, model.n_ctx_train) if n_batch else model.n_ctx_train
         params = lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = n_batch
         params.n_seq_max = max_texts
         params.n_threads = params.n_threads_batch = n_threads
         params.embeddings = True
         params.pooling_type = POOLING[pooling]
+        params.flash_attn_type = FLASH_ATTENTION[flash_attn]
         params.kv_unified = True
         params.no_perf = True
         self._context = lib.llama_init_from_model(model.handle, params)
@@ -53,13 +63,13 @@ class EmbeddingContext:
             raise ContextError("llama.cpp could not create a context")
         self.model = model
         self.n_batch = n_batch
+        self.n_shared = min(n_shared, n_batch)
         self.max_texts = max_texts
-        self._n_embd: int = lib.llama_model_n_embd(model.handle)
         self._batch = Batch(n_batch)
         self._memory = lib.llama_get_memory(self._context)
 
     def embed(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        """The pooled vectors of `texts`, [len(texts), n_embd], each of length 1 (or all zero).
+        """The pooled vectors of `texts`, [len(texts), n_embd], as long as they come out.
 
         Raises:
             DecodeError: the computation failed.
@@ -76,15 +86,15 @@ class EmbeddingContext:
         finally:
             if self._memory:
                 lib.llama_memory_clear(self._memory, False)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit: npt.NDArray[np.float32] = vectors / np.where(norms == 0, 1, norms)
-        return unit
+        if not np.isfinite(vectors).all():
+            raise DecodeError("a vector has elements that are no numbers")
+        return vectors
 
     def _pooled(self, text: int) -> npt.NDArray[np.float32]:
         pointer = lib.llama_get_embeddings_seq(self._context, text)
         if not pointer:
             raise DecodeError(f"llama.cpp has no vector for text {text} of the batch")
-        return np.ctypeslib.as_array(pointer, (self._n_embd,)).copy()
+        return np.ctypeslib.as_array(pointer, (self.model.n_embd,)).copy()
 
     def close(self) -> None:
         """Free the context. Safe to call twice."""

@@ -59,6 +59,8 @@ class Current:
         if value == getattr(self.target.config, name):
             return True
         # 0 asks for what was fitted, and the fitted value itself may be asked for.
+        if name == "pooling":
+            return value == self.worker.loaded.pooling
         return name in ("n_ctx", "parallel") and value in (0, getattr(self.worker.loaded, name))
 
 

@@ -39,6 +39,7 @@ from llm_server.worker.deaths import (
     died_loading,
 )
 from llm_server.worker.messages import (
+    Asked,
     CacheStats,
     Cancel,
     Command,
@@ -49,8 +50,6 @@ from llm_server.worker.messages import (
     Loaded,
     LoadFailed,
     LoadProgress,
-    Question,
-    Request,
     Stop,
     Submit,
     Told,
@@ -71,7 +70,7 @@ MAX_UNSENT = 64 * 1024 * 1024
 class _Sent:
     """A request the worker has, and how many bytes it was."""
 
-    request: Request | Question
+    request: Asked
     stream: EventStream
     size: int
 
@@ -158,7 +157,7 @@ class Worker:
         """
         return self._check_file() != "none"
 
-    def submit(self, *requests: Request | Question) -> EventStream:
+    def submit(self, *requests: Asked) -> EventStream:
         """Start requests that make one answer; their events come from the stream returned, which
         must be closed. One that fails ends them all.
 

@@ -18,11 +18,14 @@ from llm_server.cache.store import ChunkStore
 from llm_server.errors import InsufficientMemory, ModelLoadFailed
 from llm_server.llama import log
 from llm_server.llama.context import Context, ContextError
+from llm_server.llama.embedding import EmbeddingContext
 from llm_server.llama.lib import lib, version
 from llm_server.llama.model import LoadError, Model
 from llm_server.machine import physical_cores
-from llm_server.worker.messages import Load, LoadConfig, Loaded
+from llm_server.worker.embedding import TextPreparer, open_embedding, pooling_of
+from llm_server.worker.messages import Asked, Load, LoadConfig, Loaded, Pooling, Told
 from llm_server.worker.prepare import Preparer, open_dialogue
+from llm_server.worker.preparing import Work
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +42,8 @@ _PARALLEL_WHOLE_STATE = 4  # every id of a recurrent model costs a whole state
 class Ready:
     """A loaded model with all that serves it, and what the API process is told of it."""
 
-    context: Context
-    preparer: Preparer
+    context: Context | EmbeddingContext
+    prepare: Callable[[int, Asked], Work | Told]
     disk: DiskTier | None
     loaded: Loaded
     draft_max: int
@@ -50,7 +53,7 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
     """Load the model and everything around it.
 
     Raises:
-        ModelLoadFailed: the file is not a model that this build can load.
+        ModelLoadFailed: the file is not a model that this build can load, or is a reranker.
         TemplateError: its chat template cannot be compiled.
         InsufficientMemory: the context does not fit into the memory.
     """
@@ -67,6 +70,8 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
             "The file could not be loaded as a model; the server's log has llama.cpp's reason.",
             param="model",
         ) from None
+    if (pooling := pooling_of(model, config)) is not None:
+        return load_embedding(model, pooling, config)
     with ThreadPoolExecutor(1, "dialogue") as pool:
         # Both take a while, one in native code and one mostly in Python.
         dialogue = pool.submit(open_dialogue, model)
@@ -84,7 +89,27 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
     )
     logger.info("loaded %s with %d cells", model.description, context.n_ctx)
     disk = open_cache(command, context, print_)
-    return Ready(context, preparer, disk, loaded, config.draft_max)
+    return Ready(context, preparer.prepare, disk, loaded, config.draft_max)
+
+
+def load_embedding(model: Model, pooling: Pooling, config: LoadConfig) -> Ready:
+    """What serves a model that makes vectors: no dialogue, no prompt cache.
+
+    Raises:
+        InsufficientMemory: the memory for computing could not be had.
+    """
+    context = open_embedding(model, pooling, config)
+    loaded = Loaded(
+        n_ctx=context.n_batch,
+        n_ctx_train=model.n_ctx_train,
+        parallel=context.max_texts,
+        n_vocab=model.vocab.n_tokens,
+        description=model.description,
+        pooling=pooling,
+        memory_bytes=memory_bytes(model),
+    )
+    logger.info("loaded %s for embeddings, pooling %s", model.description, pooling)
+    return Ready(context, TextPreparer(context).prepare, None, loaded, 0)
 
 
 def open_context(model: Model, config: LoadConfig, free_bytes: int) -> Context:

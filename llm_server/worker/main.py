@@ -16,9 +16,11 @@ from typing import BinaryIO, TypeAlias
 
 import msgspec
 
+from llm_server.engine.embedder import Embedder, Texts
 from llm_server.engine.engine import Engine
 from llm_server.engine.sequence import Prompt
 from llm_server.errors import ServerError, ShuttingDown
+from llm_server.llama.embedding import EmbeddingContext
 from llm_server.worker.frames import decode_command, encode_events, read_frame, write_frame
 from llm_server.worker.load import Ready, load
 from llm_server.worker.messages import (
@@ -38,7 +40,7 @@ from llm_server.worker.messages import (
     Told,
 )
 from llm_server.worker.prepare import STACK_BYTES
-from llm_server.worker.preparing import PreparingThreads
+from llm_server.worker.preparing import PreparingThreads, Work
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ _PROGRESS_S = 0.2  # a load reports at most this often
 _DISK_WAIT_S = 0.02  # how long an engine with nothing but writes to do waits for the disk
 _FLUSH_S = 30.0
 
-Arrival: TypeAlias = Command | Prompt | Told | Failed | Finished | None
+Arrival: TypeAlias = Command | Work | Told | Failed | Finished | None
 
 
 class Worker:
@@ -56,9 +58,8 @@ class Worker:
     """
 
     def __init__(self, ready: Ready, out: BinaryIO) -> None:
-        preparer = ready.preparer
         self._threads = PreparingThreads(
-            lambda submit: preparer.prepare(submit.id, submit.request),
+            lambda submit: ready.prepare(submit.id, submit.request),
             lambda result: self._inbox.put(result),
             guard=True,
         )
@@ -66,18 +67,23 @@ class Worker:
         self._out = out
         self._computed: queue.SimpleQueue[Finished] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
-        self._engine = Engine(
+        self._engine = self._engine_for(ready)
+        self._preparing: set[int] = set()
+        self._to_persist: set[int] = set()
+        self._unsaved: list[Finished] = []
+        self._stop: Stop | None = None
+        self._reported = CacheStats()
+
+    def _engine_for(self, ready: Ready) -> Engine | Embedder:
+        if isinstance(ready.context, EmbeddingContext):
+            return Embedder(ready.context)
+        return Engine(
             ready.context,
             ready.context.model.vocab,
             disk=ready.disk,
             wake=lambda: self._inbox.put(None),
             draft_max=ready.draft_max,
         )
-        self._preparing: set[int] = set()
-        self._to_persist: set[int] = set()
-        self._unsaved: list[Finished] = []
-        self._stop: Stop | None = None
-        self._reported = CacheStats()
 
     def receive(self, source: BinaryIO) -> None:
         """The reading thread: commands until end of file, which means that the server is gone."""
@@ -145,7 +151,7 @@ class Worker:
                 return []  # the engine can go on
             case Finished():
                 return [arrived]
-            case Prompt() | Told() | Failed():
+            case Prompt() | Texts() | Told() | Failed():
                 return self._prepared(arrived)
             case Submit():
                 self._preparing.add(arrived.id)
@@ -161,14 +167,20 @@ class Worker:
                 raise RuntimeError("a worker loads one model, once")
         return []
 
-    def _prepared(self, result: Prompt | Told | Failed) -> list[Event]:
+    def _prepared(self, result: Work | Told | Failed) -> list[Event]:
         """A prompt is ready, or cannot be; nobody may want it any more."""
         if result.id not in self._preparing:
             return []
         self._preparing.discard(result.id)
         if isinstance(result, Told | Failed):
             return [result]
-        self._engine.submit(result)
+        match self._engine, result:
+            case Engine() as engine, Prompt() as prompt:
+                engine.submit(prompt)
+            case Embedder() as embedder, Texts() as texts:
+                embedder.submit(texts)
+            case _:
+                raise RuntimeError("what was prepared is for another kind of model")
         return []
 
     def _report_cache(self) -> None:

@@ -23,6 +23,9 @@ JsonObject: TypeAlias = dict[str, Any]
 KvType: TypeAlias = Literal["f16", "q8_0", "q4_0"]
 """What keys or values may be kept in."""
 
+Pooling: TypeAlias = Literal["mean", "cls", "last"]
+"""How the vectors of a text's tokens become one: llama.cpp's names, without `none` and `rank`."""
+
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 
 
@@ -34,6 +37,9 @@ class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     number of physical cores, `n_gpu_layers` -1 all layers. `parallel` 0 lets the worker choose
     how many requests may run at once. `type_k` and `type_v` are what keys and values are kept in.
     `draft_max` is how many tokens may be guessed and computed in one step; 0 turns it off.
+    `pooling` makes it an embedding model, which "auto" leaves to the file. For those `n_ctx` is
+    the longest text, 0 at most 2048 tokens, `n_ubatch` is how many tokens short texts share a
+    batch up to, and `parallel` how many texts.
     """
 
     n_ctx: int = 0
@@ -46,6 +52,7 @@ class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type_v: KvType = "f16"
     flash_attn: Literal["auto", "on", "off"] = "auto"
     draft_max: int = 16
+    pooling: Literal["auto"] | Pooling = "auto"
 
 
 class FunctionCall(msgspec.Struct, frozen=True):
@@ -153,6 +160,13 @@ class CompletionRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag=Tru
 Request: TypeAlias = ChatRequest | CompletionRequest
 
 
+class Embed(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
+    """Vectors wanted of texts or token ids, at least one, none empty; shortened to `dimensions`."""
+
+    inputs: list[str | list[int]]
+    dimensions: int | None = None
+
+
 class Tokenize(msgspec.Struct, frozen=True, tag=True):
     """Which tokens is this text? `add_special` adds those that the model has around every text,
     `parse_special` recognises markers in it, `with_pieces` asks for each token's bytes."""
@@ -177,6 +191,9 @@ class Render(msgspec.Struct, frozen=True, tag=True):
 
 Question: TypeAlias = Tokenize | Detokenize | Render
 """What is answered at once by one `Told`, and computes nothing with the model."""
+
+Asked: TypeAlias = Request | Embed | Question
+"""All that can be submitted."""
 
 
 # ---- commands: API process -> worker -----------------------------------------------------------
@@ -212,7 +229,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """Start a request. Ids are chosen by the API process and never used twice."""
 
     id: int
-    request: Request | Question
+    request: Asked
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -254,6 +271,8 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     sandbox: str = ""
     """What the worker gave up: `full`, `partial (...)` or `off`."""
     fingerprint: str = ""
+    pooling: Pooling | None = None
+    """Of an embedding model; None for a model that generates text."""
     memory_bytes: int = 0
 
 
@@ -336,6 +355,14 @@ class Logprobs(msgspec.Struct, frozen=True, tag=True):
     tokens: list[TokenLogprobs]
 
 
+class Embedded(msgspec.Struct, frozen=True, tag=True):
+    """The vectors of a request's next `n` texts, of length 1: float32, little-endian."""
+
+    id: int
+    n: int
+    vectors: bytes
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Tokens of one request; `cached_tokens` of the prompt were reused, not computed.
 
@@ -393,5 +420,5 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 Delta: TypeAlias = Content | Reasoning | ToolCall
-RequestEvent: TypeAlias = Progress | Delta | Logprobs | Finished | Told | Failed
+RequestEvent: TypeAlias = Progress | Delta | Logprobs | Embedded | Finished | Told | Failed
 Event: TypeAlias = LoadProgress | Loaded | LoadFailed | CacheStats | RequestEvent

@@ -22,14 +22,14 @@ from llm_server.errors import ContextLengthExceeded, InvalidRequest, Unsupported
 from llm_server.llama.context import Context
 from llm_server.llama.model import Model
 from llm_server.llama.sampler import Sampler
-from llm_server.llama.vocab import NO_TOKEN
+from llm_server.llama.vocab import NO_TOKEN, Vocab
 from llm_server.worker.messages import (
+    Asked,
     ChatRequest,
     CompletionRequest,
     Detokenize,
-    Question,
+    Embed,
     Render,
-    Request,
     Sampling,
     Tokenize,
     Told,
@@ -46,7 +46,7 @@ MAX_TOLD_BYTES = 512 * 1024
 MAX_RENDERED_BYTES = 4 * 1024 * 1024
 """Longest prompt to be shown: it must fit a frame."""
 
-_CHEAP_BYTES = 1 << 16
+CHEAP_BYTES = 1 << 16
 """A text this short is tokenized without a first look at its length."""
 
 
@@ -69,7 +69,7 @@ class Preparer:
         self._vocab = context.model.vocab
         self._dialogue = dialogue
 
-    def prepare(self, id: int, request: Request | Question) -> Prompt | Told:
+    def prepare(self, id: int, request: Asked) -> Prompt | Told:
         """The prompt of a request, or the answer to a question.
 
         Raises:
@@ -83,11 +83,18 @@ class Preparer:
             case CompletionRequest():
                 return self._prepare_completion(id, request)
             case Tokenize():
-                return self._tell_tokens(id, request)
+                return tell_tokens(self._vocab, id, request)
             case Detokenize():
-                return self._tell_text(id, request)
+                return tell_text(self._vocab, id, request)
             case Render():
                 return self._tell_prompt(id, request)
+            case Embed():
+                raise InvalidRequest(
+                    "This model generates text. To load it as an embedding model instead, set "
+                    "load_model_configs.pooling to mean, cls or last.",
+                    param="model",
+                    code="unsupported_model",
+                )
 
     def _prepare_chat(self, id: int, request: ChatRequest) -> Prompt:
         check_tokens(request.sampling.logit_bias, self._vocab.n_tokens, "logit_bias")
@@ -164,22 +171,6 @@ class Preparer:
             return None
         return Scores(id, self._context.logits, self._vocab, sampling.top_logprobs)
 
-    def _tell_tokens(self, id: int, asked: Tokenize) -> Told:
-        if len(asked.text.encode()) > MAX_TOLD_BYTES:
-            raise InvalidRequest(f"The text is over {MAX_TOLD_BYTES} bytes long.", param="content")
-        tokens = self._vocab.tokenize(
-            asked.text, parse_special=asked.parse_special, add_special=asked.add_special
-        )
-        pieces = [self._vocab.piece(t, special=True) for t in tokens if asked.with_pieces]
-        return Told(id, tokens=tokens, pieces=pieces, n_tokens=len(tokens))
-
-    def _tell_text(self, id: int, asked: Detokenize) -> Told:
-        check_tokens(asked.tokens, self._vocab.n_tokens, "tokens")
-        text = b"".join(self._vocab.piece(token, special=True) for token in asked.tokens)
-        if len(text) > MAX_TOLD_BYTES:
-            raise InvalidRequest(f"The text is over {MAX_TOLD_BYTES} bytes long.", param="tokens")
-        return Told(id, text.decode("utf-8", "replace"), n_tokens=len(asked.tokens))
-
     def _tell_prompt(self, id: int, asked: Render) -> Told:
         """Also of a prompt that is too long for the context, within reason."""
         segments = self._dialogue.render(asked.request)
@@ -194,7 +185,7 @@ class Preparer:
         n_ctx = self._context.n_ctx
         # A bound first: some tokenizers are quadratic in the length of the text.
         n_bytes = sum(len(segment.text.encode()) for segment in segments)
-        if n_bytes > _CHEAP_BYTES and (at_least := n_bytes // self._vocab.max_token_bytes) >= n_ctx:
+        if n_bytes > CHEAP_BYTES and (at_least := n_bytes // self._vocab.max_token_bytes) >= n_ctx:
             raise ContextLengthExceeded(at_least, n_ctx)
         tokens = self._tokens_of(segments)
         if len(tokens) >= n_ctx:
@@ -224,6 +215,26 @@ class Preparer:
             # A token may reach over the boundary: only those that are the same count.
             found.add(common_prefix(before, 0, tokens, 0))
         return sorted(n for n in found if WORTH_READING <= n < len(tokens))
+
+
+def tell_tokens(vocab: Vocab, id: int, asked: Tokenize) -> Told:
+    """Which tokens the text is. Raises InvalidRequest for one that is too long."""
+    if len(asked.text.encode()) > MAX_TOLD_BYTES:
+        raise InvalidRequest(f"The text is over {MAX_TOLD_BYTES} bytes long.", param="content")
+    tokens = vocab.tokenize(
+        asked.text, parse_special=asked.parse_special, add_special=asked.add_special
+    )
+    pieces = [vocab.piece(token, special=True) for token in tokens if asked.with_pieces]
+    return Told(id, tokens=tokens, pieces=pieces, n_tokens=len(tokens))
+
+
+def tell_text(vocab: Vocab, id: int, asked: Detokenize) -> Told:
+    """Which text the tokens are. Raises InvalidRequest for unknown ids, or too much text."""
+    check_tokens(asked.tokens, vocab.n_tokens, "tokens")
+    text = b"".join(vocab.piece(token, special=True) for token in asked.tokens)
+    if len(text) > MAX_TOLD_BYTES:
+        raise InvalidRequest(f"The text is over {MAX_TOLD_BYTES} bytes long.", param="tokens")
+    return Told(id, text.decode("utf-8", "replace"), n_tokens=len(asked.tokens))
 
 
 def check_tokens(tokens: Iterable[int], n_vocab: int, param: str) -> None:

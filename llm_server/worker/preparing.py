@@ -14,12 +14,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
+from llm_server.engine.embedder import Texts
 from llm_server.engine.sequence import Prompt
 from llm_server.errors import RequestTooComplex, ServerError
 from llm_server.worker.messages import Failed, Submit, Told
 
 logger = logging.getLogger(__name__)
+
+Work: TypeAlias = Prompt | Texts
+"""What an engine takes: the one of text, or that of embeddings."""
 
 PREPARE_SECONDS = 30.0
 """Limit for one request; hundreds of times what a long prompt takes on a slow machine."""
@@ -50,8 +55,8 @@ class PreparingThreads:
 
     def __init__(
         self,
-        prepare: Callable[[Submit], Prompt | Told],
-        done: Callable[[Prompt | Told | Failed], None],
+        prepare: Callable[[Submit], Work | Told],
+        done: Callable[[Work | Told | Failed], None],
         *,
         seconds: float = PREPARE_SECONDS,
         give_up: Callable[[], None] = lambda: os._exit(os.EX_SOFTWARE),
@@ -97,7 +102,7 @@ class PreparingThreads:
                 self._changed.notify()
             self._done(result)
 
-    def _result(self, submit: Submit) -> Prompt | Told | Failed:
+    def _result(self, submit: Submit) -> Work | Told | Failed:
         try:
             return self._prepare(submit)
         except ServerError as error:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from llm_server.worker.messages import (
     Content,
+    Embedded,
     Failed,
     Finished,
     Logprobs,
@@ -91,6 +92,8 @@ def _text_length(event: RequestEvent) -> int:
         return len(event.text)
     if isinstance(event, ToolCall):
         return len(event.arguments)
+    if isinstance(event, Embedded):
+        return len(event.vectors)
     if isinstance(event, Logprobs):
         return sum(50 * (1 + len(token.top)) for token in event.tokens)
     return 0

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf import PoolingType
 
-from llm_server.engine.embedder import Embedder
+from llm_server.engine.embedder import unit
+from llm_server.llama.batch import Batch
 from llm_server.llama.embedding import EmbeddingContext
+from llm_server.llama.lib import lib
 from llm_server.llama.model import Model
+from llm_server.worker.messages import Pooling
 from tests import tiny_encoders
 
 TEXTS = ["hello world", "the time", "people could find a long day", "a", "name part system made"]
@@ -21,13 +24,13 @@ TEXTS = ["hello world", "the time", "people could find a long day", "a", "name p
 def context(
     request: pytest.FixtureRequest, tmp_path: Path, attention_gguf: Path
 ) -> Iterator[EmbeddingContext]:
-    pooling = request.param.split()[0]
+    pooling: Pooling = request.param.split()[0]
     if pooling == "last":
         model = Model(attention_gguf)
     else:
         kind = PoolingType[pooling.upper()]
         model = Model(tiny_encoders.build_bert(tmp_path / "bert.gguf", kind))
-    context = EmbeddingContext(model, pooling, n_batch=64, max_texts=8, n_threads=1)
+    context = EmbeddingContext(model, pooling, n_batch=64, n_shared=64, max_texts=8, n_threads=1)
     yield context
     context.close()
     model.close()
@@ -42,8 +45,8 @@ def test_a_batch_gives_what_each_text_gives_alone(context: EmbeddingContext) -> 
     together = context.embed(texts)
     alone = np.concatenate([context.embed([text]) for text in texts])
     np.testing.assert_allclose(together, alone, atol=1e-4)
-    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
-    closeness = together @ together.T
+    directions = unit(together)
+    closeness = directions @ directions.T
     assert np.max(closeness - np.eye(len(TEXTS))) < 0.999, "different texts, different vectors"
 
 
@@ -52,25 +55,35 @@ def test_a_full_batch_is_one_text(context: EmbeddingContext) -> None:
     assert np.isfinite(context.embed([full])).all()
 
 
-def test_requests_take_turns_and_keep_their_order(context: EmbeddingContext) -> None:
-    embedder = Embedder(context)
-    short = [tokens_of(context, TEXTS[0])]
-    many = [tokens_of(context, TEXTS[i % len(TEXTS)]) for i in range(20)]
-    embedder.submit(1, many)
-    embedder.submit(2, short)
-    embedder.submit(3, many)
-    first = embedder.step()
-    assert [vector.id for vector in first[:3]] == [1, 2, 3]
-    embedder.cancel(3)
-    found = first
-    while not embedder.idle:
-        found = found + embedder.step()
-    mine = [vector for vector in found if vector.id == 1]
-    assert [vector.index for vector in mine] == list(range(20))
-    assert [vector.last for vector in mine] == [False] * 19 + [True]
-    np.testing.assert_allclose(
-        np.stack([vector.values for vector in mine]),
-        np.concatenate([context.embed([text]) for text in many]),
-        atol=1e-4,
-    )
-    assert len([vector for vector in found if vector.id == 3]) < 20
+def token_vectors(model: Model, tokens: list[int]) -> np.ndarray:
+    """What the last layer makes of each token, [len(tokens), n_embd]: llama.cpp without pooling."""
+    params = lib.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = 64
+    params.embeddings = True
+    params.pooling_type = lib.LLAMA_POOLING_TYPE_NONE
+    context = lib.llama_init_from_model(model.handle, params)
+    batch = Batch(64)
+    batch.add(0, 0, tokens, logits=len(tokens))
+    assert lib.llama_decode(context, batch.struct) == 0
+    rows = [lib.llama_get_embeddings_ith(context, i) for i in range(len(tokens))]
+    found = np.stack([np.ctypeslib.as_array(row, (model.n_embd,)).copy() for row in rows])
+    lib.llama_free(context)
+    return found
+
+
+POOLED: dict[Pooling, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": lambda rows: rows.mean(axis=0),
+    "cls": lambda rows: rows[0],
+    "last": lambda rows: rows[-1],
+}
+
+
+@pytest.mark.parametrize("pooling", POOLED)
+def test_pooling_is_what_its_name_says(tmp_path: Path, pooling: Pooling) -> None:
+    model = Model(tiny_encoders.build_bert(tmp_path / "bert.gguf", PoolingType.MEAN))
+    tokens = model.vocab.tokenize(TEXTS[2], parse_special=False, add_special=True)
+    expected = POOLED[pooling](token_vectors(model, tokens))
+    context = EmbeddingContext(model, pooling, n_batch=64, n_shared=64, max_texts=8, n_threads=1)
+    np.testing.assert_allclose(context.embed([tokens])[0], expected, atol=1e-5)
+    context.close()
+    model.close()

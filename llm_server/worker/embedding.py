@@ -1,0 +1,128 @@
+"""A worker whose model makes vectors: whether it does, its context, its requests as tokens."""
+
+from __future__ import annotations
+
+from llm_server.engine.embedder import Texts
+from llm_server.errors import (
+    ContextLengthExceeded,
+    InsufficientMemory,
+    InvalidRequest,
+    ModelLoadFailed,
+)
+from llm_server.llama.context import ContextError
+from llm_server.llama.embedding import POOLING, EmbeddingContext
+from llm_server.llama.lib import lib
+from llm_server.llama.model import Model
+from llm_server.machine import physical_cores
+from llm_server.worker.messages import Asked, Detokenize, Embed, LoadConfig, Pooling, Tokenize, Told
+from llm_server.worker.prepare import CHEAP_BYTES, check_tokens, tell_text, tell_tokens
+
+DEFAULT_N_CTX = 2048
+"""Longest text unless `n_ctx` says otherwise: the memory for computing grows with its square."""
+
+_MAX_TEXTS = 64  # in one batch, unless `parallel` says otherwise
+_MAX_BATCH_BYTES = 512 * 1024  # of vectors: they travel in one frame, and may lie unread together
+
+
+def pooling_of(model: Model, config: LoadConfig) -> Pooling | None:
+    """How `model` makes vectors, as configured or as its file says; None: it generates text.
+
+    Encoders that do not say take the mean, as sentence-transformers does.
+
+    Raises:
+        ModelLoadFailed: it is a reranker, which makes neither.
+    """
+    if config.pooling != "auto":
+        return config.pooling
+    architecture = model.metadata("general.architecture")
+    stated = model.metadata(f"{architecture}.pooling_type")
+    if stated == str(lib.LLAMA_POOLING_TYPE_RANK):
+        raise ModelLoadFailed(
+            "This model is a reranker, and those are not served. To have embeddings of it all the "
+            "same, set load_model_configs.pooling to mean, cls or last.",
+            param="model",
+        )
+    for name, value in POOLING.items():
+        if stated == str(value):
+            return name
+    is_encoder = model.metadata(f"{architecture}.attention.causal") == "false"
+    return "mean" if is_encoder or not lib.llama_model_has_decoder(model.handle) else None
+
+
+def open_embedding(model: Model, pooling: Pooling, config: LoadConfig) -> EmbeddingContext:
+    """A context for vectors of `model`, with what `config` leaves open settled.
+
+    Raises:
+        InsufficientMemory: it does not fit into the memory.
+    """
+    n_ctx = min(config.n_ctx or DEFAULT_N_CTX, model.n_ctx_train)
+    fits = max(1, _MAX_BATCH_BYTES // (4 * model.n_embd))
+    try:
+        return EmbeddingContext(
+            model,
+            pooling,
+            n_batch=n_ctx,
+            n_shared=config.n_ubatch,
+            max_texts=min(config.parallel or _MAX_TEXTS, fits, n_ctx),
+            n_threads=config.n_threads or physical_cores(),
+            flash_attn=config.flash_attn,
+        )
+    except ContextError:
+        raise InsufficientMemory(
+            f"Memory for texts of {n_ctx} tokens could not be had. Ask for a smaller n_ctx.",
+            param="load_model_configs.n_ctx",
+        ) from None
+
+
+class TextPreparer:
+    """Prepares requests for one embedding model, and answers questions about its tokens."""
+
+    def __init__(self, context: EmbeddingContext) -> None:
+        self._n_ctx = context.n_batch
+        self._n_embd = context.model.n_embd
+        self._vocab = context.model.vocab
+
+    def prepare(self, id: int, request: Asked) -> Texts | Told:
+        """The tokens of a request, or the answer to a question.
+
+        Raises:
+            ContextLengthExceeded: a text is longer than the model can see.
+            InvalidRequest: a field does not fit this model, or text is to be generated.
+        """
+        match request:
+            case Embed():
+                return self._prepare(id, request)
+            case Tokenize():
+                return tell_tokens(self._vocab, id, request)
+            case Detokenize():
+                return tell_text(self._vocab, id, request)
+            case _:
+                raise InvalidRequest(
+                    "This model is loaded for embeddings: it cannot chat or complete. Use "
+                    "/v1/embeddings or another model; if it can generate text too, set "
+                    "load_model_configs.pooling to auto.",
+                    param="model",
+                    code="unsupported_model",
+                )
+
+    def _prepare(self, id: int, request: Embed) -> Texts:
+        if request.dimensions is not None and request.dimensions > self._n_embd:
+            raise InvalidRequest(
+                f"This model's embeddings have {self._n_embd} dimensions; ask for no more.",
+                param="dimensions",
+            )
+        texts = [self._tokens(text, f"input[{i}]") for i, text in enumerate(request.inputs)]
+        return Texts(id, texts, request.dimensions)
+
+    def _tokens(self, text: str | list[int], param: str) -> list[int]:
+        if isinstance(text, str):
+            n_bytes, longest = len(text.encode()), self._vocab.max_token_bytes
+            if n_bytes > CHEAP_BYTES and n_bytes // longest >= self._n_ctx:
+                raise ContextLengthExceeded(n_bytes // longest, self._n_ctx, param=param)
+            text = self._vocab.tokenize(text, parse_special=True, add_special=True)
+            if not text:
+                raise InvalidRequest(f"{param} has no tokens.", param=param)
+        check_tokens(text, self._vocab.n_tokens, param)
+        if len(text) > self._n_ctx:
+            raise ContextLengthExceeded(len(text), self._n_ctx, param=param)
+        return text
