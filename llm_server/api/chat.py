@@ -26,13 +26,12 @@ from llm_server.errors import ErrorInfo, RemoteError, ServerError
 from llm_server.models.lease import Lease
 from llm_server.models.pool import Pool
 from llm_server.worker.messages import (
+    Asked,
     ChatRequest,
     CompletionRequest,
     Failed,
     Finished,
     Progress,
-    Question,
-    Request,
     RequestEvent,
 )
 from llm_server.worker.stream import EventStream
@@ -285,8 +284,8 @@ class StreamedResponse(Response):
         await writer.write(unsent + told, last=True)
 
 
-def _salted(request: Request | Question, salt: str) -> Request | Question:
-    """The request in a cache namespace of its own; questions that use no cache stay as they are."""
+def _salted(request: Asked, salt: str) -> Asked:
+    """The request in a cache namespace of its own; what uses no cache stays as it is."""
     if salt and isinstance(request, ChatRequest | CompletionRequest):
         return msgspec.structs.replace(request, cache_salt=salt)
     return request
