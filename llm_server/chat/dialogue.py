@@ -25,6 +25,9 @@ from llm_server.chat.template import ChatTemplate
 from llm_server.errors import InvalidRequest, TemplateError
 from llm_server.worker.messages import ChatRequest, JsonObject, Message
 
+_NO_THOUGHT = {"enable_thinking": False, "thinking": False}
+"""The switches of published templates; a model that has none is cut short instead."""
+
 N_TURNS = 4
 """How many of the last user turns get a boundary."""
 
@@ -108,6 +111,8 @@ class Dialogue:
         if (tools or has_calls) and not self.syntax.native:
             messages, tools = without_tools(messages, tools), []
         kwargs = request.template_kwargs
+        if request.reasoning_budget == 0:
+            kwargs = {**_NO_THOUGHT, **kwargs}
         try:
             return self.template.render(messages, tools, generate, kwargs)
         except TemplateError:

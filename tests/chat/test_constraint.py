@@ -332,6 +332,14 @@ def test_a_closed_thought_is_not_opened_again() -> None:
     assert got.text.startswith("<tool_call>")
 
 
+def test_no_budget_at_all_is_told_to_the_template() -> None:
+    d, _ = build()
+    segments = d.render(ChatRequest(QUESTION, reasoning_budget=0))
+    assert "".join(s.text for s in segments).endswith("<think>\n\n</think>\n\n")
+    asked = ChatRequest(QUESTION, reasoning_budget=0, template_kwargs={"enable_thinking": True})
+    assert "<think>" not in "".join(s.text for s in d.render(asked))
+
+
 def test_forced_text_is_not_sampled() -> None:
     got = answer(ChatRequest(QUESTION, TOOLS, tool_name="do-it", parallel_tool_calls=False))
     assert len(got.tokens) > got.n_sampled + 40
@@ -347,6 +355,8 @@ BAD_SCHEMAS: list[Any] = [
     {"type": "object", "properties": {"x": False}, "required": ["x"]},
     {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5000)}},
     {"type": "string", "description": "x" * 600_000},
+    {"type": "integer", "multipleOf": 1_000_003},
+    {"type": "object", "properties": {"x": {"type": "number", "multipleOf": 1.000003}}},
 ]
 
 
@@ -376,6 +386,9 @@ BOMBS: list[Any] = [
         ]
     },
     {"type": "number", "minimum": -1e300, "multipleOf": 7919},
+    {"type": "integer", "multipleOf": 99_991},
+    {"type": "integer", "multipleOf": 10_000_000},
+    {"type": "number", "multipleOf": 0.1},
 ]
 
 
@@ -388,6 +401,13 @@ def test_a_schema_bomb_works_or_is_refused_soon(schema: Any) -> None:
     except InvalidRequest as error:
         assert error.info.code == "invalid_json_schema"
     assert time.process_time() - begin < 2
+
+
+@pytest.mark.parametrize("multiple", [0.1, 0.01, 1e-3, 250, 1_000_000, 60_000])
+def test_common_multiples_are_kept(multiple: float) -> None:
+    d, _ = build()
+    wanted = ResponseFormat("json_schema", {"type": "number", "multipleOf": multiple})
+    d.prepare(1, ChatRequest(QUESTION, response_format=wanted))
 
 
 def test_many_slow_schemas_are_refused_together(monkeypatch: pytest.MonkeyPatch) -> None:
