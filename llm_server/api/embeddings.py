@@ -17,7 +17,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llm_server.api.body import Json, read_json_object
+from llm_server.api.body import Json, read_body
 from llm_server.api.chat import FoldedResponse
 from llm_server.api.context import context_of, ignored_header
 from llm_server.api.fields import check_names, overrides_of, prompts_of, validated
@@ -72,7 +72,7 @@ class _EncodedList(msgspec.Struct):
 )
 async def embeddings(request: Request) -> Response:
     """Vectors of length 1 for one text or several, from a model that makes embeddings."""
-    call, as_base64 = embedding_call(await read_json_object(request))
+    call, as_base64 = await read_body(request, embedding_call)
     make_fold = partial(EmbeddingFold, as_base64)
     return FoldedResponse(context_of(request).pool, call, make_fold, ignored_header(call.ignored))
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from llm_server import __version__
 from llm_server.api import openai
-from llm_server.api.body import read_json_object
+from llm_server.api.body import read_body
 from llm_server.api.chat import FoldedResponse
 from llm_server.api.context import context_of, ignored_header
 from llm_server.api.errors import envelope, headers, json_response
@@ -152,7 +152,7 @@ async def models(request: Request) -> Response:
 )
 async def set_model(request: Request) -> Response:
     """Load a model and make it the current one. Requests on the old one finish first."""
-    call = set_model_call(await read_json_object(request))
+    call = await read_body(request, set_model_call)
     lease = await context_of(request).pool.acquire(call.model, call.overrides)
     lease.release()
     loaded = lease.worker.loaded
@@ -167,7 +167,7 @@ async def set_model(request: Request) -> Response:
 )
 async def restore_cache(request: Request) -> Response:
     """Compute and store a prompt: the next request that begins like it starts at once."""
-    call = restore_call(await read_json_object(request))
+    call = await read_body(request, restore_call)
     make_fold = partial(RestoredFold, started=time.monotonic())
     return FoldedResponse(context_of(request).pool, call, make_fold, ignored_header(call.ignored))
 

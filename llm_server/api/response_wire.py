@@ -49,7 +49,7 @@ Part = Annotated[
     Discriminator(_part_kind),
 ]
 ItemText = Annotated[
-    Annotated[str, Tag("(text)")] | Annotated[list[Part], Tag("(parts)")],
+    Annotated[str, Tag("(text)")] | Annotated[list[Part], Field(fail_fast=True), Tag("(parts)")],
     Discriminator(_text_or_parts),
 ]
 
@@ -161,11 +161,13 @@ class ResponsesBody(GenerationFields):
 
     input: Annotated[
         Annotated[str, Tag("(text)")]
-        | Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES), Tag("(parts)")],
+        | Annotated[
+            list[Item], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES), Tag("(parts)")
+        ],
         Discriminator(_text_or_parts),
     ]
     instructions: str | None = None
-    tools: Annotated[list[FlatTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[FlatTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     tool_choice: Annotated[
         Annotated[Literal["auto", "none", "required"] | None, Tag("(text)")]
         | Annotated[FlatToolChoice, Tag("(object)")],

@@ -15,7 +15,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llm_server.api.body import Json, read_json_object
+from llm_server.api.body import Json, read_body
 from llm_server.api.chat import FoldedResponse, StreamedResponse
 from llm_server.api.context import context_of, ignored_header
 from llm_server.api.fields import (
@@ -65,7 +65,7 @@ EXAMPLE = {"input": "Where do I put my models?", "temperature": 0}
 async def responses(request: Request) -> Response:
     """Answer a list of items with a list of items. Nothing is stored: all of it is in `input`."""
     context = context_of(request)
-    asked = responses_call(await read_json_object(request))
+    asked = await read_body(request, responses_call)
     headers = ignored_header(asked.call.ignored)
     if asked.call.stream:
         make_events = partial(ResponseEvents, start=asked.start, warming=asked.warming)

@@ -15,7 +15,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llm_server.api.body import Json, read_json_object
+from llm_server.api.body import Json, read_body
 from llm_server.api.chat import FoldedResponse
 from llm_server.api.context import context_of, ignored_header
 from llm_server.api.fields import check_names, validated
@@ -79,7 +79,7 @@ class InputTokensJson(msgspec.Struct):
 )
 async def tokenize(request: Request) -> Response:
     """The tokens of a text. Markers in it are recognised unless `parse_special` is false."""
-    body, ignored = _checked(TokenizeBody, await read_json_object(request))
+    body, ignored = await read_body(request, partial(_checked, TokenizeBody))
     with_pieces = bool(body.with_pieces)
     question = Tokenize(
         body.content, bool(body.add_special), body.parse_special is not False, with_pieces
@@ -94,7 +94,7 @@ async def tokenize(request: Request) -> Response:
 )
 async def detokenize(request: Request) -> Response:
     """The text of some tokens, markers included."""
-    body, ignored = _checked(DetokenizeBody, await read_json_object(request))
+    body, ignored = await read_body(request, partial(_checked, DetokenizeBody))
     call = Call([Detokenize(body.tokens)], model=body.model, ignored=ignored)
     return _answer(request, call, lambda told: ContentJson(told.text))
 
@@ -104,7 +104,7 @@ async def detokenize(request: Request) -> Response:
 )
 async def apply_template(request: Request) -> Response:
     """The prompt that the model's chat template makes of a chat request."""
-    call = render_call(await read_json_object(request))
+    call = await read_body(request, render_call)
     return _answer(request, call, lambda told: PromptJson(told.text))
 
 
@@ -114,7 +114,7 @@ async def apply_template(request: Request) -> Response:
 )
 async def input_tokens(request: Request) -> Response:
     """How many tokens the prompt of a chat request has, also if it is too long to be answered."""
-    call = render_call(await read_json_object(request))
+    call = await read_body(request, render_call)
     return _answer(request, call, lambda told: InputTokensJson(told.n_tokens))
 
 

@@ -2,7 +2,8 @@
 
 Nothing is coerced. A field is honoured (it is in a model), harmless (accepted, no effect on the
 answer), refused (known elsewhere, not honoured here), or unknown (ignored, and named in a response
-header). What the fields mean is `requests.py`'s business.
+header). What the fields mean is `requests.py`'s business. Long lists end at their first error
+(`fail_fast`): only that one is told, and thousands would take long to describe.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def _content_kind(value: object) -> str:
 
 
 Content = Annotated[
-    Annotated[str | None, Tag("(text)")] | Annotated[list[TextPart], Tag("(parts)")],
+    Annotated[str | None, Tag("(text)")]
+    | Annotated[list[TextPart], Field(fail_fast=True), Tag("(parts)")],
     Discriminator(_content_kind),
 ]
 """A string, null, or a list of text parts. The tags never reach a client."""
@@ -254,10 +256,12 @@ class GenerationFields(SamplingFields):
 class ChatBody(GenerationFields):
     """`POST /chat/completions`, and with fewer fields in use `POST /restore_cache`."""
 
-    messages: Annotated[list[WireMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[
+        list[WireMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
+    ]
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    tools: Annotated[list[WireTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[WireTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
     response_format: WireResponseFormat | None = None
@@ -276,7 +280,8 @@ def _prompt_kind(value: object) -> str:
     return "(tokens)" if isinstance(first, int) else "(texts)"
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_INT32)]], Field(min_length=1)]
+TokenList = Annotated[list[Annotated[int, Field(ge=0, le=MAX_INT32)]], Field(fail_fast=True)]
+TokenIds = Annotated[TokenList, Field(min_length=1)]
 
 
 class CompletionBody(GenerationFields):
@@ -328,7 +333,7 @@ class TokenizeBody(Wire):
 class DetokenizeBody(Wire):
     """`POST /detokenize`, as llama-server has it."""
 
-    tokens: list[Annotated[int, Field(ge=0, le=MAX_INT32)]]
+    tokens: TokenList
     model: ModelName | None = None
 
 
