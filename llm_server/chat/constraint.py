@@ -57,7 +57,8 @@ class Opening:
     """Calls where a message starts, announced by their whole header instead of a trigger.
 
     `complete` tells of a message's beginning whether it is the header of a call, or None while it
-    may become one. `matcher` makes a fresh matcher that begins with the header.
+    may become one. `matcher` makes a fresh matcher that begins with the header. A token that holds
+    the header's end and arguments that do not fit leaves the call unconstrained.
     """
 
     complete: Callable[[str], bool | None]

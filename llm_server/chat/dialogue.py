@@ -149,6 +149,8 @@ class Dialogue:
         """Whether the prompt ends inside a thought, and whether one may come if not."""
         reasoning = self.syntax.reasoning
         end = _joined(segments).rstrip()[-256:]
+        if self.syntax.content_open and end.endswith(self.syntax.content_open.rstrip()):
+            return "content", False
         if reasoning is None or end.endswith(reasoning.close):
             return "start", False
         if end.endswith(reasoning.open):

@@ -190,10 +190,10 @@ class Planner:
         if not demand.must_call and request.response_format.type == "text":
             return None, None
         if not demand.must_call:
-            opening = lark.text(self._syntax.content_open)
+            opening = "" if demand.where == "content" else lark.text(self._syntax.content_open)
             options.append(f"{opening} {_answer(lark, request.response_format)}".strip())
         if demand.tools:
-            options.append(self._calls(lark, demand).section(self._opening))
+            options.append(self._calls(lark, demand).section(self._opening(demand)))
         body = f"( {' | '.join(options)} )"
         if reasoning is None or not (demand.may_think or demand.where == "reasoning"):
             return self._compiled(lark.source(body), request), None
@@ -202,20 +202,20 @@ class Planner:
             return first, None
         return first, self._compiled(lark.source(f"{lark.text(reasoning.open)} | {body}"), request)
 
-    @property
-    def _opening(self) -> Literal:
+    def _opening(self, demand: Demand) -> Literal:
         """What begins calls where an answer starts."""
         syntax, calls = self._syntax, self._syntax.calls
         opening = calls.start or calls.begin
         # Where plain text is fenced, calls may stand behind its fence, even if it holds nothing.
         shared = common_prefix(text_of(opening), syntax.content_close)
         fenced = any(is_marker(piece) for piece in pieces(shared))
-        return build(syntax.content_open, *opening) if fenced else opening
+        opened = "" if demand.where == "content" else syntax.content_open
+        return build(opened, *opening) if fenced else opening
 
     def _heads(self, demand: Demand) -> list[bytes]:
         """The beginnings of calls of these tools where an answer starts."""
         names = (tool["function"]["name"] for tool in demand.tools)
-        heads = (text_of(fill(self._opening, {Slot.NAME: name})).strip() for name in names)
+        heads = (text_of(fill(self._opening(demand), {Slot.NAME: name})).strip() for name in names)
         return [head.encode() for head in heads if head]
 
     def _bulk(self, tools: list[JsonObject]) -> float:

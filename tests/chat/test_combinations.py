@@ -9,8 +9,10 @@ from typing import Any
 import jsonschema
 import pytest
 
+from llm_server.chat.dialogue import Dialogue
 from llm_server.worker.messages import ChatRequest, ResponseFormat
 from tests.chat.generation import Answer, generate
+from tests.chat.published import TEMPLATES
 from tests.chat.test_constraint import (
     HERMES_MARKERS,
     QUESTION,
@@ -20,6 +22,7 @@ from tests.chat.test_constraint import (
     build,
 )
 from tests.chat.test_syntax import fold, tool
+from tests.chat.vocabulary import ByteVocabulary
 
 FORMATS = {
     "text": ResponseFormat("text"),
@@ -97,3 +100,23 @@ def check_cuts(parser: Any, answer: Answer) -> None:
     """One character at a time shows what the whole text shows."""
     deltas = list(itertools.chain.from_iterable(map(parser.feed, answer.text)))
     assert fold([*deltas, *parser.close()]) == fold(answer.deltas)
+
+
+def test_a_fence_that_the_prompt_has_opened_is_not_opened_again() -> None:
+    if "Kimi-K3" not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    vocabulary = ByteVocabulary(["<s>", "</s>"])
+    d = Dialogue(TEMPLATES["Kimi-K3"], vocabulary)
+    off = {"enable_thinking": False, "thinking": False}
+    for choice in ("auto", "required"):
+        request = ChatRequest(
+            QUESTION, **CHOICES[choice], template_kwargs=off, response_format=FORMATS["json_schema"]
+        )
+        prepared = d.prepare(1, request)
+        assert prepared.segments[-1].text.endswith(d.syntax.content_open)
+        got = generate(prepared, vocabulary, max_tokens=900)
+        assert d.syntax.content_open not in got.text
+        content, _, calls = fold(got.deltas)
+        assert bool(arguments(calls)) != bool(content)
+        if content:
+            jsonschema.validate(json.loads(content), SCHEMA)
