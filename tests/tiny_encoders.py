@@ -69,9 +69,11 @@ def build_bert(path: Path, pooling: PoolingType, seed: int = 6, shape: Shape = S
     writer.add_pooling_type(pooling)
     _add_tokenizer(writer, tokens)
 
-    def matrix(name: str, n_out: int, n_in: int, std: float | None = None) -> None:
+    def matrix(
+        name: str, n_out: int, n_in: int, std: float | None = None, *, added: bool = False
+    ) -> None:
         values = random.normal(0, std or 1.5 / np.sqrt(n_in), (n_out, n_in))
-        writer.add_tensor(name, values.astype(shape.matrices))
+        writer.add_tensor(name, values.astype(np.float32 if added else shape.matrices))
 
     def vector(name: str, n: int, mean: float) -> None:
         writer.add_tensor(name, random.normal(mean, 0.1, n).astype(np.float32))
@@ -81,8 +83,8 @@ def build_bert(path: Path, pooling: PoolingType, seed: int = 6, shape: Shape = S
         vector(f"{name}.bias", n_embd, 0.0)
 
     matrix("token_embd.weight", len(tokens), n_embd, 1.0)
-    matrix("position_embd.weight", shape.n_ctx_train, n_embd, 0.5)
-    matrix("token_types.weight", 2, n_embd, 0.1)
+    matrix("position_embd.weight", shape.n_ctx_train, n_embd, 0.5, added=True)
+    matrix("token_types.weight", 2, n_embd, 0.1, added=True)
     norm("token_embd_norm")
     for layer in range(shape.n_layer):
         blk = f"blk.{layer}"

@@ -29,8 +29,10 @@ from llm_server.worker.messages import (
     Asked,
     ChatRequest,
     CompletionRequest,
+    Delta,
     Failed,
     Finished,
+    Logprobs,
     Progress,
     RequestEvent,
 )
@@ -166,7 +168,7 @@ class Answer:
             if isinstance(event, Finished):
                 self._passage.prompt_tokens = event.usage.prompt_tokens
                 self._passage.completion_tokens += event.usage.completion_tokens
-        if events and not isinstance(events[0], Finished | Failed):
+        if events and isinstance(events[0], Delta | Logprobs):
             self._passage.saw_tokens()
         return events
 

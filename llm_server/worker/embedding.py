@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from llm_server.engine.embedder import Texts
 from llm_server.errors import (
     ContextLengthExceeded,
@@ -9,13 +11,15 @@ from llm_server.errors import (
     InvalidRequest,
     ModelLoadFailed,
 )
-from llm_server.llama.context import ContextError
+from llm_server.llama.context import ContextError, DecodeError
 from llm_server.llama.embedding import POOLING, EmbeddingContext
 from llm_server.llama.lib import lib
 from llm_server.llama.model import Model
 from llm_server.machine import physical_cores
 from llm_server.worker.messages import Asked, Detokenize, Embed, LoadConfig, Pooling, Tokenize, Told
 from llm_server.worker.prepare import CHEAP_BYTES, check_tokens, tell_text, tell_tokens
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_N_CTX = 2048
 """Longest text unless `n_ctx` says otherwise: the memory for computing grows with its square."""
@@ -50,15 +54,16 @@ def pooling_of(model: Model, config: LoadConfig) -> Pooling | None:
 
 
 def open_embedding(model: Model, pooling: Pooling, config: LoadConfig) -> EmbeddingContext:
-    """A context for vectors of `model`, with what `config` leaves open settled.
+    """A context for vectors of `model`, with what `config` leaves open settled, tried once.
 
     Raises:
         InsufficientMemory: it does not fit into the memory.
+        ModelLoadFailed: the model computes no vector.
     """
     n_ctx = min(config.n_ctx or DEFAULT_N_CTX, model.n_ctx_train)
     fits = max(1, _MAX_BATCH_BYTES // (4 * model.n_embd))
     try:
-        return EmbeddingContext(
+        context = EmbeddingContext(
             model,
             pooling,
             n_batch=n_ctx,
@@ -72,6 +77,12 @@ def open_embedding(model: Model, pooling: Pooling, config: LoadConfig) -> Embedd
             f"Memory for texts of {n_ctx} tokens could not be had. Ask for a smaller n_ctx.",
             param="load_model_configs.n_ctx",
         ) from None
+    try:
+        context.embed([[0]])
+    except DecodeError as error:
+        logger.error("the first batch failed: %s", error)
+        raise ModelLoadFailed("This model computes no embeddings.", param="model") from None
+    return context
 
 
 class TextPreparer:

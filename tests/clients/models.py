@@ -8,12 +8,17 @@ import shutil
 import sys
 from pathlib import Path
 
+from gguf import PoolingType
+
 from llm_server.demo import demo_model_path
+from tests import tiny_encoders
 
 
 def main() -> None:
-    """Put the demo model into the folder."""
-    shutil.copy(demo_model_path(), Path(sys.argv[1]) / "demo.gguf")
+    """Put the demo model into the folder, and a tiny embedding model."""
+    folder = Path(sys.argv[1])
+    shutil.copy(demo_model_path(), folder / "demo.gguf")
+    tiny_encoders.build_bert(folder / "bert.gguf", PoolingType.CLS)
 
 
 if __name__ == "__main__":

@@ -97,3 +97,21 @@ def test_the_responses_api(base_url: str) -> None:
     assert [call["args"] for call in answer.tool_calls] == [{"minutes": 12}]
     results = [set_timer.invoke(call) for call in answer.tool_calls]
     assert with_tools.invoke([*asked, answer, *results]).text
+
+
+def test_embeddings(base_url: str) -> None:
+    # docs: langchain embeddings
+    from langchain_openai import OpenAIEmbeddings
+
+    model = OpenAIEmbeddings(
+        model="bert.gguf",
+        base_url=base_url,
+        api_key="none",
+        check_embedding_ctx_length=False,  # or it sends the tokens of OpenAI's models
+    )
+    question = model.embed_query("the time")
+    documents = model.embed_documents(["the time", "a long day"])
+    # end
+    assert len(documents) == 2
+    assert sum(a * b for a, b in zip(question, documents[0], strict=True)) > 0.9999
+    assert sum(a * b for a, b in zip(question, documents[1], strict=True)) < 0.9999

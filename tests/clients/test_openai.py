@@ -161,3 +161,20 @@ def test_models(base_url: str) -> None:
     with OpenAI(base_url=base_url, api_key="none") as client:
         assert client.models.retrieve("demo").id == "demo.gguf"
         assert "demo.gguf" in [model.id for model in client.models.list()]
+
+
+def test_embeddings(base_url: str) -> None:
+    # docs: openai embeddings
+    from openai import OpenAI
+
+    client = OpenAI(base_url=base_url, api_key="none")
+    answer = client.embeddings.create(
+        model="bert.gguf", input=["the time", "a long day"], dimensions=16
+    )
+    one, other = (item.embedding for item in answer.data)
+    print(sum(a * b for a, b in zip(one, other, strict=True)))
+    # end
+    assert len(one) == len(other) == 16
+    assert abs(sum(a * a for a in one) - 1) < 1e-5
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens > 0
+    client.close()
