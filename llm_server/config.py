@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BeforeValidator, ByteSize, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from llm_server.worker.messages import CacheConfig
@@ -52,6 +52,7 @@ class Settings(BaseSettings):
         extra="forbid",
         protected_namespaces=(),
         validate_default=False,
+        populate_by_name=True,
     )
 
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
@@ -105,6 +106,7 @@ class Settings(BaseSettings):
     )
     api_key: Texts[SecretStr] = Field(
         default=(),
+        validation_alias=AliasChoices("LLM_SERVER_API_KEY", "LLM_SERVER_API_KEYS"),
         description="key that clients must send; several as a list with commas or by repetition. "
         "Other users of this machine see flags: prefer the variable or --api-key-file",
     )

@@ -26,6 +26,8 @@ from llm_server.models.registry import Registry
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+logger = logging.getLogger(__name__)
+
 BACKLOG = 1024
 """Connections the kernel may keep waiting for us."""
 
@@ -169,6 +171,10 @@ def _build_app() -> ASGIApp:
     except CannotStart as error:
         sys.exit(f"llm-server: {error}")
     configure_logging(settings)
+    logger.warning(
+        "This is not llm-server's own server but the app alone: slow clients meet no deadline, "
+        "connections no limit, and a stop cuts answers off. `llm-server serve` has all of that."
+    )
     from llm_server.api.app import create_app
 
     return create_app(settings, stand_in=demo_model_path())

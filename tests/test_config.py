@@ -72,3 +72,13 @@ def test_a_wrong_cache_option_is_one_line(
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert flags[0] in error and error.count("\n") == 1
+
+
+def test_keys_are_found_under_either_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LLM_SERVER_API_KEYS", "LLM_SERVER_API_KEY"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "one,two")
+            keys = settings_from_args([], "x").api_key
+            assert [key.get_secret_value() for key in keys] == ["one", "two"]
+            (flag,) = settings_from_args(["--api-key", "three"], "x").api_key
+            assert flag.get_secret_value() == "three"

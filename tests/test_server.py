@@ -169,21 +169,25 @@ def test_an_empty_folder_says_what_to_do_and_a_model_is_served_once_it_is_there(
 
 
 def test_uvicorn_finds_the_app(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "llm_server.server:app", "--port", str(port)]
-    environment = os.environ | {"LLM_SERVER_MODELS_DIR": str(tmp_path)}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
-
-        def answers() -> bool:
-            with contextlib.suppress(httpx.TransportError):
-                return httpx.get(f"http://127.0.0.1:{port}/").json()["name"] == "llm-server"
-            return False
-
-        try:
-            until(answers)
-        finally:
-            process.terminate()
+    # A socket of ours, so that nobody else can have its port meanwhile.
+    with socket.create_server(("127.0.0.1", 0)) as listener, (tmp_path / "log").open("w+") as log:
+        number = listener.fileno()
+        command = [sys.executable, "-m", "uvicorn", "llm_server.server:app", "--fd", str(number)]
+        environment = os.environ | {"LLM_SERVER_MODELS_DIR": str(tmp_path)}
+        with subprocess.Popen(command, env=environment, stderr=log, pass_fds=[number]) as process:
+            try:
+                url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+                # The connection waits in the backlog until the server takes it.
+                assert httpx.get(url, timeout=60).json()["name"] == "llm-server"
+                evil = httpx.get(url, headers={"host": "evil.com"})
+                assert (evil.status_code, evil.json()["error"]["code"]) == (
+                    403,
+                    "host_not_allowed",
+                )
+            finally:
+                process.terminate()
+        log.seek(0)
+        assert "the app alone: slow clients meet no deadline" in log.read()
 
 
 def test_uvicorn_with_a_missing_model_ends_with_one_line(tmp_path: Path) -> None:

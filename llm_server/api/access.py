@@ -11,12 +11,13 @@ import socket
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from llm_server.api.keys import Key, Keyring
 from llm_server.errors import InvalidRequest
 
 PUBLIC = frozenset({"/health"})
-"""Paths that answer without a key, exactly as written."""
+"""Paths that answer without a key, exactly as written; what they tell depends on it."""
 
 EXPOSED_HEADERS = b"x-request-id, retry-after, x-should-retry, x-ignored-parameters"
 
@@ -36,18 +37,40 @@ class InvalidApiKey(InvalidRequest):
 
 
 class Access:
-    """The rules. `hosts` and `origins` are what the server was told beyond the obvious."""
+    """The rules. `hosts` and `origins` are what the server was told beyond the obvious.
+
+    `everybody` serves other machines also where no key is asked for.
+    """
 
     def __init__(
-        self, hosts: Iterable[str] = (), origins: Iterable[str] = (), keyring: Keyring | None = None
+        self,
+        hosts: Iterable[str] = (),
+        origins: Iterable[str] = (),
+        keyring: Keyring | None = None,
+        everybody: bool = False,
     ) -> None:
         self.keyring = keyring if keyring is not None else Keyring()
+        self._everybody = everybody
         self._hosts = own_names() | {host.lower().rstrip(".") for host in hosts}
         self._origins = {origin.lower().rstrip("/") for origin in origins}
 
+    def check_exposure(self, scope: Scope) -> None:
+        """Raises Forbidden on an address others can reach, unless there are keys or it was told to.
+
+        `server.py` does not even listen there; an ASGI server that somebody else started does.
+        """
+        address = (scope.get("server") or ("",))[0]
+        if not (self.keyring or self._everybody) and not _is_loopback(address):
+            raise Forbidden(
+                "This server asks for no API key, and so serves only its own machine. Start it "
+                "with LLM_SERVER_API_KEY, or allow everybody with LLM_SERVER_INSECURE_NO_AUTH=1.",
+                code="api_key_not_configured",
+            )
+
     def check_host(self, headers: Headers) -> None:
         """Raises Forbidden unless the server is called by a name of its own."""
-        if not self._host_allowed(headers.get("host", "")):
+        names = headers.getlist("host")
+        if len(names) != 1 or not self._host_allowed(names[0]):
             raise Forbidden(
                 "This server does not go by the name in the Host header. If it should, start it "
                 "with --allowed-hosts.",
@@ -88,15 +111,15 @@ class Access:
         ]
 
     def key(self, path: str, headers: Headers) -> Key | None:
-        """The key of a request; None where none is asked for. Raises InvalidApiKey."""
-        if not self.keyring or path in PUBLIC:
+        """The key of a request; None where none is asked for or needed. Raises InvalidApiKey."""
+        if not self.keyring:
             return None
         presented = {key.encode("latin-1") for key in headers.getlist("x-api-key")}
         for value in headers.getlist("authorization"):
             scheme, _, token = value.partition(" ")
             presented.add(token.strip().encode("latin-1") if scheme.lower() == "bearer" else b"")
         found = self.keyring.find(presented.pop()) if len(presented) == 1 else None
-        if found is None:
+        if found is None and path not in PUBLIC:
             raise InvalidApiKey(
                 "A valid API key is needed: send the header 'Authorization: Bearer YOUR_KEY'."
             )
@@ -132,6 +155,15 @@ def own_names() -> frozenset[str]:
     """What this machine is called by those around it: also by multicast DNS."""
     name = socket.gethostname().lower().rstrip(".")
     return frozenset({"localhost", name, name.partition(".")[0] + ".local"} - {"", ".local"})
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether only this machine reaches `address`: also a socket in its file system."""
+    if not _is_address(address):
+        return True
+    found = ipaddress.ip_address(address)
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
 
 
 def _is_address(name: str) -> bool:

@@ -111,7 +111,8 @@ def access_of(settings: Settings) -> Access:
     """Who may speak to a server with these settings. Raises InvalidKey."""
     keys = [key.get_secret_value() for key in settings.api_key]
     hosts = {*settings.allowed_hosts, settings.host}
-    return Access(hosts, settings.allowed_origins, Keyring(keys, settings.api_key_file))
+    keyring = Keyring(keys, settings.api_key_file)
+    return Access(hosts, settings.allowed_origins, keyring, settings.insecure_no_auth)
 
 
 def load_defaults(settings: Settings) -> LoadConfig:

@@ -77,6 +77,7 @@ class _Exchange:
             pass
         except ServerError as error:
             extra = {"www-authenticate": "Bearer"} if isinstance(error, InvalidApiKey) else None
+            self._edge.traffic.refuse(error.info)
             await error_response(error.info, extra)(self._scope, self._receive, self.send)
         except Exception:
             # The border of a request: whatever it was, it must not reach the server around us.
@@ -90,6 +91,7 @@ class _Exchange:
         """Pass the request on, or answer it here. Raises ServerError before anything is sent."""
         headers = Headers(scope=self._scope)
         access = self._edge.access
+        access.check_exposure(self._scope)
         access.check_host(headers)
         self._extra += access.cors(headers)
         if self._scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
@@ -97,6 +99,7 @@ class _Exchange:
             await self.send({"type": "http.response.body", "body": b""})
             return
         key = access.key(self._scope["path"], headers)
+        self._passage.stranger = key is None and bool(access.keyring)
         if key is not None and not self._edge.shared_cache:
             self._passage.cache_salt = key.salt
         if _declared_length(headers) > self._left:

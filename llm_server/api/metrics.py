@@ -56,7 +56,7 @@ def _text(pool: Pool, traffic: Traffic) -> bytes:
             ended = CounterMetricFamily(
                 "llm_requests", "Requests by how they ended", labels=["outcome"]
             )
-            for outcome, count in sorted(totals.requests.items()):
+            for outcome, count in sorted((totals.requests + traffic.refused).items()):
                 ended.add_metric([outcome], count)
             yield ended
             prompt = CounterMetricFamily(

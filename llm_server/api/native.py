@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 from fastapi import APIRouter
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,6 +21,7 @@ from llm_server.api.context import context_of, ignored_header
 from llm_server.api.errors import envelope, headers, json_response
 from llm_server.api.requests import restore_call, set_model_call
 from llm_server.api.schema import operation
+from llm_server.api.traffic import passage_of
 from llm_server.api.usage import Ends, Origin
 from llm_server.api.wire import CHAT_EXAMPLE, ChatBody, SetModelBody
 from llm_server.errors import ModelLoading, RemoteError
@@ -54,10 +56,13 @@ class StatusJson(msgspec.Struct):
 
 
 class HealthJson(msgspec.Struct):
-    """A model is loaded. `sandbox` is what its worker gave up."""
+    """A model is loaded. `sandbox` is what its worker gave up.
 
-    message: str
-    sandbox: str | None
+    Where keys are asked for, whoever has none is told the status alone.
+    """
+
+    message: str | UnsetType = UNSET
+    sandbox: str | UnsetType | None = UNSET
     status: str = "ok"
 
 
@@ -120,9 +125,10 @@ async def status(request: Request) -> Response:
 async def health(request: Request) -> Response:
     """200 when a model is loaded, else 503."""
     now = context_of(request).pool.status()
-    message = _health_message(now)
+    stranger = passage_of(request.scope).stranger
+    message = "No model is ready." if stranger else _health_message(now)
     if now.state == "ready":
-        return json_response(HealthJson(message, now.sandbox))
+        return json_response(HealthJson() if stranger else HealthJson(message, now.sandbox))
     error = ModelLoading(message, code=None if now.state == "loading" else "model_not_loaded").info
     body = {"status": now.state, "message": message} | envelope(error)
     return json_response(body, error.status, headers(error))

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
+from llm_server.errors import ErrorInfo
+
 TTFT_BOUNDS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 GAP_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 """Upper bounds of the buckets, in seconds; a Raspberry Pi is as much at home in them as a GPU."""
@@ -45,12 +47,18 @@ class Traffic:
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
     """By route (its template, never a path) and status; 499 for a client that left first."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Requests that came to no endpoint, by the code of the error they were answered with."""
     first_token: Histogram = field(default_factory=lambda: Histogram(TTFT_BOUNDS_S))
     between_tokens: Histogram = field(default_factory=lambda: Histogram(GAP_BOUNDS_S))
 
     def count(self, route: str, status: int) -> None:
         """A request has ended."""
         self.requests[route, status] += 1
+
+    def refuse(self, info: ErrorInfo) -> None:
+        """A request was answered with an error before it came to an endpoint."""
+        self.refused[info.code or "error"] += 1
 
 
 @dataclass(slots=True)
@@ -61,6 +69,8 @@ class Passage:
     request_id: str
     cache_salt: str = ""
     """Separates the prompt cache of one API key from those of others."""
+    stranger: bool = False
+    """Keys are asked for, and this request, of a public path, has none."""
     started: float = field(default_factory=time.monotonic)
     model: str | None = None
     prompt_tokens: int = 0

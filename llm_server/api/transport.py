@@ -335,6 +335,7 @@ class Connection(HttpToolsProtocol):
 
     def _log(self, info: ErrorInfo, request_id: str) -> None:
         self.traffic.count("(refused)", info.status)
+        self.traffic.refuse(info)
         client = self.client[0] if self.client else "-"
         logger.info("refused %s %s from %s %s", info.status, info.code, client, request_id)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import signal
 from collections.abc import Iterator
@@ -9,14 +10,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
 from starlette.routing import BaseRoute
 
 from llm_server.api.access import PUBLIC, Access, Forbidden, host_name
-from llm_server.api.app import create_app
+from llm_server.api.app import access_of, create_app
 from llm_server.api.keys import InvalidKey, Keyring
 from llm_server.config import Settings, settings_from_args
 from llm_server.server import CannotStart, check_exposure, listen
-from tests.fake_live import Live, add_models, live_server
+from tests.fake_live import Live, add_models, live_server, until
 from tests.test_server import running
 
 PAGE = "http://localhost:3000"
@@ -79,11 +81,11 @@ def test_a_path_never_comes_from_the_name(live: Live) -> None:
 
 def test_names_can_be_added() -> None:
     access = Access(hosts=["LLM.example.com."])
-    headers = httpx.Headers({"host": "llm.example.com:443"})
-    access.check_host(headers)  # type: ignore[arg-type]
+    headers = Headers({"host": "llm.example.com:443"})
+    access.check_host(headers)
     with pytest.raises(Forbidden):
-        Access().check_host(headers)  # type: ignore[arg-type]
-    Access(hosts=["*"]).check_host(httpx.Headers({"host": "a/b"}))  # type: ignore[arg-type]
+        Access().check_host(headers)
+    Access(hosts=["*"]).check_host(Headers({"host": "a/b"}))
 
 
 def test_host_names_are_taken_apart_exactly() -> None:
@@ -187,6 +189,23 @@ def test_every_route_wants_a_key_but_the_public_ones(locked: Live, tmp_path: Pat
             assert (status != 401) == (path in PUBLIC), (method, path)
 
 
+def test_health_tells_strangers_the_status_alone(locked: Live) -> None:
+    for headers in ({}, {"authorization": "Bearer x"}, {"x-api-key": "first"}):
+        response = locked.client.get("/health", headers=headers)
+        assert (response.status_code, response.json()) == (200, {"status": "ok"})
+    known = locked.client.get("/health", headers={"x-api-key": "first-key"}).json()
+    assert known == {"status": "ok", "message": "a.gguf is loaded.", "sandbox": ""}
+
+
+def test_health_tells_strangers_nothing_of_a_load_that_failed(tmp_path: Path) -> None:
+    add_models(tmp_path, "broken.gguf")
+    with live_server(tmp_path, wait=False, api_key=("key",)) as server:
+        until(lambda: server.client.get("/health").json()["status"] == "failed")
+        assert "broken" not in server.client.get("/health").text.lower()
+        known = server.client.get("/health", headers={"x-api-key": "key"}).json()
+        assert "It is broken." in known["message"]
+
+
 def test_each_key_has_a_cache_of_its_own(locked: Live, tmp_path: Path) -> None:
     def salt(server: Live, key: str) -> str:
         body = {"messages": [{"role": "user", "content": "report"}]}
@@ -226,6 +245,24 @@ def test_a_file_of_keys(tmp_path: Path) -> None:
         ring.reload()
 
 
+def test_keys_are_compared_in_constant_time_all_of_them_and_as_digests_of_one_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By what is compared: times say nothing on a machine that others use."""
+    real, compared = hmac.compare_digest, []
+
+    def compare(a: bytes, b: bytes) -> bool:
+        compared.append((len(a), len(b)))
+        return real(a, b)
+
+    ring = Keyring(["first-key", "second-key", "x" * 512])
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    for presented in (b"first-key", b"x" * 512, b"", b"first-kez", b"\xff" * 30_000):
+        ring.find(presented)
+        assert compared == [(32, 32)] * 3
+        compared.clear()
+
+
 def test_keys_never_leave_the_settings() -> None:
     settings = settings_from_args(["--api-key", "one,two", "--api-key", "three"], "x")
     assert [key.get_secret_value() for key in settings.api_key] == ["one", "two", "three"]
@@ -255,6 +292,35 @@ def test_hangup_reads_the_keys_again_and_nothing_of_them_is_logged(tmp_path: Pat
 
 
 # ---- being reached from elsewhere --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("server", "served"),
+    [
+        (("127.0.0.1", 8000), True),
+        (("127.8.8.8", 8000), True),
+        (("::1", 8000), True),
+        (("::ffff:127.0.0.1", 8000), True),
+        (("/run/llm-server.sock", None), True),
+        (("192.168.0.7", 8000), False),
+        (("fe80::1", 8000), False),
+        (("::ffff:10.0.0.1", 8000), False),
+    ],
+)
+def test_an_app_that_others_can_reach_wants_a_key_whoever_listens_for_it(
+    tmp_path: Path, server: tuple[str, int | None], served: bool
+) -> None:
+    def allowed(**settings: object) -> bool:
+        access = access_of(Settings(models_dir=tmp_path, **settings))  # type: ignore[arg-type]
+        try:
+            access.check_exposure({"type": "http", "server": server})
+        except Forbidden as error:
+            assert error.info.code == "api_key_not_configured"
+            return False
+        return True
+
+    assert allowed() == served
+    assert allowed(api_key=("key",)) and allowed(insecure_no_auth=True)
 
 
 def test_nobody_is_served_beyond_this_machine_by_mistake() -> None:

@@ -11,6 +11,7 @@ from llm_server.errors import ErrorInfo
 from llm_server.worker.messages import CacheStats, Finished, Timings, Usage
 from llm_server.worker.totals import Totals
 from tests.fake_live import Live, chat_body, until
+from tests.raw import talk
 
 
 def scrape(live: Live) -> dict[tuple[str, ...], float]:
@@ -60,6 +61,18 @@ def test_refused_and_failed_requests_are_counted_once(
     grown = {name: value - before.get(name, 0) for name, value in scrape(live).items()}
     outcomes = {name[1]: n for name, n in grown.items() if name[0] == "llm_requests_total" and n}
     assert outcomes == ({outcome: 1} if outcome else {})
+
+
+def test_what_the_edge_refuses_is_counted_once(live: Live) -> None:
+    before = scrape(live)
+    assert live.client.get("/", headers={"host": "evil.com"}).status_code == 403
+    url = str(live.client.base_url).rstrip("/")
+    declared = b"POST /setModel HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+    assert talk(url, declared % (1 << 30)).statuses == [413]
+    assert talk(url, b"GET / HTTP/1.1\n\n").statuses == [400]
+    grown = {name: value - before.get(name, 0) for name, value in scrape(live).items()}
+    outcomes = {name[1]: n for name, n in grown.items() if name[0] == "llm_requests_total" and n}
+    assert outcomes == {"host_not_allowed": 1, "request_too_large": 1, "invalid_http": 1}
 
 
 def test_requests_that_clients_leave_are_counted(live: Live) -> None:
