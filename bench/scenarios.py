@@ -105,16 +105,16 @@ def start(site: Site, seed: str) -> dict[str, float]:
 
 
 def overall(answers: Sequence[Answer]) -> float:
-    """Tokens a second from the first token of all to the last: fair to who serves in turn, too.
+    """Tokens a second from the requests to the last token: fair to who serves in turn, too.
 
     Raises:
         RuntimeError: an answer has no text.
     """
     if not all(answer.times for answer in answers):
         raise RuntimeError("an answer has no text")
-    first = min(answer.times[0] for answer in answers)
+    sent = min(answer.sent for answer in answers)
     last = max(answer.times[-1] for answer in answers)
-    return sum(answer.n_tokens for answer in answers) / (last - first)
+    return sum(answer.n_tokens for answer in answers) / (last - sent)
 
 
 def streams(n_streams: int, n_tokens: int, name: str) -> Callable[[Site, str], dict[str, float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-_OVERSHOOT = 1.25  # finish a prompt a little over budget rather than leave a poor small rest
+_OVERSHOOT = 1.1  # finish a prompt a little over budget rather than leave a poor small rest
 
 
 @dataclass(frozen=True, slots=True)

