@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 NODE := tests/clients/javascript/node_modules
 
-.PHONY: help serve test lint types unit soak chaos fuzz clients bench lock clean
+.PHONY: help serve test lint types unit soak chaos screenshots fuzz clients bench lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -41,6 +41,9 @@ chaos: $(VENV)/.dev  ## five minutes of disasters under load (ARGS=600 for ten)
 
 bench: $(VENV)/.bench  ## this server against its peers (ARGS="--llama-server PATH ...")
 	$(BIN)/python -m bench.compare $(ARGS)
+
+screenshots: $(VENV)/.dev  ## pictures of the page for README (needs chromium)
+	$(BIN)/python -m tests.web.screenshots docs/ui
 
 fuzz: $(VENV)/.dev  ## hostile bytes and texts, for many minutes
 	$(BIN)/pytest tests/fuzz --hypothesis-profile=fuzz --timeout=3600 $(ARGS)

@@ -76,6 +76,12 @@ class InvalidRequest(ServerError):
     retry = False
 
 
+class RequestCancelled(InvalidRequest):
+    """Somebody else told the server to stop answering. A 4xx, so that SDKs do not repeat it."""
+
+    code = "request_cancelled"
+
+
 class UnsupportedParameter(InvalidRequest):
     """A known field that this server does not honour: refused, never ignored."""
 

@@ -133,7 +133,7 @@ def banner(settings: Settings, registry: Registry, listener: socket.socket) -> s
     """Where the server is and what it serves, in two lines; or what to do first."""
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    first = f"llm-server {__version__} on http://{shown}:{port} (OpenAI API under /v1)"
+    first = f"llm-server {__version__} on http://{shown}:{port} (page at /ui, OpenAI API under /v1)"
     names = [model.name for model in registry.models()]
     if not names:
         return (

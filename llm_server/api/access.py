@@ -15,9 +15,11 @@ from starlette.types import Scope
 
 from llm_server.api.keys import Key, Keyring
 from llm_server.errors import InvalidRequest
+from llm_server.web.assets import assets
 
-PUBLIC = frozenset({"/health"})
-"""Paths that answer without a key, exactly as written; what they tell depends on it."""
+PUBLIC = frozenset({"/health", *assets()})
+"""Paths that answer without a key, exactly as written; what `/health` tells depends on it. The
+others are the files of the page, which asks for the key."""
 
 EXPOSED_HEADERS = b"x-request-id, retry-after, x-should-retry, x-ignored-parameters"
 
@@ -119,11 +121,17 @@ class Access:
             scheme, _, token = value.partition(" ")
             presented.add(token.strip().encode("latin-1") if scheme.lower() == "bearer" else b"")
         found = self.keyring.find(presented.pop()) if len(presented) == 1 else None
-        if found is None and path not in PUBLIC:
+        to_page = path == "/" and wants_page(headers)
+        if found is None and path not in PUBLIC and not to_page:
             raise InvalidApiKey(
                 "A valid API key is needed: send the header 'Authorization: Bearer YOUR_KEY'."
             )
         return found
+
+
+def wants_page(headers: Headers) -> bool:
+    """Whether this is a browser that was given our address: it is sent to the page."""
+    return "text/html" in headers.get("accept", "")
 
 
 PREFLIGHT = (

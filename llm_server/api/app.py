@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from llm_server import __version__
-from llm_server.api import errors, metrics, native, openai
+from llm_server.api import cache, errors, metrics, native, openai, status, ui
 from llm_server.api.access import Access
 from llm_server.api.chat import Patience
 from llm_server.api.context import Context
@@ -63,12 +63,13 @@ def create_app(
     that serves while the folder holds none. Raises InvalidKey.
     """
     registry = Registry(settings.models_dir, stand_in)
+    cached = cache_config(settings)
     pool = Pool(
         registry,
         defaults=load_defaults(settings),
         queue_size=settings.queue_size,
         first_model=settings.model_name,
-        cache=cache_config(settings),
+        cache=cached,
         log_level=settings.log_level,
         log_format=settings.log_format,
         sandbox=not settings.no_sandbox,
@@ -100,10 +101,12 @@ def create_app(
         traffic=traffic,
         shared_cache=settings.shared_cache,
     )
-    app.state.context = Context(registry, pool, access, traffic, patience or Patience())
+    app.state.context = Context(registry, pool, access, traffic, patience or Patience(), cached)
     app.include_router(native.router)
     app.include_router(openai.router)
-    app.include_router(metrics.router)
+    for router in (metrics.router, status.router, cache.router, ui.router):
+        app.include_router(router)
+    app.router.routes += ui.file_routes()
     return app
 
 
@@ -128,12 +131,16 @@ def load_defaults(settings: Settings) -> LoadConfig:
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    pool = app.state.context.pool
+    context = app.state.context
+    pool = context.pool
     preloading = asyncio.create_task(_preload(pool))
+    watching = asyncio.create_task(context.journal.watch(pool))
     try:
         yield
     finally:
         preloading.cancel()
+        watching.cancel()
+        await context.renderer.close()
         await pool.close()
 
 

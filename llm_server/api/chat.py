@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,10 +19,11 @@ from starlette.types import Receive, Scope, Send
 
 from llm_server.api import sse
 from llm_server.api.errors import INTERNAL, envelope, json_response
+from llm_server.api.journal import entry_of
 from llm_server.api.requests import Call
-from llm_server.api.traffic import Passage, passage_of
+from llm_server.api.traffic import passage_of
 from llm_server.api.usage import Origin
-from llm_server.errors import ErrorInfo, RemoteError, ServerError
+from llm_server.errors import ErrorInfo, RemoteError, RequestCancelled, ServerError
 from llm_server.models.lease import Lease
 from llm_server.models.pool import Pool
 from llm_server.worker.messages import (
@@ -39,6 +40,8 @@ from llm_server.worker.messages import (
 from llm_server.worker.stream import EventStream
 
 logger = logging.getLogger(__name__)
+
+_CANCELLED = "The request was cancelled on the server."
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +93,16 @@ class Folder(Protocol):
 class Answer:
     """The events of one call: waits for a lease, submits, and says how far things are."""
 
-    def __init__(self, pool: Pool, call: Call, passage: Passage) -> None:
+    def __init__(self, pool: Pool, call: Call, scope: Scope) -> None:
         self._pool = pool
         self._call = call
-        self._passage = passage
+        self._passage = passage_of(scope)
+        self._entry = entry_of(scope, self)
         self._lease: Lease | None = None
         self._stream: EventStream | None = None
         self._progress: Progress | None = None
+        self._beginning: asyncio.Task[object] | None = None
+        self._cancelled = False
 
     @property
     def origin(self) -> Origin:
@@ -107,7 +113,7 @@ class Answer:
 
     async def begin(self) -> list[RequestEvent]:
         """The first batch with more in it than progress. Raises ServerError, also for Failed."""
-        self._lease = await self._pool.acquire(self._call.model, self._call.overrides)
+        self._lease = await self._lease_of_pool()
         self._passage.model = self._lease.model.name
         salted = [_salted(request, self._passage.cache_salt) for request in self._call.requests]
         self._stream = self._lease.worker.submit(*salted)
@@ -118,6 +124,23 @@ class Answer:
             if events:
                 return events
         raise AssertionError("a stream of events ends in Finished or Failed")
+
+    async def _lease_of_pool(self) -> Lease:
+        self._beginning = asyncio.current_task()
+        try:
+            return await self._pool.acquire(self._call.model, self._call.overrides)
+        except asyncio.CancelledError:
+            if not self._cancelled:
+                raise
+            raise RequestCancelled(_CANCELLED) from None
+
+    def cancel(self) -> None:
+        """Stop, wherever it is: `begin` or `rest` end with RequestCancelled."""
+        if self._lease is not None and self._stream is not None:
+            self._lease.worker.fail(self._stream, RequestCancelled(_CANCELLED).info)
+        elif self._beginning is not None and not self._cancelled:
+            self._cancelled = True
+            self._beginning.cancel()
 
     def _placed(self, error: ErrorInfo) -> ErrorInfo:
         if error.param is None:
@@ -151,6 +174,10 @@ class Answer:
             return f"reading the prompt, {progress.n_done} of {progress.n_prompt} tokens"
         return "working"
 
+    def listed(self) -> contextlib.AbstractContextManager[None]:
+        """Be seen and cancelled by others while the block lasts."""
+        return self._entry.journal.entered(self._entry)
+
     def close(self) -> None:
         """Cancel what has not ended and give the lease back. Safe to repeat."""
         if self._stream is not None:
@@ -160,6 +187,7 @@ class Answer:
 
     def _without_progress(self, batch: list[RequestEvent]) -> list[RequestEvent]:
         events: list[RequestEvent] = []
+        self._entry.note(batch)
         for event in batch:
             if isinstance(event, Progress):
                 self._progress = event
@@ -171,6 +199,14 @@ class Answer:
         if events and isinstance(events[0], Delta | Logprobs):
             self._passage.saw_tokens()
         return events
+
+
+@contextlib.contextmanager
+def answering(pool: Pool, call: Call, scope: Scope) -> Iterator[Answer]:
+    """An answer that is listed while the block lasts, and closed at its end."""
+    answer = Answer(pool, call, scope)
+    with answer.listed(), contextlib.closing(answer):
+        yield answer
 
 
 class FoldedResponse(Response):
@@ -194,7 +230,7 @@ class FoldedResponse(Response):
         await until_disconnected(receive, self._answer(scope, receive, send))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.closing(Answer(self._pool, self._call, passage_of(scope))) as answer:
+        with answering(self._pool, self._call, scope) as answer:
             batch: list[RequestEvent] | None = await answer.begin()
             fold = self._make_fold(answer.origin)
             while batch is not None:
@@ -232,7 +268,7 @@ class StreamedResponse(Response):
     async def _answer(self, scope: Scope, send: Send) -> None:
         # The empty body of the base class has set a length.
         headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
-        with contextlib.closing(Answer(self._pool, self._call, passage_of(scope))) as answer:
+        with answering(self._pool, self._call, scope) as answer:
             with sse.EventWriter(
                 send,
                 headers,

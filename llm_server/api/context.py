@@ -9,9 +9,12 @@ from starlette.requests import Request
 
 from llm_server.api.access import Access
 from llm_server.api.chat import Patience
+from llm_server.api.journal import Journal
 from llm_server.api.traffic import Traffic
 from llm_server.models.pool import Pool
 from llm_server.models.registry import Registry
+from llm_server.web.renderer import Renderer
+from llm_server.worker.messages import CacheConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,9 @@ class Context:
     access: Access
     traffic: Traffic
     patience: Patience = Patience()
+    cache: CacheConfig | None = None
+    journal: Journal = field(default_factory=Journal)
+    renderer: Renderer = field(default_factory=Renderer)
     started: float = field(default_factory=time.monotonic)
 
 

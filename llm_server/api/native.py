@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_server import __version__
-from llm_server.api import openai
+from llm_server.api import openai, ui
+from llm_server.api.access import wants_page
 from llm_server.api.body import read_body
 from llm_server.api.chat import FoldedResponse
 from llm_server.api.context import context_of, ignored_header
@@ -99,7 +100,9 @@ class RestoredJson(msgspec.Struct):
 
 @router.get("/", openapi_extra=operation(StatusJson, errors=()))
 async def status(request: Request) -> Response:
-    """What the server is and does at the moment."""
+    """What the server is and does at the moment. A browser is sent to the page, `/ui`."""
+    if wants_page(request.headers):
+        return ui.redirect()
     context = context_of(request)
     now = context.pool.status()
     loading = LoadingJson(now.loading, round(now.fraction, 3)) if now.loading else None
@@ -117,7 +120,8 @@ async def status(request: Request) -> Response:
             error=now.error,
             uptime_seconds=round(time.monotonic() - context.started, 3),
             endpoints=_endpoints(request),
-        )
+        ),
+        headers={"vary": "accept"},
     )
 
 

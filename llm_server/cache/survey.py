@@ -6,9 +6,10 @@ using it meanwhile: to it, a cleared chunk is a miss.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from llm_server.cache.chunkfile import BadChunk, decode
+from llm_server.cache.chunkfile import PARENT_BYTES, BadChunk, decode
 from llm_server.cache.files import Files
 from llm_server.cache.folder import ChunkFolder
 from llm_server.cache.index import Stored
@@ -30,6 +31,15 @@ def model_of(file: Stored) -> str:
     return Path(file.path).parent.parent.name
 
 
+def head_ends(stored: Iterable[Stored]) -> list[Stored]:
+    """The last chunk of each head: the head chunks that no other head chunk goes on from."""
+    heads = [file for file in stored if file.chunk.head]
+    parents = {(model_of(file), file.chunk.parent) for file in heads}
+    return [
+        file for file in heads if (model_of(file), file.chunk.key[:PARENT_BYTES]) not in parents
+    ]
+
+
 def damage(file: Stored) -> str | None:
     """What is wrong with a chunk file; None if every byte of it is right, or it has gone.
 
@@ -49,15 +59,17 @@ def damage(file: Stored) -> str | None:
     return None
 
 
-def clear(folder: Path) -> tuple[int, int]:
-    """Delete every chunk: (how many, their bytes).
+def clear(folder: Path, model: str | None = None) -> tuple[int, int]:
+    """Delete every chunk, or those of one model: (how many, their bytes).
 
     Raises:
         OSError: one cannot be deleted.
     """
     chunks = ChunkFolder(folder, _NO_MODEL, Files())
     found = chunks.scan()
-    for path in [*(file.path for file in found.stored), *(path for path, _ in found.temporary)]:
+    victims = [file for file in found.stored if model is None or model_of(file) == model]
+    leftovers = [path for path, _ in found.temporary] if model is None else []
+    for path in [*(file.path for file in victims), *leftovers]:
         chunks.remove(path)
     chunks.remove_empty(found.folders)
-    return len(found.stored), found.n_bytes
+    return len(victims), sum(file.size for file in victims)

@@ -211,8 +211,12 @@ class Worker:
     def fail_running(self, error: ErrorInfo) -> None:
         """End every open stream with `error`, cancelling the requests in the worker."""
         for stream in self._streams():
-            self._fail(stream, error)
-            stream.wake()
+            self.fail(stream, error)
+
+    def fail(self, stream: EventStream, error: ErrorInfo) -> None:
+        """End an open stream with `error`, cancelling its requests in the worker."""
+        self._fail(stream, error)
+        stream.wake()
 
     # ---- what the pipes report -----------------------------------------------------------------
 
@@ -246,6 +250,7 @@ class Worker:
         self._ticking.cancel()
         if not self._stopping and (not self._killed or self._verdict is not None):
             self.crashed_at = time.monotonic()
+            self._totals.worker_crashes += 1
         if not self._stopping or status != 0:
             logger.log(
                 logging.INFO if self._stopping else logging.ERROR,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import time
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import msgspec
@@ -30,10 +31,15 @@ class Totals:
     cache: CacheStats = field(default_factory=CacheStats)
     suspects: Suspects = field(default_factory=Suspects)
     """The requests they died of."""
+    worker_crashes: int = 0
+    """Workers that ended though nobody had told them to."""
+    errors: deque[tuple[float, ErrorInfo]] = field(default_factory=lambda: deque(maxlen=50))
+    """The last errors that were answered, with the time of each in seconds since the epoch."""
 
     def add_error(self, info: ErrorInfo) -> None:
         """A request was answered with an error."""
         self.requests[info.code or "error"] += 1
+        self.errors.append((time.time(), info))
 
     def add(self, event: Finished) -> None:
         """A request has ended well."""

@@ -23,7 +23,7 @@ OPERATIONS = [
     for path, methods in DOCUMENT["paths"].items()
     for method, described in methods.items()
 ]
-POSTS = [(path, described) for method, path, described in OPERATIONS if method == "post"]
+POSTS = [(path, described) for _, path, described in OPERATIONS if "requestBody" in described]
 IDS = [path for path, _ in POSTS]
 
 
@@ -63,6 +63,7 @@ def test_every_operation_is_described(method: str, path: str, described: dict[st
     assert "422" not in responses
     if method == "post":
         assert {"400", "404", "413", "415", "500", "503"} <= set(responses)
+    if method == "post" and "parameters" not in described:
         media = described["requestBody"]["content"]["application/json"]
         assert media["schema"]["properties"]
         validate(media["example"], media["schema"])

@@ -1,0 +1,139 @@
+"""`/api/cache`: the prompts kept on disk, of all models together, and how to be rid of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llm_server.api.body import read_body
+from llm_server.api.context import context_of
+from llm_server.api.errors import json_response
+from llm_server.api.fields import validated
+from llm_server.api.schema import operation
+from llm_server.api.wire import ModelName, Wire
+from llm_server.cache import survey
+from llm_server.cache.index import Stored
+from llm_server.worker.messages import CacheConfig
+
+router = APIRouter()
+
+MAX_HEADS = 100
+
+
+class CachedModelJson(msgspec.Struct):
+    """The chunks of one model, which is named by the beginning of its fingerprint."""
+
+    id: str
+    chunks: int
+    tokens: int
+    bytes: int
+    head_bytes: int
+
+
+class HeadJson(msgspec.Struct):
+    """A system prompt with its tools: `tokens` from the beginning, last used at `used`.
+
+    `bytes` are those of its own end; what it shares with other heads is stored once.
+    """
+
+    model: str
+    tokens: int
+    bytes: int
+    used: float
+
+
+class CacheJson(msgspec.Struct):
+    """The cache folder against its budget, in bytes. Without a cache on disk both are 0.
+
+    The newest heads are listed, `hits` and `misses` count chunks read since the server's start.
+    """
+
+    bytes: int
+    budget: int
+    write: str
+    hits: int
+    misses: int
+    models: list[CachedModelJson]
+    heads: list[HeadJson]
+
+
+class ClearBody(Wire):
+    """`POST /api/cache/clear`: a model's id as `/api/cache` lists it, or `*` for all."""
+
+    model: ModelName
+
+
+class ClearedJson(msgspec.Struct):
+    """What was deleted."""
+
+    chunks: int
+    bytes: int
+    status: str = "ok"
+
+
+@router.get("/api/cache", openapi_extra=operation(CacheJson, errors=()))
+async def look(request: Request) -> Response:
+    """What the cache folder holds."""
+    context = context_of(request)
+    stats, config = context.pool.totals.cache, context.cache
+    stored: list[Stored] = []
+    if config is not None:
+        stored = await asyncio.to_thread(survey.stored_chunks, Path(config.folder))
+    return json_response(_cache_json(stored, config, stats.hits, stats.misses))
+
+
+@router.post(
+    "/api/cache/clear", openapi_extra=operation(ClearedJson, body=ClearBody, example={"model": "*"})
+)
+async def clear(request: Request) -> Response:
+    """Delete the stored prompts of one model, or of all. What is in memory stays."""
+    wanted = await read_body(request, partial(validated, ClearBody))
+    config = context_of(request).cache
+    chunks, n_bytes = 0, 0
+    if config is not None:
+        model = None if wanted.model == "*" else wanted.model
+        chunks, n_bytes = await asyncio.to_thread(survey.clear, Path(config.folder), model)
+    return json_response(ClearedJson(chunks, n_bytes))
+
+
+def _cache_json(
+    stored: list[Stored], config: CacheConfig | None, hits: int, misses: int
+) -> CacheJson:
+    by_model: dict[str, list[Stored]] = defaultdict(list)
+    for file in stored:
+        by_model[survey.model_of(file)].append(file)
+    heads = sorted(survey.head_ends(stored), key=lambda file: -file.used)[:MAX_HEADS]
+    return CacheJson(
+        bytes=sum(file.size for file in stored),
+        budget=config.size_bytes if config else 0,
+        write=config.write if config else "off",
+        hits=hits,
+        misses=misses,
+        models=[_model_json(name, files) for name, files in sorted(by_model.items())],
+        heads=[
+            HeadJson(
+                survey.model_of(file),
+                file.chunk.start + file.chunk.n_tokens,
+                file.size,
+                round(file.used, 1),
+            )
+            for file in heads
+        ],
+    )
+
+
+def _model_json(name: str, files: list[Stored]) -> CachedModelJson:
+    return CachedModelJson(
+        id=name,
+        chunks=len(files),
+        tokens=sum(file.chunk.n_tokens for file in files),
+        bytes=sum(file.size for file in files),
+        head_bytes=sum(file.size for file in files if file.chunk.head),
+    )

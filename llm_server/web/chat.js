@@ -1,0 +1,316 @@
+// Conversations with a model: the thread, the composer, and the way of one answer.
+
+import { ApiError, events, request, words } from "./api.js";
+import { button, h } from "./dom.js";
+import { live, subscribe } from "./live.js";
+import { LiveMessage, messageView } from "./message.js";
+import { loadModel, modelList } from "./models.js";
+import { panel } from "./panel.js";
+import * as store from "./store.js";
+import { parseSchema, parseTools } from "./tools.js";
+
+export function start(view) {
+  let conversation = store.load(store.list()[0]?.id) ?? store.fresh();
+  let answering = null;
+
+  const thread = h("div", { className: "thread", tabIndex: 0, role: "log", "aria-label": "Conversation" });
+  const said = h("p", { className: "said", role: "status" });
+  const titles = h("ul", {});
+  const picker = h("select", { "aria-label": "Model", onchange: pick });
+  const input = h("textarea", { rows: 1, placeholder: "Ask something", "aria-label": "Message", onkeydown: keys, oninput: grow });
+  const sendButton = h("button", { className: "primary" }, "Send");
+  const stopButton = button("Stop", stop, { hidden: true });
+  const settings = panel(() => conversation, persist);
+  const drawer = h("aside", { className: "drawer", "aria-label": "Conversations" },
+    button("New conversation", () => open(store.fresh()), { className: "primary" }), titles,
+    h("div", { className: "actions" }, button("Export", exportFile), button("Import", () => file.click()),
+      button("Delete", forget, { className: "danger" })));
+  const file = h("input", { type: "file", accept: ".json,application/json", hidden: true, onchange: importFile,
+    "aria-label": "Conversation file" });
+  const drawerButton = toggle("Conversations", drawer, "open");
+  const settingsButton = button("Settings", () => {
+    settings.element.hidden = !settings.element.hidden;
+    settingsButton.ariaExpanded = String(!settings.element.hidden);
+  }, { ariaExpanded: "false" });
+  const composer = h("form", { className: "composer", onsubmit: (event) => { event.preventDefault(); send(); } },
+    input, sendButton, stopButton);
+
+  view.append(drawer,
+    h("div", { className: "middle" },
+      h("div", { className: "bar-top" }, drawerButton, picker, settingsButton),
+      thread, said, composer),
+    settings.element, file);
+
+  function toggle(text, element, name) {
+    const control = button(text, () => {
+      element.classList.toggle(name);
+      control.ariaExpanded = String(element.classList.contains(name));
+    }, { className: "narrow", ariaExpanded: "false" });
+    return control;
+  }
+
+  // ---- conversations -------------------------------------------------------------------------
+
+  function persist() {
+    try {
+      store.save(conversation);
+    } catch {
+      said.textContent = "This browser keeps no more. Export and delete a conversation.";
+    }
+  }
+
+  function open(next) {
+    stop();
+    conversation = next;
+    drawer.classList.remove("open");
+    drawAll();
+    if (matchMedia("(pointer: fine)").matches) input.focus();
+  }
+
+  function drawTitles() {
+    const known = store.list();
+    if (!known.some((each) => each.id === conversation.id)) known.unshift(conversation);
+    titles.replaceChildren(...known.map((each) => h("li", {},
+      button(each.title, () => open(store.load(each.id) ?? conversation),
+        { "aria-current": each.id === conversation.id ? "true" : undefined }))));
+  }
+
+  function drawAll() {
+    drawTitles();
+    settings.show();
+    if (conversation.model) choose(conversation.model);
+    drawThread();
+    thread.scrollTop = thread.scrollHeight;
+  }
+
+  function drawThread() {
+    const { messages } = conversation;
+    thread.replaceChildren(...messages.map(viewOf));
+    if (!messages.length) {
+      thread.append(h("p", { className: "empty quiet" }, "Nothing said yet. What you write stays between this browser and the server."));
+    }
+  }
+
+  function viewOf(message, i) {
+    const { messages } = conversation;
+    const last = i === messages.length - 1;
+    return messageView(message, {
+      edit: message.role === "user" ? (text) => resend(i, text) : null,
+      regenerate: message.role === "assistant" && last ? () => cut(i) : null,
+      answerTools: message.tool_calls && last ? (results) => { messages.push(...results); answer(); } : null,
+    });
+  }
+
+  function exportFile() {
+    const blob = new Blob([JSON.stringify(conversation, null, 2)], { type: "application/json" });
+    const link = h("a", { href: URL.createObjectURL(blob), download: "conversation.json" });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
+  async function importFile() {
+    try {
+      const next = store.imported(await file.files[0].text());
+      open(next);
+      persist();
+      drawTitles();
+    } catch (error) {
+      said.textContent = error.message;
+    }
+    file.value = "";
+  }
+
+  function forget() {
+    if (!confirm("Delete this conversation from this browser?")) return;
+    store.remove(conversation.id);
+    open(store.load(store.list()[0]?.id) ?? store.fresh());
+  }
+
+  // ---- the model -----------------------------------------------------------------------------
+
+  async function drawModels() {
+    try {
+      const models = await modelList();
+      const chosen = conversation.model || picker.value || live.status?.model || "";
+      picker.replaceChildren(...models.map((model) => h("option", { value: model.id }, model.id)));
+      choose(chosen);
+    } catch (error) {
+      said.textContent = words(error);
+    }
+  }
+
+  function choose(name) {
+    if ([...picker.options].some((option) => option.value === name)) picker.value = name;
+  }
+
+  async function pick() {
+    conversation.model = picker.value;
+    const name = picker.value;
+    said.textContent = `Loading ${name} …`;
+    try {
+      await loadModel(name);
+      said.textContent = `${name} is ready.`;
+    } catch (error) {
+      said.textContent = `${name} could not be loaded. ${words(error)}`;
+    }
+    if (conversation.messages.length) persist();
+  }
+
+  // ---- asking --------------------------------------------------------------------------------
+
+  function keys(event) {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      send();
+    }
+  }
+
+  function grow() {
+    input.style.height = "auto";
+    input.style.height = `${Math.min(input.scrollHeight + 2, 240)}px`;
+  }
+
+  function send() {
+    const text = input.value.trim();
+    if (!text || answering) return;
+    input.value = "";
+    grow();
+    conversation.messages.push({ role: "user", content: text });
+    answer();
+  }
+
+  function resend(i, text) {
+    if (answering) return;
+    conversation.messages.splice(i, Infinity, { role: "user", content: text });
+    answer();
+  }
+
+  function cut(i) {
+    if (answering) return;
+    conversation.messages.splice(i);
+    answer();
+  }
+
+  function stop() {
+    answering?.abort();
+  }
+
+  function body() {
+    const messages = conversation.messages.filter((message) => !message.error || message.content).map(plain);
+    if (conversation.system.trim()) messages.unshift({ role: "system", content: conversation.system });
+    return {
+      ...conversation.sampling, messages, model: picker.value || undefined, stream: true,
+      tools: parseTools(conversation.tools), response_format: parseSchema(conversation.schema),
+    };
+  }
+
+  async function answer() {
+    const asked = conversation;
+    const controller = answering = new AbortController();
+    const message = { role: "assistant", content: "", model: picker.value, stats: {} };
+    drawThread();
+    thread.scrollTop = thread.scrollHeight;
+    const drawn = new LiveMessage(message, keepAtEnd);
+    thread.append(drawn.element);
+    busy(true);
+    try {
+      await receive(body(), message, drawn, controller.signal);
+    } catch (error) {
+      if (error.name === "AbortError") message.finish = "stopped";
+      else message.error = error instanceof SyntaxError ? error.message : words(error);
+    }
+    await drawn.growing.finished();
+    asked.messages.push(message);
+    if (answering === controller) answering = null;
+    busy(Boolean(answering));
+    store.save(asked);
+    if (asked !== conversation) return;
+    drawTitles();
+    drawn.element.replaceWith(viewOf(message, asked.messages.length - 1));
+    keepAtEnd();
+  }
+
+  async function receive(wanted, message, drawn, signal) {
+    const started = performance.now();
+    const response = await request("/v1/chat/completions",
+      { method: "POST", body: wanted, accept: "text/event-stream", signal });
+    for await (const { data, comment } of events(response)) {
+      if (comment) drawn.say(comment);
+      if (!data) continue;
+      if (data === "[DONE]") return;
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new ApiError(0, chunk.error);
+      take(chunk, message, performance.now() - started);
+      drawn.update();
+    }
+    throw new TypeError("the connection broke");
+  }
+
+  function take(chunk, message, ms) {
+    if (chunk.timings) message.stats.timings = chunk.timings;
+    message.model = chunk.model;
+    const [choice] = chunk.choices;
+    if (!choice) return;
+    const { content, reasoning_content: thought, tool_calls: calls } = choice.delta;
+    if (content || thought || calls) message.stats.first_ms ??= ms;
+    if (content) message.content += content;
+    if (thought) message.reasoning = (message.reasoning ?? "") + thought;
+    for (const part of calls ?? []) {
+      message.tool_calls ??= [];
+      const call = message.tool_calls[part.index] ??=
+        { id: part.id, type: "function", function: { name: "", arguments: "" } };
+      call.function.name += part.function.name ?? "";
+      call.function.arguments += part.function.arguments;
+    }
+    if (choice.finish_reason) message.finish = choice.finish_reason;
+  }
+
+  // ---- keeping still -------------------------------------------------------------------------
+
+  let following = true;
+  let top = 0;
+  thread.addEventListener("scroll", () => {
+    // Only a person scrolls up; growing content alone does not end the following.
+    if (thread.scrollTop < top - 1 || atEnd()) following = atEnd();
+    top = thread.scrollTop;
+  }, { passive: true });
+
+  function atEnd() {
+    return thread.scrollHeight - thread.scrollTop - thread.clientHeight < 60;
+  }
+
+  function keepAtEnd() {
+    if (following) thread.scrollTop = thread.scrollHeight;
+  }
+
+  function busy(on) {
+    sendButton.hidden = on;
+    stopButton.hidden = !on;
+    if (on) following = true;
+  }
+
+  view.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") stop();
+  });
+
+  let known = "";
+  subscribe(({ status, sampling }) => {
+    settings.defaults(sampling);
+    const key = `${status?.model} ${status?.state}`;
+    if (key !== known) drawModels();
+    known = key;
+    const loading = status?.loading;
+    if (loading) said.textContent = `Loading ${loading.model}: ${Math.round(loading.progress * 100)} %`;
+    else if (said.textContent.startsWith("Loading ") && status?.state === "ready") said.textContent = "";
+  });
+  drawAll();
+  return () => {
+    drawModels();
+    keepAtEnd();
+  };
+}
+
+/** A message as the API takes it. */
+function plain({ role, content, tool_calls, tool_call_id }) {
+  return { role, content: content || (tool_calls ? null : ""), tool_calls, tool_call_id };
+}

@@ -1,0 +1,47 @@
+// The server's status as it changes: one stream for the whole page, taken up again when it breaks.
+
+import { events, request } from "./api.js";
+
+const listeners = new Set();
+export const live = { connected: false, status: null, history: [], interval: 5, sampling: {} };
+
+/** Call `listener(live)` now and at every change. */
+export function subscribe(listener) {
+  listeners.add(listener);
+  if (live.status) listener(live);
+}
+
+function tell() {
+  for (const listener of listeners) listener(live);
+}
+
+function take(status) {
+  if (status.history) {
+    live.history = status.history;
+    live.interval = status.interval_seconds;
+    live.sampling = status.sampling;
+  } else if (status.sample && status.sample.time !== live.history.at(-1)?.time) {
+    live.history = [...live.history, status.sample].slice(-180);
+  }
+  live.status = status;
+  live.connected = true;
+  tell();
+}
+
+/** Follow the server for ever. */
+export async function follow() {
+  for (let pause = 500; ; pause = Math.min(pause * 1.5, 5000)) {
+    try {
+      const response = await request("/api/status", { accept: "text/event-stream" });
+      for await (const { data } of events(response)) {
+        if (data) take(JSON.parse(data));
+        pause = 500;
+      }
+    } catch (error) {
+      console.info("status:", error.message);
+    }
+    live.connected = false;
+    tell();
+    await new Promise((resolve) => setTimeout(resolve, pause));
+  }
+}

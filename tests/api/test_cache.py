@@ -1,0 +1,46 @@
+"""`/api/cache`: what the folder holds against its budget, and clearing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llm_server.cache.chunkfile import PARENT_BYTES, Chunk
+from llm_server.cache.keys import Kind
+from tests.fake_live import add_models, live_server
+
+
+def add_chunk(folder: Path, chunk: Chunk, n_bytes: int) -> None:
+    path = folder / "0123456789abcdef-v1" / chunk.key.hex()[:2] / chunk.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(n_bytes))
+
+
+def test_size_heads_and_clearing(tmp_path: Path) -> None:
+    models, cache = tmp_path / "models", tmp_path / "cache"
+    add_models(models, "a.gguf")
+    keys = [bytes([i]) * 32 for i in range(4)]
+    parents = [key[:PARENT_BYTES] for key in keys]
+    heads = [Chunk(keys[i + 1], parents[i], Kind.RANGE, 256 * i, 256, True) for i in (0, 1)]
+    rest = Chunk(keys[3], parents[2], Kind.RANGE, 512, 100)
+    for chunk, size in zip([*heads, rest], (10, 20, 30), strict=True):
+        add_chunk(cache, chunk, size)
+    with live_server(models, cache_dir=cache, cache_size=1000) as live:
+        seen = live.client.get("/api/cache").json()
+        assert (seen["bytes"], seen["budget"], seen["write"]) == (60, 1000, "auto")
+        (model,) = seen["models"]
+        assert (model["chunks"], model["tokens"], model["head_bytes"]) == (3, 612, 30)
+        (head,) = seen["heads"]  # The two chunks of a head are one, its whole length told.
+        assert (head["tokens"], head["bytes"]) == (512, 20)
+        other = live.post("/api/cache/clear", {"model": "another"})
+        assert other.json()["chunks"] == 0
+        cleared = live.post("/api/cache/clear", {"model": "*"}).json()
+        assert cleared == {"chunks": 3, "bytes": 60, "status": "ok"}
+        assert live.client.get("/api/cache").json()["bytes"] == 0
+
+
+def test_without_a_cache_on_disk(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    with live_server(tmp_path, cache_size=0) as live:
+        seen = live.client.get("/api/cache").json()
+        assert (seen["bytes"], seen["budget"], seen["models"]) == (0, 0, [])
+        assert live.post("/api/cache/clear", {"model": "*"}).json()["chunks"] == 0

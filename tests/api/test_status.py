@@ -1,0 +1,101 @@
+"""What `/api/status` says, once and as a stream, and cancelling requests by the ids it lists."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.fake_live import Live, chat_body, until
+
+
+def status(live: Live) -> dict[str, Any]:
+    answer: dict[str, Any] = live.client.get("/api/status").json()
+    return answer
+
+
+def in_background(live: Live, **fields: Any) -> tuple[threading.Thread, list[httpx.Response]]:
+    """A chat whose answer is put into the list when it has come."""
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        answers.append(httpx.post(f"{live.client.base_url}/chat/completions", **fields))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread, answers
+
+
+def test_the_moment_with_history_and_defaults(live: Live) -> None:
+    live.chat("one two")
+    now = status(live)
+    assert (now["state"], now["running"], now["requests"]) == ("ready", 0, [])
+    assert now["sampling"]["temperature"] == 0.8
+    assert now["totals"]["requests"] == {"stop": 1}
+    assert now["memory"]["total"] > now["memory"]["available"] > 0
+    assert now["history"] and now["history"][-1] == now["sample"]
+
+
+def test_the_stream_tells_history_once(live: Live) -> None:
+    with live.client.stream(
+        "GET", "/api/status", headers={"accept": "text/event-stream"}
+    ) as answer:
+        lines = (line for line in answer.iter_lines() if line.startswith("data: "))
+        first, second = json.loads(next(lines)[6:]), json.loads(next(lines)[6:])
+    assert "history" in first and "sampling" in first
+    assert "history" not in second and second["uptime_seconds"] > first["uptime_seconds"]
+
+
+def test_errors_are_listed_the_newest_first(live: Live) -> None:
+    live.chat("fail:bad_thing")
+    live.post("/chat/completions", {"messages": []})
+    newest, older = status(live)["errors"]
+    assert (newest["status"], older["code"]) == (400, "bad_thing")
+
+
+def test_a_running_request_is_listed_and_cancelled(live: Live, tmp_path: Path) -> None:
+    body = chat_body(f"gate:{tmp_path / 'never'}")
+    thread, answers = in_background(live, json=body)
+    until(lambda: bool(status(live)["requests"] and status(live)["requests"][0]["pieces"]))
+    (running,) = status(live)["requests"]
+    assert (running["state"], running["path"]) == ("answering", "/chat/completions")
+    told = live.post(f"/api/requests/{running['id']}/cancel", {})
+    assert told.json() == {"id": running["id"], "status": "cancelled"}
+    thread.join()
+    assert answers[0].status_code == 400
+    assert answers[0].json()["error"]["code"] == "request_cancelled"
+    assert answers[0].headers["x-request-id"] == running["id"]
+    until(live.is_quiet)
+    assert status(live)["requests"] == []
+
+
+def test_a_stream_that_is_cancelled_ends_with_the_error(live: Live, tmp_path: Path) -> None:
+    body = chat_body(f"gate:{tmp_path / 'never'}", stream=True)
+    with live.client.stream("POST", "/chat/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        with httpx.Client(base_url=live.client.base_url) as other:
+            other.post(f"/api/requests/{answer.headers['x-request-id']}/cancel", json={})
+        rest = [line for line in lines if line]
+    assert json.loads(rest[-1][6:])["error"]["code"] == "request_cancelled"
+
+
+def test_a_request_that_waits_for_a_model_is_cancelled(live: Live) -> None:
+    (live.models / "gate-b.gguf").write_bytes(b"GGUF")
+    thread, answers = in_background(live, json=chat_body("hello", model="gate-b.gguf"))
+    until(lambda: bool(status(live)["requests"]))
+    (waiting,) = status(live)["requests"]
+    assert waiting["model"] is None
+    live.post(f"/api/requests/{waiting['id']}/cancel", {})
+    thread.join()
+    assert answers[0].json()["error"]["code"] == "request_cancelled"
+    (live.models / "gate-b.gguf.open").touch()
+    until(live.is_quiet)
+
+
+def test_nothing_to_cancel(live: Live) -> None:
+    answer = live.post("/api/requests/req_0/cancel", {})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "request_not_found")

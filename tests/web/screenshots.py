@@ -1,0 +1,61 @@
+"""`python -m tests.web.screenshots FOLDER`: each view with the demo model; light, dark, a phone."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page
+
+from tests.live import LiveServer
+from tests.web.browser import chromium
+
+SIZES = {"desk": (1280, 800), "phone": (390, 844)}
+TOOL = """[{"name": "get_weather",
+  "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]"""
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as models, chromium() as browser:
+        server = LiveServer(Path(models))
+        try:
+            server.wait_ready()
+            for scheme in ("light", "dark"):
+                take(browser, server.url, folder, "desk", scheme)
+            take(browser, server.url, folder, "phone", "light")
+        finally:
+            server.close()
+
+
+def take(browser: Browser, url: str, folder: Path, size: str, scheme: str) -> None:
+    width, height = SIZES[size]
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        color_scheme="dark" if scheme == "dark" else "light",
+    )
+    page = context.new_page()
+    page.goto(url + "/ui")
+    ask(page, "Where do I put my models?")
+    ask(page, "Show me how to call you from Python.")
+    if size == "desk":
+        page.get_by_role("button", name="Settings").click()
+        page.locator("#chat").get_by_label("Tools").fill(TOOL)
+    ask(page, "What is the weather in Oslo?")
+    for view in ("chat", "models", "now", "cache"):
+        page.goto(f"{url}/ui#{view}")
+        page.wait_for_timeout(1500)
+        page.evaluate("document.activeElement.blur()")
+        page.screenshot(path=folder / f"{view}-{size}-{scheme}.png")
+    context.close()
+
+
+def ask(page: Page, text: str) -> None:
+    page.get_by_label("Message", exact=True).fill(text)
+    page.get_by_role("button", name="Send", exact=True).click()
+    page.get_by_role("button", name="Send", exact=True).wait_for(timeout=60_000)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

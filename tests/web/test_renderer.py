@@ -1,0 +1,51 @@
+"""The process that renders: killable, started anew, and never the reason for an error."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from llm_server.web.renderer import Renderer
+
+
+def test_texts_are_answered_in_order_by_one_process() -> None:
+    async def ask() -> tuple[list[str], list[str]]:
+        renderer = Renderer(deadline_s=60)
+        both = await asyncio.gather(renderer.render(["*a*", "b"]), renderer.render(["`c`"]))
+        await renderer.close()
+        return both
+
+    first, second = asyncio.run(ask())
+    assert first == ["<p><em>a</em></p>\n", "<p>b</p>\n"]
+    assert second == ["<p><code>c</code></p>\n"]
+
+
+def test_one_that_hangs_is_ended_and_the_text_shown_as_it_is() -> None:
+    async def ask() -> list[str]:
+        renderer = Renderer((sys.executable, "-c", "import time; time.sleep(60)"), deadline_s=0.05)
+        answer = await renderer.render(["<b>"])
+        await renderer.close()
+        return answer
+
+    assert asyncio.run(ask()) == ["<pre>&lt;b&gt;</pre>"]
+
+
+def test_one_that_dies_is_replaced() -> None:
+    async def ask() -> list[list[str]]:
+        renderer = Renderer(deadline_s=60)
+        answers = [await renderer.render(["a"])]
+        assert renderer._process is not None
+        renderer._process.kill()
+        await renderer._process.wait()
+        answers.append(await renderer.render(["b"]))
+        await renderer.close()
+        return answers
+
+    assert asyncio.run(ask()) == [["<p>a</p>\n"], ["<p>b</p>\n"]]
+
+
+def test_one_that_cannot_start_costs_the_formatting_alone() -> None:
+    async def ask() -> list[str]:
+        return await Renderer(("/nonexistent/program",)).render(["a & b"])
+
+    assert asyncio.run(ask()) == ["<pre>a &amp; b</pre>"]
