@@ -80,6 +80,7 @@ def live_server(
     models: Path,
     *,
     wait: bool = True,
+    listen_port: int = 0,
     patience: Patience | None = None,
     stand_in: Path | None = None,
     limits: Limits | None = None,
@@ -92,7 +93,7 @@ def live_server(
         patience=patience,
         stand_in=stand_in,
     )
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", listen_port))
     server = Server(app, limits or Limits(), grace_s=5)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

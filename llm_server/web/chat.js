@@ -13,7 +13,8 @@ export function start(view) {
   let conversation = store.load(store.list()[0]?.id) ?? store.fresh();
   let answering = null;
 
-  const thread = h("div", { className: "thread", tabIndex: 0, role: "log", "aria-label": "Conversation" });
+  const messages = h("div", { className: "messages" });
+  const thread = h("div", { className: "thread", tabIndex: 0, role: "log", "aria-label": "Conversation" }, messages);
   const said = h("p", { className: "said", role: "status" });
   const titles = h("ul", {});
   const picker = h("select", { "aria-label": "Model", onchange: pick });
@@ -79,25 +80,23 @@ export function start(view) {
     drawTitles();
     settings.show();
     if (conversation.model) choose(conversation.model);
+    following = true;
     drawThread();
-    thread.scrollTop = thread.scrollHeight;
   }
 
   function drawThread() {
-    const { messages } = conversation;
-    thread.replaceChildren(...messages.map(viewOf));
-    if (!messages.length) {
-      thread.append(h("p", { className: "empty quiet" }, "Nothing said yet. What you write stays between this browser and the server."));
+    messages.replaceChildren(...conversation.messages.map(viewOf));
+    if (!conversation.messages.length) {
+      messages.append(h("p", { className: "empty quiet" }, "Nothing said yet. What you write stays between this browser and the server."));
     }
   }
 
   function viewOf(message, i) {
-    const { messages } = conversation;
-    const last = i === messages.length - 1;
+    const last = i === conversation.messages.length - 1;
     return messageView(message, {
       edit: message.role === "user" ? (text) => resend(i, text) : null,
       regenerate: message.role === "assistant" && last ? () => cut(i) : null,
-      answerTools: message.tool_calls && last ? (results) => { messages.push(...results); answer(); } : null,
+      answerTools: message.tool_calls && last ? (results) => { conversation.messages.push(...results); answer(); } : null,
     });
   }
 
@@ -196,10 +195,10 @@ export function start(view) {
   }
 
   function body() {
-    const messages = conversation.messages.filter((message) => !message.error || message.content).map(plain);
-    if (conversation.system.trim()) messages.unshift({ role: "system", content: conversation.system });
+    const said = conversation.messages.filter((message) => !message.error || message.content).map(plain);
+    if (conversation.system.trim()) said.unshift({ role: "system", content: conversation.system });
     return {
-      ...conversation.sampling, messages, model: picker.value || undefined, stream: true,
+      ...conversation.sampling, messages: said, model: picker.value || undefined, stream: true,
       tools: parseTools(conversation.tools), response_format: parseSchema(conversation.schema),
     };
   }
@@ -208,10 +207,10 @@ export function start(view) {
     const asked = conversation;
     const controller = answering = new AbortController();
     const message = { role: "assistant", content: "", model: picker.value, stats: {} };
+    following = true;
     drawThread();
-    thread.scrollTop = thread.scrollHeight;
-    const drawn = new LiveMessage(message, keepAtEnd);
-    thread.append(drawn.element);
+    const drawn = new LiveMessage(message);
+    messages.append(drawn.element);
     busy(true);
     try {
       await receive(body(), message, drawn, controller.signal);
@@ -227,7 +226,6 @@ export function start(view) {
     if (asked !== conversation) return;
     drawTitles();
     drawn.element.replaceWith(viewOf(message, asked.messages.length - 1));
-    keepAtEnd();
   }
 
   async function receive(wanted, message, drawn, signal) {
@@ -268,12 +266,12 @@ export function start(view) {
   // ---- keeping still -------------------------------------------------------------------------
 
   let following = true;
-  let top = 0;
-  thread.addEventListener("scroll", () => {
-    // Only a person scrolls up; growing content alone does not end the following.
-    if (thread.scrollTop < top - 1 || atEnd()) following = atEnd();
-    top = thread.scrollTop;
-  }, { passive: true });
+  // Only a person ends the following: positions also change when content grows or is replaced.
+  for (const name of ["wheel", "touchmove", "pointerdown", "keydown"]) {
+    thread.addEventListener(name, () => { following = false; }, { passive: true });
+  }
+  thread.addEventListener("scroll", () => { following ||= atEnd(); }, { passive: true });
+  new ResizeObserver(keepAtEnd).observe(messages);
 
   function atEnd() {
     return thread.scrollHeight - thread.scrollTop - thread.clientHeight < 60;
@@ -286,7 +284,6 @@ export function start(view) {
   function busy(on) {
     sendButton.hidden = on;
     stopButton.hidden = !on;
-    if (on) following = true;
   }
 
   view.addEventListener("keydown", (event) => {
@@ -304,10 +301,7 @@ export function start(view) {
     else if (said.textContent.startsWith("Loading ") && status?.state === "ready") said.textContent = "";
   });
   drawAll();
-  return () => {
-    drawModels();
-    keepAtEnd();
-  };
+  return drawModels;
 }
 
 /** A message as the API takes it. */

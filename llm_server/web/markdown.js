@@ -30,9 +30,8 @@ async function drain() {
 
 /** Renders a text that grows. Never more than a fifth of the time is spent on it. */
 export class Growing {
-  constructor(element, after) {
+  constructor(element) {
     this.element = element;
-    this.after = after;
     this.text = "";
     this.busy = null;
   }
@@ -53,7 +52,6 @@ export class Growing {
       } catch {
         this.element.textContent = drawn;
       }
-      this.after();
       const took = performance.now() - started;
       if (drawn !== this.text) await new Promise((resolve) => setTimeout(resolve, Math.max(80, 4 * took)));
     }

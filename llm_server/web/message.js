@@ -26,9 +26,9 @@ export function messageView(message, acts) {
   return element;
 }
 
-/** A message that is being answered: `update` after each event, `finish` at the end. */
+/** A message that is being answered: `update` after each event. */
 export class LiveMessage {
-  constructor(message, after) {
+  constructor(message) {
     this.message = message;
     this.body = h("div", { className: "text" });
     this.thought = h("div", { className: "thought-text" });
@@ -37,8 +37,7 @@ export class LiveMessage {
     this.folded = h("details", { className: "thought", hidden: true }, h("summary", {}, "Thinking …"), this.thought);
     this.element = h("article", { className: "message assistant live", "aria-label": NAMES.assistant, "aria-busy": "true" },
       h("h2", {}, message.model || NAMES.assistant), this.folded, this.calls, this.body, this.stats);
-    this.growing = new Growing(this.body, after);
-    this.after = after;
+    this.growing = new Growing(this.body);
   }
 
   update() {
@@ -49,7 +48,6 @@ export class LiveMessage {
     }
     if (calls) this.calls.replaceChildren(...calls.map((call) => card(call)));
     if (content) this.growing.update(content);
-    else this.after();
   }
 
   say(text) {
