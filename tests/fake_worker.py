@@ -100,12 +100,14 @@ def load(command: Load) -> None:
         sys.exit(0)
     if path.name.startswith("crash"):
         os.abort()
+    note("spans.log", f"begin {os.getpid()}")
     _stubborn = path.name.startswith("stubborn")
     send(LoadProgress(0.5))
     if path.name.startswith("gate"):
         wait_for(path.with_name(path.name + ".open"))
     n_ctx = command.config.n_ctx or 4096
     parallel = command.config.parallel or 4
+    note("spans.log", f"end {os.getpid()}")
     note("loads.log", f"{path.name} n_ctx={n_ctx} pid={os.getpid()}")
     note("commands.log", msgspec.json.encode(command).decode())
     settled = {"n_ctx": n_ctx, "n_ctx_train": 8192, "parallel": parallel, "n_vocab": 1000}

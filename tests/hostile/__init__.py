@@ -42,7 +42,10 @@ ROWS: dict[str, tuple[str, ...]] = {
     "H4": ("api/test_access.py::test_an_allowed_page_may_ask_and_read_the_refusal",),
     "H5": ("api/test_access.py::test_anything_else_does_not",),
     "H6": ("api/test_access.py::test_every_route_wants_a_key_but_the_public_ones",),
-    "H7": ("api/test_access.py::test_hangup_reads_the_keys_again_and_nothing_of_them_is_logged",),
+    "H7": (
+        "api/test_access.py::test_keys_are_compared_in_constant_time_all_of_them_and_as_digests_of_one_length",
+        "api/test_access.py::test_hangup_reads_the_keys_again_and_nothing_of_them_is_logged",
+    ),
     "H8": ("api/test_access.py::test_a_path_never_comes_from_the_name",),
     "J6": ("hostile/test_cases.py::test_every_field_refuses_every_wrong_type",),
     "M2": ("chat/test_template.py::test_a_refusal_carries_the_templates_own_words",),
@@ -54,31 +57,44 @@ ROWS: dict[str, tuple[str, ...]] = {
     "G9": ("chat/test_constraint.py::test_required_with_few_tokens_left",),
     "G10": ("chat/test_stream.py::test_hostile_text_costs_linear_time",),
     "G11": ("chat/test_constraint.py::test_grammars_are_kept_within_their_budget",),
+    "S2": ("models/test_registry.py::test_what_cannot_be_served_is_not_listed_and_blocks_nothing",),
     "S3": ("models/test_gguf.py::test_every_truncation_is_noticed",),
     "S4": ("chat/test_template.py::test_hostile_templates_end_soon",),
     "S7": (
         "models/test_pool.py::test_a_switch_waits_for_running_requests_and_then_takes_all_that_wait",
     ),
+    "S8": (
+        "hostile/test_load.py::test_switches_at_once_are_one_load_at_a_time_and_all_are_answered",
+    ),
     "S9": ("models/test_pool.py::test_equal_in_effect_is_no_reload",),
-    "L1": ("api/test_chat.py::test_the_queue_is_bounded",),
+    "S10": ("hostile/test_load.py::test_a_client_that_goes_during_a_load_leaves_one_worker",),
+    "S12": ("hostile/test_load.py::test_switching_to_and_fro_leaves_nothing_behind",),
+    "L1": (
+        "hostile/test_load.py::test_ten_times_the_queue_is_taken_up_to_its_bound_and_nothing_is_lost",
+        "api/test_chat.py::test_the_queue_is_bounded",
+    ),
     "L2": (
         "engine/test_engine.py::test_the_shortest_prompt_goes_first_until_the_long_one_has_waited",
     ),
-    "L6": ("models/test_pool.py::test_many_requests_for_an_unloaded_model_cause_one_load",),
+    "L5": (
+        "hostile/test_load.py::test_idle_connections_and_readers_that_do_not_read_are_nobody_elses_business",
+    ),
+    "L6": ("hostile/test_load.py::test_fifty_chats_without_a_model_are_one_load",),
 }
 
 NOT_HERE = {
-    "H7": "a statistical test of times is worth nothing on a machine that others use; keys are "
-    "compared as SHA-256 digests by hmac.compare_digest, all of them each time",
+    "H7": "a statistical test of times is worth nothing on a machine that others use",
     "H9": "there is no web page yet",
     "M16": "images are not served: every image part is refused by its type, none is fetched",
     "G7": "what a grammar may cost is bounded when it is compiled and again for each mask; running "
     "out in the middle is in tests/chat/test_constraint.py where a schema can be made to",
     "S5": "a poisoned template cannot be told from an honest one",
-    "S8": "coalescing switches to the last one is not offered: switches are served in order",
+    "S8": "coalescing switches to the last one is not offered: the pool serves all who wait for a "
+    "model together, and then the next model",
     "L2": "requests of one key are not held back for those of another: the queue is in the worker, "
     "which knows no keys; short prompts go first whoever sent them",
     "L3": "make soak",
     "L4": "each case of cases.py sees that descriptors are back; make soak for many",
-    "L5": "idle connections beyond the limit make room, shown with few of them",
+    "L5": "make load for 1000 idle connections and 200 streams",
+    "S12": "make load for fifty switches",
 }

@@ -16,12 +16,10 @@ CATALOGUE = [
     for letter, count in {"T": 12, "H": 9, "J": 8, "M": 17, "G": 11, "S": 12, "L": 6}.items()
     for n in range(1, count + 1)
 ]
-ELSEWHERE = {"S2", "S10", "S12"}
-"""Rows whose tests belong to the folder of models and to the pool."""
 
 
 def test_all_rows_are_there() -> None:
-    shown = {case.row for case in CASES} | set(ROWS) | set(NOT_HERE) | ELSEWHERE
+    shown = {case.row for case in CASES} | set(ROWS) | set(NOT_HERE)
     assert shown == set(CATALOGUE)
     assert len({case.id for case in CASES}) == len(CASES)
 
