@@ -61,8 +61,11 @@ def add_models(folder: Path, *names: str) -> None:
         path.write_bytes(b"GGUF")
 
 
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait for another process or thread to make `condition` true; it must, within `seconds`."""
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for another process or thread to make `condition` true; it must, within `seconds`.
+
+    They are many because the machine may have other things to do.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -99,7 +102,7 @@ def live_server(
     thread.start()
     base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
-        with httpx.Client(base_url=base_url, timeout=30) as client:
+        with httpx.Client(base_url=base_url, timeout=60) as client:
             live = Live(client, models)
             if wait:
                 until(lambda: client.get("/health").status_code == 200)

@@ -24,6 +24,8 @@ from llm_server.server import banner, listen
 from tests.fake_live import add_models, chat_body, until
 
 FAKE_SERVER = [sys.executable, str(Path(__file__).with_name("serve_fake.py"))]
+HTTP = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
+"""A connection for each request; httpx's own 5 s are few on a machine with other things to do."""
 REAL_SERVERS = [
     [sys.executable, "-m", "llm_server.server"],
     [str(Path(sys.executable).with_name("llm-server")), "serve"],
@@ -46,10 +48,10 @@ class Running:
         return child
 
     def healthy(self) -> bool:
-        return httpx.get(self.url + "/health").status_code == 200
+        return HTTP.get(self.url + "/health").status_code == 200
 
     def wait(self) -> int:
-        status = self.process.wait(timeout=20)
+        status = self.process.wait(timeout=60)
         self._reader.join()
         return status
 
@@ -78,7 +80,7 @@ def failing(
         [*command, *options],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         env=os.environ | environment,
     )
 
@@ -149,7 +151,7 @@ def test_the_banner_and_the_options(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "b.gguf")
     with running(tmp_path, "--model_name", "b", "--n_ctx", "512", "--parallel", "2") as server:
         until(server.healthy)
-        status = httpx.get(server.url).json()
+        status = HTTP.get(server.url).json()
         assert (status["model"], status["n_ctx"], status["parallel"]) == ("b.gguf", 512, 2)
         server.process.terminate()
         assert server.wait() == 0
@@ -161,9 +163,9 @@ def test_an_empty_folder_says_what_to_do_and_a_model_is_served_once_it_is_there(
     tmp_path: Path,
 ) -> None:
     with running(tmp_path) as server:
-        assert httpx.get(server.url + "/health").status_code == 503
+        assert HTTP.get(server.url + "/health").status_code == 503
         add_models(tmp_path, "a.gguf")
-        response = httpx.post(server.url + "/v1/chat/completions", json=chat_body("hi"))
+        response = HTTP.post(server.url + "/v1/chat/completions", json=chat_body("hi"))
         assert response.status_code == 200
     assert f"put the .gguf file into {tmp_path}" in server.log
 
@@ -178,8 +180,8 @@ def test_uvicorn_finds_the_app(tmp_path: Path) -> None:
             try:
                 url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
                 # The connection waits in the backlog until the server takes it.
-                assert httpx.get(url, timeout=60).json()["name"] == "llm-server"
-                evil = httpx.get(url, headers={"host": "evil.com"})
+                assert HTTP.get(url).json()["name"] == "llm-server"
+                evil = HTTP.get(url, headers={"host": "evil.com"})
                 assert (evil.status_code, evil.json()["error"]["code"]) == (
                     403,
                     "host_not_allowed",
@@ -219,7 +221,7 @@ def test_a_signal_lets_running_answers_finish(tmp_path: Path, sent: signal.Signa
         until(server.healthy)
         worker = server.worker()
         refused: list[httpx.Response] = []
-        with httpx.stream(
+        with HTTP.stream(
             "POST",
             server.url + "/chat/completions",
             json=chat_body(f"gate:{gate}", stream=True),
@@ -229,17 +231,17 @@ def test_a_signal_lets_running_answers_finish(tmp_path: Path, sent: signal.Signa
             # Waits for the other model, and so for the stream: it is refused.
             queued = threading.Thread(
                 target=lambda: refused.append(
-                    httpx.post(server.url + "/setModel", json={"model_name": "b"}, timeout=20)
+                    HTTP.post(server.url + "/setModel", json={"model_name": "b"})
                 )
             )
             queued.start()
-            until(lambda: httpx.get(server.url).json()["waiting"] == 1)
+            until(lambda: HTTP.get(server.url).json()["waiting"] == 1)
             server.process.send_signal(sent)
             queued.join()
             assert refused[0].status_code == 503
             assert refused[0].json()["error"]["code"] == "shutting_down"
             with pytest.raises(httpx.TransportError):
-                httpx.get(server.url)  # The listener is closed.
+                HTTP.get(server.url)  # The listener is closed.
             gate.touch()
             assert [line for line in lines if line][-1] == "data: [DONE]"
         assert server.wait() == 0
@@ -251,7 +253,7 @@ def test_an_answer_that_takes_too_long_ends_in_an_error(tmp_path: Path) -> None:
     with running(tmp_path, "--grace-seconds", "0.1") as server:
         until(server.healthy)
         body = chat_body("hang", stream=True)
-        with httpx.stream("POST", server.url + "/chat/completions", json=body) as response:
+        with HTTP.stream("POST", server.url + "/chat/completions", json=body) as response:
             lines = response.iter_lines()
             assert any("one " in line for line in lines)
             server.process.terminate()
@@ -266,7 +268,7 @@ def test_a_second_signal_stops_now(tmp_path: Path) -> None:
         until(server.healthy)
         worker = server.worker()
         body = chat_body("hang", stream=True)
-        with httpx.stream("POST", server.url + "/chat/completions", json=body) as response:
+        with HTTP.stream("POST", server.url + "/chat/completions", json=body) as response:
             lines = response.iter_lines()
             assert any("one " in line for line in lines)
             server.process.send_signal(signal.SIGINT)
@@ -280,7 +282,7 @@ def test_a_second_signal_stops_now(tmp_path: Path) -> None:
 
 def accepts(url: str) -> bool:
     try:
-        httpx.get(url)
+        HTTP.get(url)
     except httpx.TransportError:
         return False
     return True

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from llm_server.chat.constraint import Constraint
+from llm_server.chat.constraint import Constraint, GrammarTooComplex
 from llm_server.chat.dialogue import Dialogue
 from llm_server.chat.plan import _markers
 from llm_server.chat.syntax.literal import common_prefix
@@ -417,6 +417,15 @@ def test_many_slow_schemas_are_refused_together(monkeypatch: pytest.MonkeyPatch)
         d.prepare(1, ChatRequest(QUESTION, [tool("a", COUNT), tool("b", COUNT)]))
     info = caught.value.info
     assert (info.code, info.param) == ("invalid_json_schema", "tools[0].function.parameters")
+
+
+def test_a_grammar_that_runs_out_in_the_middle_is_an_error_of_its_own() -> None:
+    d, vocabulary = build()
+    schema = {"type": "string", "pattern": "^(a{1000}){1000}$"}
+    request = ChatRequest(QUESTION, response_format=ResponseFormat("json_schema", schema))
+    prepared = d.prepare(1, request)
+    with pytest.raises(GrammarTooComplex):
+        generate(prepared, vocabulary)
 
 
 def test_a_bad_tool_is_named() -> None:

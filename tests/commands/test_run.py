@@ -95,7 +95,7 @@ def test_a_conversation_on_an_own_server(tmp_path: Path) -> None:
     terminal.wait_for(">>> ")
     terminal.type("\x04")
     assert terminal.end() == 0
-    assert not any(child.is_running() for child in children)
+    until(lambda: not any(child.is_running() for child in children))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")

@@ -38,7 +38,7 @@ def test_ten_times_the_queue_is_taken_up_to_its_bound_and_nothing_is_lost(tmp_pa
         def refused() -> list[httpx.Response]:
             return [future.result() for future in asked if future.done()]
 
-        until(lambda: len(refused()) == 10 * queue - parallel - queue, seconds=60)
+        until(lambda: len(refused()) == 10 * queue - parallel - queue)
         for response in refused():
             assert response.status_code == 503
             error = response.json()["error"]
@@ -67,11 +67,11 @@ def test_idle_connections_and_readers_that_do_not_read_are_nobody_elses_business
             assert connection.recv(12) == b"HTTP/1.1 200"
         flood = chat_body("flood", stream=True)
         slow = [raw_post(live, "/chat/completions", flood) for _ in range(20)]
-        until(lambda: live.client.get("/").json()["running"] == len(slow), seconds=60)
+        until(lambda: live.client.get("/").json()["running"] == len(slow))
         assert live.chat("golden").json()["choices"][0]["message"]["content"] == "golden "
         for connection in (*slow, *idle):
             connection.close()
-        until(live.is_quiet, seconds=60)
+        until(live.is_quiet)
 
 
 def test_switches_at_once_are_one_load_at_a_time_and_all_are_answered(
@@ -146,7 +146,7 @@ def test_fifty_chats_without_a_model_are_one_load(tmp_path: Path) -> None:
     add_models(tmp_path, "gate.gguf")
     with live_server(tmp_path, wait=False) as live, ThreadPoolExecutor(50) as clients:
         asked = [clients.submit(_ask, live) for _ in range(50)]
-        until(lambda: live.client.get("/").json()["waiting"] >= 50, seconds=60)
+        until(lambda: live.client.get("/").json()["waiting"] >= 50)
         (tmp_path / "gate.gguf.open").touch()
         assert {future.result() for future in asked} == {(200, "hi ")}
         assert len(live.loads()) == 1

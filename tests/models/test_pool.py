@@ -40,7 +40,8 @@ def with_pool(
     memory: int = AMPLE,
     **kwargs: Any,
 ) -> None:
-    """Run `test` on a pool, close it, and see that no process is left."""
+    """Run `test` on a pool, close it, and see that none of its processes is left."""
+    others = set(psutil.Process().children())
 
     async def run() -> None:
         pool = Pool(
@@ -56,7 +57,7 @@ def with_pool(
             await pool.close()
 
     asyncio.run(run())
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= others
 
 
 def loads(folder: Path) -> list[str]:
@@ -65,7 +66,7 @@ def loads(folder: Path) -> list[str]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what happens, happens in other processes too
             await asyncio.sleep(0.002)
 
@@ -335,13 +336,15 @@ def test_closing_refuses_the_waiting_and_new_ones_and_drains(tmp_path: Path) -> 
 def test_closing_in_the_middle_of_a_load_leaves_nothing(tmp_path: Path) -> None:
     add_models(tmp_path, "gate.gguf")
 
+    others = set(psutil.Process().children())
+
     async def test(pool: Pool) -> None:
         waiting = asyncio.create_task(pool.acquire("gate"))
         await until(lambda: pool.status().fraction == 0.5)
         await pool.close()
         with pytest.raises(ServerError):
             await waiting
-        assert not psutil.Process().children()
+        assert set(psutil.Process().children()) <= others
 
     with_pool(tmp_path, test)
 
