@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from tests.fake_live import Live, add_models, live_server
 from tests.web.browser import CHROMIUM, chromium
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-
-pytest.importorskip("playwright")
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect  # noqa: E402
 
 
 @pytest.fixture(scope="module")
