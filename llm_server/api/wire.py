@@ -316,7 +316,7 @@ class EmbeddingBody(Wire):
     ]
     model: ModelName | None = None
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1, le=MAX_INT32)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
     load_model_configs: LoadFields | None = None
 
 
