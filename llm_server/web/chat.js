@@ -21,7 +21,7 @@ export function start(view) {
   const input = h("textarea", { rows: 1, placeholder: "Ask something", "aria-label": "Message", onkeydown: keys, oninput: grow });
   const sendButton = h("button", { className: "primary" }, "Send");
   const stopButton = button("Stop", stop, { hidden: true });
-  const settings = panel(() => conversation, persist);
+  const settings = panel(() => conversation, () => persist());
   const drawer = h("aside", { className: "drawer", "aria-label": "Conversations" },
     button("New conversation", () => open(store.fresh()), { className: "primary" }), titles,
     h("div", { className: "actions" }, button("Export", exportFile), button("Import", () => file.click()),
@@ -52,9 +52,9 @@ export function start(view) {
 
   // ---- conversations -------------------------------------------------------------------------
 
-  function persist() {
+  function persist(which = conversation) {
     try {
-      store.save(conversation);
+      store.save(which);
     } catch {
       said.textContent = "This browser keeps no more. Export and delete a conversation.";
     }
@@ -207,6 +207,7 @@ export function start(view) {
     const asked = conversation;
     const controller = answering = new AbortController();
     const message = { role: "assistant", content: "", model: picker.value, stats: {} };
+    persist(asked);
     following = true;
     drawThread();
     const drawn = new LiveMessage(message);
@@ -222,7 +223,7 @@ export function start(view) {
     asked.messages.push(message);
     if (answering === controller) answering = null;
     busy(Boolean(answering));
-    store.save(asked);
+    persist(asked);
     if (asked !== conversation) return;
     drawTitles();
     drawn.element.replaceWith(viewOf(message, asked.messages.length - 1));
