@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 NODE := tests/clients/javascript/node_modules
 
-.PHONY: help serve test lint types unit soak chaos screenshots fuzz clients bench lock clean
+.PHONY: help serve test lint types unit soak chaos load screenshots fuzz clients bench lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -44,6 +44,9 @@ bench: $(VENV)/.bench  ## this server against its peers (ARGS="--llama-server PA
 
 screenshots: $(VENV)/.dev  ## pictures of the page for README (needs chromium)
 	$(BIN)/python -m tests.web.screenshots docs/ui
+
+load: $(VENV)/.dev  ## too much of everything: requests, idle connections, switches (ARGS=5000 for more)
+	$(BIN)/python -m tests.endurance.load $(ARGS)
 
 fuzz: $(VENV)/.dev  ## hostile bytes and texts, for many minutes
 	$(BIN)/pytest tests/fuzz --hypothesis-profile=fuzz --timeout=3600 $(ARGS)

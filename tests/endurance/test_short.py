@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.endurance.chaos import chaos
+from tests.endurance.load import load
 from tests.endurance.soak import soak
 
 
@@ -22,3 +23,10 @@ def test_disasters_cost_errors_and_no_answers(tmp_path: Path) -> None:
     assert report.wrong == []
     assert report.outcomes["answered"] > 0
     assert sum(report.disasters.values()) > 5
+
+
+def test_too_much_is_refused_and_what_is_taken_is_answered(tmp_path: Path) -> None:
+    report = load(tmp_path, idle=30, slow=5, switches=3)
+    assert report.faults == []
+    assert report.outcomes["queue_full"] > 0
+    assert set(report.outcomes) == {"answered", "queue_full"}
