@@ -186,7 +186,7 @@ def tell(id: int, question: Question) -> Told:
             pieces = [c.encode()[:1] for c in text] if with_pieces else []
             return Told(id, tokens=[ord(c) for c in text], pieces=pieces)
         case Detokenize(tokens=tokens):
-            return Told(id, "".join(map(chr, tokens)))
+            return Told(id, "".join(chr(t) if t < 0xD800 else "?" for t in tokens))
         case Render(request=request):
             text = "|".join(message.content or "" for message in request.messages)
             return Told(id, text, n_tokens=len(text))
@@ -206,6 +206,15 @@ def embed(id: int, request: Embed) -> None:
 
 
 def answer(submit: Submit) -> None:
+    """Answer, or fail: a thread that dies without a word would look like a hang of the server."""
+    try:
+        answer_or_raise(submit)
+    except Exception as error:
+        info = ErrorInfo(repr(error)[:300], 500, "server_error", "fake_worker_failed")
+        send(Failed(submit.id, info))
+
+
+def answer_or_raise(submit: Submit) -> None:
     request = submit.request
     if isinstance(request, Embed):
         embed(submit.id, request)

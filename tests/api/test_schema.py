@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from llm_server.api.app import create_app
@@ -167,6 +167,7 @@ ONCE += [(path, described) for path, described in POSTS if path.removeprefix("/v
 @settings(
     max_examples=10,
     deadline=None,
+    phases=[Phase.explicit, Phase.generate],  # a body that hangs would hang for each smaller one
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
