@@ -161,6 +161,8 @@ def state_fingerprint(command: Load, context: Context) -> bytes:
         {
             "llama.cpp": version(),
             "kv": f"{command.config.type_k} {command.config.type_v}",
+            # Without flash attention values are kept the other way round.
+            "flash_attn": command.config.flash_attn,
             "gpu": bool(lib.llama_supports_gpu_offload()) and command.config.n_gpu_layers != 0,
             "swa_full": True,
             # LongRoPE picks its factors by the length of the context.

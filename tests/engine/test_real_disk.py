@@ -11,7 +11,7 @@ from llm_server.cache.disk import DiskTier
 from llm_server.cache.store import ChunkStore
 from llm_server.llama.context import Context
 from llm_server.worker.load import open_cache, state_fingerprint
-from llm_server.worker.messages import CacheConfig, Load, Sampling
+from llm_server.worker.messages import CacheConfig, Load, LoadConfig, Sampling
 from tests.engine.real import Runner, assert_greedy, open_context
 
 KINDS = ["attention", "spm", "sliding", "recurrent", "hybrid"]
@@ -46,6 +46,19 @@ def test_a_second_question_after_a_restart_is_fast_and_exact(
         usage = runner.ends[0].usage
         assert usage.disk_tokens == usage.cached_tokens >= n_head
         runner.assert_all_greedy([other])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LoadConfig(flash_attn="off"), LoadConfig(type_k="q8_0"), LoadConfig(type_v="q8_0")],
+)
+def test_memory_of_another_layout_is_another_memory(
+    attention_gguf: Path, config: LoadConfig
+) -> None:
+    with open_context(attention_gguf) as context:
+        as_it_is = state_fingerprint(Load(str(attention_gguf)), context)
+        other = state_fingerprint(Load(str(attention_gguf), config), context)
+    assert as_it_is != other
 
 
 @pytest.mark.parametrize("kind", KINDS)
