@@ -160,8 +160,8 @@ def compare(
     results.errors.update(absent)
     console = Console(record=True, width=130)
     console.print(table(results, peers))
-    for what, error in results.errors.items():
-        console.print(f"{what}: {error}")
+    for what, reason in results.errors.items():
+        console.print(f"{what}: {reason}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "compare.txt").write_text(console.export_text())
     figures = {name: dict(by_peer) for name, by_peer in results.figures.items()}

@@ -16,6 +16,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -205,8 +206,8 @@ def main() -> None:
     if min(args.rounds, args.intrusions) < 1:
         parser.error("rounds and intrusions are at least 1")
     model = synthetic.build(args.size, n_threads=args.threads)
-    options = ("--n-ctx", str(args.n_ctx), "--parallel", str(N_STREAMS))
-    options += ("--threads", str(args.threads), "--log-level", "warning")
+    options = ["--n-ctx", str(args.n_ctx), "--parallel", str(N_STREAMS)]
+    options += ["--threads", str(args.threads), "--log-level", "warning"]
     starts = []
     for _ in range(2):
         with running(model, *options) as server:
@@ -219,7 +220,7 @@ def main() -> None:
     rows = report(rounds, intrusions, starts)
     show(rows)
     if args.json:
-        figures = {"rounds": rounds, "intrusions": intrusions, "rows": rows}
+        figures: dict[str, list[Any]] = {"rounds": rounds, "intrusions": intrusions, "rows": rows}
         plain = {name: [asdict(item) for item in items] for name, items in figures.items()}
         args.json.write_text(json.dumps({**plain, "starts_s": starts}, indent=1))
 
