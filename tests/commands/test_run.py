@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -73,6 +75,28 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
 
+    def press(self, key: str, text: str) -> None:
+        """Press a key until `text` is shown: a terminal that changes its mode may drop keys."""
+        self.type(key)
+        while text.encode() not in self.shown:
+            if select.select([self._fd], [], [], 1.0)[0]:
+                self.shown += os.read(self._fd, 4096)
+            else:
+                self.type(key)
+        self.wait_for(text)
+
+    def leave(self) -> int:
+        """Press Ctrl-D until the program ends; its exit status."""
+        ended, status = 0, 0
+        while not ended:
+            with contextlib.suppress(OSError):  # the other side is closed
+                self.type("\x04")
+                if select.select([self._fd], [], [], 1.0)[0]:
+                    os.read(self._fd, 4096)
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+        os.close(self._fd)
+        return os.waitstatus_to_exitcode(status)
+
     def end(self) -> int:
         """The exit status, of a program that ends by itself."""
         status = os.waitpid(self.pid, 0)[1]
@@ -91,10 +115,8 @@ def test_a_conversation_on_an_own_server(tmp_path: Path) -> None:
     terminal.wait_for("models/")
     terminal.wait_for("from the cache")
     terminal.wait_for(">>> ")
-    terminal.type("\x03")
-    terminal.wait_for(">>> ")
-    terminal.type("\x04")
-    assert terminal.end() == 0
+    terminal.press("\x03", ">>> ")
+    assert terminal.leave() == 0
     until(lambda: not any(child.is_running() for child in children))
 
 
