@@ -25,7 +25,7 @@ class Pace:
     a new request waits to be noticed).
     """
 
-    def __init__(self, n_batch: int, *, busy_s: float = 0.26, alone_s: float = 0.5) -> None:
+    def __init__(self, n_batch: int, *, busy_s: float = 0.22, alone_s: float = 0.5) -> None:
         self._n_batch = n_batch
         self._busy_s = busy_s
         self._alone_s = alone_s
