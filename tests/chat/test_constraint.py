@@ -400,7 +400,7 @@ def test_a_schema_bomb_works_or_is_refused_soon(schema: Any) -> None:
         d.prepare(1, ChatRequest(QUESTION, response_format=ResponseFormat("json_schema", schema)))
     except InvalidRequest as error:
         assert error.info.code == "invalid_json_schema"
-    assert time.process_time() - begin < 20, "some bombs take minutes of processor time, or hours"
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize("multiple", [0.1, 0.01, 1e-3, 250, 1_000_000, 60_000])
