@@ -207,7 +207,8 @@ def main() -> None:
         parser.error("rounds and intrusions are at least 1")
     model = synthetic.build(args.size, n_threads=args.threads)
     options = ["--n-ctx", str(args.n_ctx), "--parallel", str(N_STREAMS)]
-    options += ["--threads", str(args.threads), "--log-level", "warning"]
+    # No guesses: random weights repeat themselves, and a bare loop cannot gain by that.
+    options += ["--threads", str(args.threads), "--log-level", "warning", "--draft-max", "0"]
     starts = []
     for _ in range(2):
         with running(model, *options) as server:
