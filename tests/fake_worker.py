@@ -35,6 +35,7 @@ from llm_server.worker import frames
 from llm_server.worker.messages import (
     Cancel,
     ChatRequest,
+    CompletionRequest,
     Content,
     Detokenize,
     Embed,
@@ -165,11 +166,7 @@ def special(submit: Submit, text: str) -> bool:  # noqa: C901 - one case a behav
         case "report", _:
             send(Content(id, msgspec.json.encode(submit.request).decode()), finished(submit, 1))
         case "scores", _:
-            yes, no = TokenLogprob(b"yes", -0.25), TokenLogprob(b"\xff", -1.5)
-            assert isinstance(submit.request, Request)
-            n_top = submit.request.sampling.top_logprobs or 0
-            send(Logprobs(id, [TokenLogprobs(yes, [yes, no][:n_top])]), Content(id, "yes"))
-            send(Logprobs(id, [TokenLogprobs(no, [yes, no][:n_top])]), finished(submit, 2))
+            score(submit)
         case "count", n:
             for i in range(int(n)):
                 send(Content(id, f"{i} "))
@@ -177,6 +174,18 @@ def special(submit: Submit, text: str) -> bool:  # noqa: C901 - one case a behav
         case _:
             return False
     return True
+
+
+def score(submit: Submit) -> None:
+    """Two tokens, with a prompt of one before them if it is to be echoed."""
+    id, request = submit.id, submit.request
+    assert isinstance(request, Request)
+    if isinstance(request, CompletionRequest) and request.echo:
+        send(Logprobs(id, [], "ä".encode()), Content(id, "ä"))
+    yes, no = TokenLogprob(b"yes", -0.25), TokenLogprob(b"\xff", -1.5)
+    n_top = request.sampling.top_logprobs or 0
+    send(Logprobs(id, [TokenLogprobs(yes, [yes, no][:n_top])]), Content(id, "yes"))
+    send(Logprobs(id, [TokenLogprobs(no, [yes, no][:n_top])]), finished(submit, 2))
 
 
 def tell(id: int, question: Question) -> Told:

@@ -272,6 +272,44 @@ def test_the_openai_client_completes_text_and_tokens(server: LiveServer) -> None
     assert [c.index for c in both.choices] == [0, 1, 2, 3]
 
 
+def test_a_prompt_is_scored_as_evaluation_harnesses_ask(server: LiveServer) -> None:
+    """The requests of lm-eval-harness's `local-completions`, and of others with max_tokens 0."""
+    tokens = server.client.post("/tokenize", json={"content": "hello world " * 40}).json()["tokens"]
+    body = {"prompt": [tokens, tokens[:9]], "temperature": 0, "logprobs": 1, "seed": 1234}
+    answers = {
+        n: server.client.post("/v1/completions", json=body | {"echo": True, "max_tokens": n}).json()
+        for n in (0, 1)
+    }
+    for choice, only, prompt in zip(
+        answers[1]["choices"], answers[0]["choices"], body["prompt"], strict=True
+    ):
+        scored = choice["logprobs"]
+        assert {len(column) for column in scored.values()} == {len(prompt) + 1}
+        assert scored["token_logprobs"][0] is scored["top_logprobs"][0] is None
+        assert all(
+            logprob <= max(top.values()) <= 0
+            for logprob, top in zip(scored["token_logprobs"], scored["top_logprobs"], strict=True)
+            if logprob is not None
+        )
+        assert "".join(scored["tokens"]) == choice["text"]
+        assert choice["text"].startswith(only["text"])
+        assert only["logprobs"]["tokens"] == scored["tokens"][:-1]
+        assert only["finish_reason"] == "length"
+    stream = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none").completions.create(
+        model="a.gguf",
+        prompt=tokens,
+        max_tokens=1,
+        temperature=0,
+        logprobs=1,
+        echo=True,
+        stream=True,
+    )
+    columns = [c for chunk in stream if chunk.choices and (c := chunk.choices[0].logprobs)]
+    assert len(columns) > 2
+    streamed = [token for c in columns for token in c.tokens or []]
+    assert streamed == answers[1]["choices"][0]["logprobs"]["tokens"]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -19,7 +19,7 @@ from llm_server.api.body import Json, read_body
 from llm_server.api.chat import FoldedResponse, PlainChunker, StreamedResponse
 from llm_server.api.context import context_of, ignored_header
 from llm_server.api.fields import check_generation, overrides_of, prompts_of, sampling_of, validated
-from llm_server.api.logprobs import TextLogprobs, TextOffsets
+from llm_server.api.logprobs import TextColumns, TextLogprobs
 from llm_server.api.requests import Call, choices
 from llm_server.api.schema import operation
 from llm_server.api.usage import Ends, Origin, TimingsJson, UsageJson, timings_json, usage_json
@@ -33,7 +33,6 @@ from llm_server.worker.messages import (
     FinishReason,
     Logprobs,
     RequestEvent,
-    TokenLogprobs,
 )
 
 router = APIRouter()
@@ -93,10 +92,6 @@ def completion_call(body: dict[str, Json]) -> Call:
         raise UnsupportedParameter(
             "best_of is supported only as the number of choices, n.", param="best_of"
         )
-    if wanted.echo and wanted.logprobs is not None:
-        raise UnsupportedParameter(
-            "logprobs of an echoed prompt are not supported. Leave out echo.", param="logprobs"
-        )
     if wanted.echo and wanted.suffix is not None:
         raise InvalidRequest("A prompt with a suffix cannot be echoed.", param="echo")
     prompts = prompts_of(wanted.prompt)
@@ -129,8 +124,7 @@ class TextChunks(PlainChunker):
         self._origin = origin
         self._ends = Ends(origin)
         self._usage: None | UnsetType = None if include_usage else UNSET
-        self._offsets = {id: TextOffsets() for id in origin.ids}
-        self._scored: dict[int, list[TokenLogprobs]] = {}
+        self._columns = {id: TextColumns() for id in origin.ids}
 
     def opening(self) -> list[TextCompletion]:
         """Nothing comes before the text."""
@@ -141,7 +135,7 @@ class TextChunks(PlainChunker):
         if isinstance(event, Content):
             return [self._chunk(event.id, event.text)]
         if isinstance(event, Logprobs):
-            self._scored.setdefault(event.id, []).extend(event.tokens)
+            self._columns[event.id].add(event)
         if isinstance(event, Finished):
             return self._closing(event)
         return []
@@ -161,9 +155,7 @@ class TextChunks(PlainChunker):
         return [last, total]
 
     def _chunk(self, id: int, text: str) -> TextCompletion:
-        choice = TextChoice(text, id - self._origin.ids[0])
-        if self._scored and (scored := self._scored.pop(id, None)):
-            choice.logprobs = self._offsets[id].logprobs(scored)
+        choice = TextChoice(text, id - self._origin.ids[0], self._columns[id].taken())
         return TextCompletion(
             self._id,
             self._origin.created,
@@ -180,7 +172,7 @@ class TextFold:
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._texts: dict[int, list[str]] = {id: [] for id in origin.ids}
-        self._scored: dict[int, list[TokenLogprobs]] = {id: [] for id in origin.ids}
+        self._columns = {id: TextColumns() for id in origin.ids}
         self._ends = Ends(origin)
 
     def add(self, event: RequestEvent) -> None:
@@ -188,7 +180,7 @@ class TextFold:
         if isinstance(event, Content):
             self._texts[event.id].append(event.text)
         elif isinstance(event, Logprobs):
-            self._scored[event.id] += event.tokens
+            self._columns[event.id].add(event)
         elif isinstance(event, Finished):
             self._ends.add(event)
         elif isinstance(event, Failed):
@@ -208,13 +200,8 @@ class TextFold:
         )
 
     def _choice(self, index: int, id: int) -> TextChoice:
-        scored = self._scored[id]
-        return TextChoice(
-            "".join(self._texts[id]),
-            index,
-            TextOffsets().logprobs(scored) if scored else None,
-            self._ends[index].reason,
-        )
+        text, logprobs = "".join(self._texts[id]), self._columns[id].taken()
+        return TextChoice(text, index, logprobs, self._ends[index].reason)
 
 
 def new_id() -> str:

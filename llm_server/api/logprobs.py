@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from llm_server.worker.messages import TokenLogprob, TokenLogprobs
+from llm_server.worker.messages import Logprobs, TokenLogprob, TokenLogprobs
 
 
 class TopLogprobJson(msgspec.Struct):
@@ -35,11 +35,14 @@ class ChatLogprobs(msgspec.Struct):
 
 
 class TextLogprobs(msgspec.Struct):
-    """`logprobs` of a choice of completions: a column for each thing to know of a token."""
+    """`logprobs` of a choice of completions: a column for each thing to know of a token.
+
+    The first token of an echoed prompt has null for its probability and its alternatives.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -56,34 +59,43 @@ def chat_logprobs(tokens: Iterable[TokenLogprobs]) -> list[TokenLogprobJson]:
     ]
 
 
-class TextOffsets:
-    """Places the tokens of one choice in its text, in characters from the text's start."""
+class TextColumns:
+    """Collects the tokens of one choice, placed in its text: in characters from its start."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._at = 0
+        self._columns = TextLogprobs([], [], [], [])
 
-    def logprobs(self, tokens: Iterable[TokenLogprobs]) -> TextLogprobs:
-        """The next tokens as completions list them."""
-        json = TextLogprobs([], [], [], [])
-        for entry in tokens:
-            json.tokens.append(_legacy_text(entry.token))
-            json.token_logprobs.append(entry.token.logprob)
-            json.top_logprobs.append(
-                {_legacy_text(t): t.logprob for t in reversed([entry.token, *entry.top])}
-            )
-            json.text_offset.append(self._at)
-            self._at += len(self._decoder.decode(entry.token.piece))
-        return json
+    def add(self, event: Logprobs) -> None:
+        """The next tokens."""
+        if event.opening is not None:
+            self._add(event.opening, None, None)
+        for entry in event.tokens:
+            token = entry.token
+            top = {_legacy_text(t.piece): t.logprob for t in reversed([token, *entry.top])}
+            self._add(token.piece, token.logprob, top)
+
+    def taken(self) -> TextLogprobs | None:
+        """What was collected since the last time, if anything."""
+        columns, self._columns = self._columns, TextLogprobs([], [], [], [])
+        return columns if columns.tokens else None
+
+    def _add(self, piece: bytes, logprob: float | None, top: dict[str, float] | None) -> None:
+        self._columns.tokens.append(_legacy_text(piece))
+        self._columns.token_logprobs.append(logprob)
+        self._columns.top_logprobs.append(top)
+        self._columns.text_offset.append(self._at)
+        self._at += len(self._decoder.decode(piece))
 
 
 def _text(token: TokenLogprob) -> str:
     return token.piece.decode("utf-8", "replace")
 
 
-def _legacy_text(token: TokenLogprob) -> str:
+def _legacy_text(piece: bytes) -> str:
     """As OpenAI writes it: a part of a character by its bytes."""
     try:
-        return token.piece.decode("utf-8")
+        return piece.decode("utf-8")
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.piece)
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)

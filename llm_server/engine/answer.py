@@ -142,6 +142,23 @@ class Answer:
                 self._take_forced(forced)
         return self._tokens, self._deltas
 
+    def open_echo(self, piece: bytes) -> list[Delta | Logprobs]:
+        """The prompt is told before the answer: its first token, which nothing comes before."""
+        assert self._scores is not None, "a prompt is echoed with its scores"
+        text = self._characters.feed(piece)
+        return [self._scores.opened(piece, len(text)), *self._parser.feed(text)]
+
+    def echo(self, tokens: Sequence[int], row: int) -> list[Delta | Logprobs]:
+        """The next tokens of the prompt, scored by the logits of as many rows from `row` on."""
+        assert self._scores is not None, "a prompt is echoed with its scores"
+        text = ""
+        for at, token in enumerate(tokens, start=row):
+            self._scores.look(at)
+            decoded = self._characters.feed(self._vocabulary.piece(token, special=True))
+            self._scores.took(token, len(decoded))
+            text += decoded
+        return [*self._scores.shown(len(text)), *self._parser.feed(text)]
+
     def close(self) -> None:
         """Free the sampler. Safe to call twice."""
         if self._sampler is not None:

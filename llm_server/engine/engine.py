@@ -20,7 +20,7 @@ from llm_server.engine.pace import Pace
 from llm_server.engine.scheduler import Want, plan
 from llm_server.engine.sequence import Prompt, Sequence
 from llm_server.errors import ErrorInfo, ServerError
-from llm_server.worker.messages import Failed, Progress, RequestEvent
+from llm_server.worker.messages import Failed, RequestEvent
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class Engine:
                 continue
             if not self._fits(sequence):
                 continue
-            lease = self._cache.acquire(sequence.tokens, sequence.namespace, sequence.fetch)
+            lease = self._cache.acquire(sequence.reusable, sequence.namespace, sequence.fetch)
             if lease is None:
                 return
             sequence.admit(lease)
@@ -223,7 +223,8 @@ class Engine:
             wants = [self._want(s, now) for s in running]
             budget = self._pace.prompt_budget(sum(want.is_decode for want in wants))
             planned = list(plan(wants, budget, self._context.n_batch))
-            drafts = self._drafts([running[i] for i, n in planned if n == 1], len(planned))
+            decoding = [running[i] for i, n in planned if n == 1 == wants[i].n]
+            drafts = self._drafts(decoding, len(planned))
             for i, n in planned:
                 if self._make_room(n_rows + n, running[i], wants[i].is_decode):
                     rows.append(self._add_row(running[i], n, n_rows, drafts))
@@ -267,11 +268,7 @@ class Engine:
     def _advance(self, row: Row) -> list[RequestEvent]:
         """Sample where a sequence is fully computed, report progress where it is not."""
         sequence = row.sequence
-        if sequence.n_wanted:
-            n_done = min(sequence.n_computed, sequence.n_prompt)
-            cached = sequence.n_cached or 0
-            return [Progress(sequence.id, sequence.n_prompt, n_done, cached)]
-        if sequence.persist and sequence.is_prefilling and sequence.lease is not None:
+        if sequence.is_persisted and sequence.lease is not None:
             sequence.state_bytes = self._cache.size(sequence.lease)
         n_before = sequence.n_computed
         try:
@@ -291,15 +288,21 @@ class Engine:
 
     def _want(self, sequence: Sequence, now: float) -> Want:
         n = sequence.n_wanted
+        n_first = sequence.n_to_boundary
         waited = now - sequence.arrived
         return Want(
             n,
-            sequence.n_to_boundary,
+            min(n_first, self._echo_rows()) if sequence.is_echoing else n_first,
             self._pace.prompt_seconds(n),
             waited,
             # Forced tokens go together; only after a preemption there are ever more to do.
             is_decode=n == 1 or (not sequence.is_prefilling and n <= MAX_FORCED),
         )
+
+    def _echo_rows(self) -> int:
+        """Rows of a step that each echoing prompt may have: llama.cpp keeps only so many logits."""
+        n_echoing = sum(s.is_echoing for s in self._running)
+        return max(1, (self._context.max_outputs - len(self._running)) // max(1, n_echoing))
 
     def _drafts(self, decoding: list[Sequence], n_planned: int) -> dict[int, list[int]]:
         """Guesses that pay, by sequence; none beside prompts, which leave no time for them."""
@@ -321,20 +324,20 @@ class Engine:
             guess = []
         start = sequence.n_computed
         tokens = sequence.tokens[start : start + n]
-        n_outputs = 1 + len(guess) if n == sequence.n_wanted else 0
+        n_outputs = sequence.n_outputs(n) + len(guess)
         last = self._batch.add(sequence.lease.sequence, start, tokens + guess, logits=n_outputs)
         return Row(sequence, n, last - len(guess), guess)
 
     def _follows_another(self, sequence: Sequence) -> bool:
         """Whether to wait for tokens that a running sequence is about to compute for both."""
-        known = self._cache.match(sequence.tokens, sequence.namespace)
+        known = self._cache.match(sequence.reusable, sequence.namespace)
         # One that reads from the disk leads too, but never two each other.
         reading = [] if sequence.fetch else [s for s in self._waiting if s.fetch]
         for leader in self._running + reading:
             if leader.namespace != sequence.namespace:
                 continue
             if leader.id not in sequence.shared_with:
-                n = common_prefix(leader.tokens, 0, sequence.tokens, 0)
+                n = common_prefix(leader.tokens, 0, sequence.reusable, 0)
                 sequence.shared_with[leader.id] = min(n, leader.n_prompt, sequence.n_wanted - 1)
             shared = sequence.shared_with[leader.id]
             if leader.n_computed < shared and shared - known >= WORTH_WAITING:
@@ -346,7 +349,7 @@ class Engine:
     def _looked_up(self, sequence: Sequence) -> bool:
         """Whether all that the disk knows of a prompt has been read; begins to if need be."""
         if sequence.fetch is None:
-            sequence.fetch = self._cache.fetch(sequence.tokens, sequence.namespace, self._wake)
+            sequence.fetch = self._cache.fetch(sequence.reusable, sequence.namespace, self._wake)
         return sequence.fetch.done
 
     def _fits(self, sequence: Sequence) -> bool:
@@ -354,7 +357,7 @@ class Engine:
         if not self._running:
             return True
         under_way = sum(s.n_wanted for s in self._running)
-        new = len(sequence.tokens) - self._cache.match(sequence.tokens, sequence.namespace)
+        new = len(sequence.tokens) - self._cache.match(sequence.reusable, sequence.namespace)
         return self._cache.n_leased + under_way + new <= self._context.n_ctx
 
     def _make_room(self, n: int, sequence: Sequence, is_decode: bool) -> bool:

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from llm_server.worker.messages import Logprobs, TokenLogprob, TokenLogprobs
 
+_BLOCK = 64  # numbers, of which the highest stands for all in a first look
+
 LEAST = -9999.0
 """What is said of a token that cannot come: JSON has no minus infinity. OpenAI's number."""
 
@@ -55,11 +57,15 @@ class Scores:
     def took(self, token: int, n_chars: int) -> None:
         """`token` was chosen, and completed so many characters of text."""
         row, start = self._row, self._n_chars
-        n = min(self._top, len(row))
-        best = np.argpartition(row, len(row) - n)[len(row) - n :] if n else ()
-        top = [self._of(int(t)) for t in sorted(best, key=lambda t: (-row[t], t))]
+        top = [self._of(int(t)) for t in best(row, self._top)]
         self._n_chars += n_chars
         self._held.append((start, self._n_chars, TokenLogprobs(self._of(token), top)))
+
+    def opened(self, piece: bytes, n_chars: int) -> Logprobs:
+        """The text opens with a token of which nothing can be said; it is told at once."""
+        self._n_chars += n_chars
+        self._n_shown += n_chars
+        return Logprobs(self._id, [], piece)
 
     def shown(self, n_chars: int, *, cut: bool = False) -> list[Logprobs]:
         """So many more characters are out: the tokens whose text now is, if any.
@@ -80,3 +86,18 @@ class Scores:
         return TokenLogprob(
             self._vocabulary.piece(token, special=True), max(float(self._row[token]), LEAST)
         )
+
+
+def best(row: npt.NDArray[np.float32], n: int) -> npt.NDArray[np.intp]:
+    """The `n` highest of a row, highest first, as positions; all where it has no more.
+
+    Only what reaches the n-th highest of the maxima of blocks is sorted: partitioning a row of
+    150,000 takes 1.5 ms, this 0.1.
+    """
+    n = min(n, len(row))
+    if n == 0:
+        return np.empty(0, np.intp)
+    maxima = np.maximum.reduceat(row, np.arange(0, len(row), _BLOCK))
+    bound = np.partition(maxima, -n)[-n] if n <= len(maxima) else -np.inf
+    among = np.flatnonzero(row >= bound)
+    return among[np.argsort(-row[among], kind="stable")[:n]]

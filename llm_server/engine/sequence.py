@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
 from llm_server.cache.disk import Fetch
 from llm_server.cache.prefix import Lease
@@ -21,7 +22,27 @@ from llm_server.engine.answer import (
 )
 from llm_server.engine.draft import Lookup
 from llm_server.engine.logprobs import Scores
-from llm_server.worker.messages import Delta, Finished, Logprobs, RequestEvent, Timings, Usage
+from llm_server.worker.messages import (
+    Delta,
+    Finished,
+    Logprobs,
+    Progress,
+    RequestEvent,
+    Timings,
+    Usage,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt that is told before its answer, token by token with their probabilities.
+
+    It begins with the token at `start`, which is told as `opening`: its bytes, without the blank
+    that some tokenizers put before every text.
+    """
+
+    start: int
+    opening: bytes
 
 
 class Prompt:
@@ -29,7 +50,8 @@ class Prompt:
 
     `visible` are control tokens that the parser needs to see as text. The first `head` tokens
     are system prompt and tools, `boundaries` are positions where a later prompt may leave this
-    one; `persist` asks for all of the prompt to be stored.
+    one; `persist` asks for all of the prompt to be stored, `echo`, together with `scores`, for its
+    tokens to be told.
     """
 
     def __init__(
@@ -48,6 +70,7 @@ class Prompt:
         head: int = 0,
         boundaries: SequenceOf[int] = (),
         persist: bool = False,
+        echo: Echo | None = None,
         arrived: float | None = None,
     ) -> None:
         self.id = id
@@ -63,6 +86,7 @@ class Prompt:
         self.head = head
         self.boundaries = boundaries
         self.persist = persist
+        self.echo = echo
         self.arrived = time.monotonic() if arrived is None else arrived
 
 
@@ -107,6 +131,8 @@ class Sequence:
         self._cache_s = 0.0
         self._lookup: Lookup | None = None
         self._n_draft = self._n_right = 0
+        self._echo = prompt.echo
+        self._n_echoed = self.n_prompt if prompt.echo is None else prompt.echo.start
 
     @property
     def n_wanted(self) -> int:
@@ -118,6 +144,32 @@ class Sequence:
         """Tokens wanted up to the next boundary, or all of them."""
         ahead = [b - self.n_computed for b in self.boundaries if b > self.n_computed]
         return min([*ahead, self.n_wanted])
+
+    @property
+    def is_persisted(self) -> bool:
+        """Whether exactly its prompt is computed, which is to be stored."""
+        return self.persist and self.is_prefilling and not self.n_wanted
+
+    @property
+    def is_echoing(self) -> bool:
+        """Whether tokens of the prompt are still to be told with their probabilities."""
+        return self._n_echoed < self.n_prompt
+
+    @property
+    def reusable(self) -> list[int]:
+        """The tokens up to the first one that must be computed, because its logits are wanted."""
+        return self.tokens[: self._first_output + 1] if self.is_echoing else self.tokens
+
+    def n_outputs(self, n: int) -> int:
+        """Of the next `n` tokens, the logits of so many last ones are wanted."""
+        return max(0, n + self.n_computed - max(self.n_computed, self._first_output))
+
+    @property
+    def _first_output(self) -> int:
+        """The first position whose logits are wanted."""
+        if self._echo is None or not self.is_echoing:
+            return len(self.tokens) - 1
+        return max(self._echo.start, self._n_echoed - 1)
 
     @property
     def n_left(self) -> int:
@@ -169,14 +221,19 @@ class Sequence:
         return self._lookup
 
     def advance(self, row: int, draft: SequenceOf[int] = ()) -> list[RequestEvent]:
-        """Everything is computed: go on from the logits of `row`, and of as many as `draft` has.
+        """More is computed, the last of it as `row`. Returns what that makes visible, and how far
+        the prompt is, or `Finished` behind the last token.
 
-        As long as what is sampled agrees with the draft, that is computed too. Returns the deltas
-        it makes visible, and `Finished` when it was the last one.
+        With nothing left to compute it goes on from the logits of `row`, and of as many behind it
+        as `draft` has: as long as what is sampled agrees with the draft, that is computed too.
         """
+        deltas = self._tell_prompt(row)
+        if self.n_wanted:
+            n_done = min(self.n_computed, self.n_prompt)
+            return [*deltas, Progress(self.id, self.n_prompt, n_done, self.n_cached or 0)]
         if self._first_token is None:
             self._first_token = time.monotonic()
-        n_before, n_right, deltas = len(self.tokens), 0, list[Delta | Logprobs]()
+        n_before, n_right = len(self.tokens), 0
         while True:
             tokens, visible = self._answer.next(row + n_right)
             self.tokens += tokens
@@ -194,6 +251,22 @@ class Sequence:
             return list(deltas)
         end = Finished(self.id, self._answer.reason, self.usage(), self._timings())
         return [*deltas, end]
+
+    def _tell_prompt(self, row: int) -> list[Delta | Logprobs]:
+        """The tokens of an echoed prompt that the logits up to those of `row` say something of."""
+        start, end = self._n_echoed, min(self.n_computed + 1, self.n_prompt)
+        if self._echo is None or start >= end:
+            return []
+        self._n_echoed = end
+        deltas = list[Delta | Logprobs]()
+        if start == self._echo.start:
+            deltas += self._answer.open_echo(self._echo.opening)
+            start += 1
+        if start < end:
+            # The logits of a token are those of the row before it.
+            first = row - (self.n_computed - start)
+            deltas += self._answer.echo(self.tokens[start:end], first)
+        return deltas
 
     def close(self) -> None:
         """Free what it holds outside the memory. Safe to call twice."""

@@ -146,7 +146,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag=Tru
     """One continuation wanted of one prompt: text, in which markers are recognised, or token ids.
 
     `suffix` is what comes behind the gap that is to be filled. `echo` asks for the prompt's text
-    as the first `Content`.
+    as the first `Content`; where log probabilities are wanted, those of its tokens come with it.
     """
 
     prompt: str | list[int]
@@ -348,11 +348,13 @@ class Logprobs(msgspec.Struct, frozen=True, tag=True):
 
     Every token counts: also of thoughts and calls, and those that show nothing. Left out are the
     end of the turn, and what a stop string cut off. The probabilities are the model's own, before
-    bias, penalties, constraints, temperature and truncation.
+    bias, penalties, constraints, temperature and truncation. Tokens of an echoed prompt come first:
+    `opening` has the bytes of the very first one, which nothing makes probable.
     """
 
     id: int
     tokens: list[TokenLogprobs]
+    opening: bytes | None = None
 
 
 class Embedded(msgspec.Struct, frozen=True, tag=True):

@@ -17,7 +17,7 @@ from llm_server.chat.dialogue import N_TURNS, Dialogue
 from llm_server.chat.segments import Segment
 from llm_server.chat.stream import EchoedText, PlainText
 from llm_server.engine.logprobs import Scores
-from llm_server.engine.sequence import Prompt
+from llm_server.engine.sequence import Echo, Prompt
 from llm_server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
 from llm_server.llama.context import Context
 from llm_server.llama.model import Model
@@ -124,12 +124,15 @@ class Preparer:
         tokens = self._prompt_tokens(request)
         if len(tokens) >= self._context.n_ctx:
             raise ContextLengthExceeded(len(tokens), self._context.n_ctx, param="prompt")
+        scores = self._scores(id, sampling)
+        told = request.echo and scores is None
         return Prompt(
             id,
             tokens,
             make_sampler=lambda: Sampler(self._context, sampling, tokens),
-            parser=EchoedText(id, self._echo(request)) if request.echo else PlainText(id),
-            scores=self._scores(id, sampling),
+            parser=EchoedText(id, self._text_of(request.prompt)) if told else PlainText(id),
+            scores=scores,
+            echo=self._echo(request.prompt, tokens) if request.echo and scores else None,
             max_tokens=sampling.max_tokens,
             stop=sampling.stop,
             namespace=request.cache_salt,
@@ -160,11 +163,23 @@ class Preparer:
             raise ContextLengthExceeded(at_least, n_ctx, param="prompt")
         return self._vocab.tokenize(text, parse_special=True)
 
-    def _echo(self, request: CompletionRequest) -> str:
-        if isinstance(request.prompt, str):
-            return request.prompt
-        pieces = [self._vocab.piece(token, special=True) for token in request.prompt]
+    def _text_of(self, prompt: str | list[int]) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        pieces = [self._vocab.piece(token, special=True) for token in prompt]
         return b"".join(pieces).decode("utf-8", "replace")
+
+    def _echo(self, prompt: str | list[int], tokens: list[int]) -> Echo | None:
+        """How to tell the prompt: without what tokenizing put before its text."""
+        bos = self._vocab.text(self._vocab.bos)
+        added = isinstance(prompt, str) and tokens[0] == self._vocab.bos
+        start = int(added and not (bos and str(prompt).startswith(bos)))
+        if start == len(tokens):
+            return None
+        opening = self._vocab.piece(tokens[start], special=True)
+        if isinstance(prompt, str) and not prompt.startswith(" "):
+            opening = opening.removeprefix(b" ")
+        return Echo(start, opening)
 
     def _scores(self, id: int, sampling: Sampling) -> Scores | None:
         if sampling.top_logprobs is None:

@@ -92,6 +92,24 @@ def test_logprobs_in_the_older_shape(live: Live) -> None:
         assert [value for column in columns for value in column[name]] == values
 
 
+def test_the_first_token_of_an_echoed_prompt_has_no_probability(live: Live) -> None:
+    fields: dict[str, Any] = {"logprobs": 0, "echo": True}
+    (choice,) = complete(live, "scores", **fields).json()["choices"]
+    assert choice["text"] == "äyes"
+    expected = {
+        "tokens": ["ä", "yes", "bytes:\\xff"],
+        "token_logprobs": [None, -0.25, -1.5],
+        "top_logprobs": [None, {"yes": -0.25}, {"bytes:\\xff": -1.5}],
+        "text_offset": [0, 1, 4],
+    }
+    assert choice["logprobs"] == expected
+    streamed = events(complete(live, "scores", **fields, stream=True).text)[:-1]
+    columns = [c for chunk in streamed if (c := chunk["choices"][0]["logprobs"])]
+    assert len(columns) == 3
+    for name, values in expected.items():
+        assert [value for column in columns for value in column[name]] == values
+
+
 def test_one_failed_choice_fails_the_answer_and_ends_the_others(live: Live) -> None:
     before = len(live.notes("cancels.log"))
     response = complete(live, ["hang", "fail:as_asked"])
@@ -125,7 +143,6 @@ def test_defaults_are_openais() -> None:
         ({"prompt": ["a"] * 17}, ("invalid_value", "prompt")),
         ({"prompt": None}, ("invalid_type", "prompt")),
         ({"best_of": 2}, ("unsupported_parameter", "best_of")),
-        ({"echo": True, "logprobs": 1}, ("unsupported_parameter", "logprobs")),
         ({"echo": True, "suffix": "x"}, ("invalid_value", "echo")),
         ({"logprobs": 21}, ("invalid_value", "logprobs")),
         ({"logprobs": True}, ("invalid_type", "logprobs")),

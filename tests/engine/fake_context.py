@@ -15,7 +15,7 @@ from llm_server.cache.disk import DiskTier
 from llm_server.engine.answer import Mask, TokenConstraint
 from llm_server.engine.engine import Engine
 from llm_server.engine.logprobs import Scores
-from llm_server.engine.sequence import Prompt
+from llm_server.engine.sequence import Echo, Prompt
 from llm_server.worker.messages import (
     Content,
     Delta,
@@ -258,6 +258,7 @@ class Bench:
         persist: bool = False,
         constraint: TokenConstraint | None = None,
         scores: Scores | None = None,
+        echo: Echo | None = None,
     ) -> None:
         self.texts[id] = ""
         self.engine.submit(
@@ -273,6 +274,7 @@ class Bench:
                 namespace=namespace,
                 head=head,
                 persist=persist,
+                echo=echo,
                 arrived=self.clock.now,
             )
         )
