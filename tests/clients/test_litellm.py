@@ -93,3 +93,20 @@ def test_the_responses_api(base_url: str) -> None:
         temperature=0,
     )
     assert "demo model" in answer.output[0].content[0].text
+
+
+def test_embeddings(base_url: str) -> None:
+    # docs: litellm embeddings
+    import litellm
+
+    answer = litellm.embedding(
+        model="openai/bert.gguf",
+        api_base=base_url,
+        api_key="none",
+        input=["the time", "a long day", "the time"],
+    )
+    one, other, again = (item["embedding"] for item in answer.data)
+    # end
+    assert sum(a * b for a, b in zip(one, again, strict=True)) > 0.9999
+    assert sum(a * b for a, b in zip(one, other, strict=True)) < 0.9999
+    assert answer.usage.prompt_tokens > 0

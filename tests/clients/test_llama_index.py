@@ -53,3 +53,16 @@ def test_tools(base_url: str) -> None:
     answer = model.predict_and_call(tools, "please set a timer for 12 minutes")
     assert minutes_set == [12]
     assert answer.response == "started"
+
+
+def test_embeddings(base_url: str) -> None:
+    # docs: llama-index embeddings
+    from llama_index.embeddings.openai_like import OpenAILikeEmbedding
+
+    model = OpenAILikeEmbedding(model_name="bert.gguf", api_base=base_url, api_key="none")
+    question = model.get_query_embedding("the time")
+    documents = model.get_text_embedding_batch(["the time", "a long day"])
+    # end
+    assert sum(a * b for a, b in zip(question, documents[0], strict=True)) > 0.9999
+    assert sum(a * b for a, b in zip(question, documents[1], strict=True)) < 0.9999
+    assert len(asyncio.run(model.aget_text_embedding("a long day"))) == len(question)

@@ -42,6 +42,20 @@ const { output } = await generateText({
 console.log(output);
 // end
 
+// docs: javascript ai sdk embeddings
+import { cosineSimilarity, embedMany } from "ai";
+
+const { embeddings, usage } = await embedMany({
+  model: local.embeddingModel("bert.gguf"),
+  values: ["the time", "a long day", "the time"],
+});
+console.log(cosineSimilarity(embeddings[0], embeddings[1]));
+// end
+
+assert.ok(cosineSimilarity(embeddings[0], embeddings[2]) > 0.9999);
+assert.ok(cosineSimilarity(embeddings[0], embeddings[1]) < 0.9999);
+assert.ok(usage.tokens > 0);
+
 assert.ok(text);
 assert.deepEqual(
   steps.flatMap((step) => step.toolCalls.map((call) => [call.toolName, call.input])),

@@ -66,6 +66,23 @@ const runner = client.chat.completions.runTools({
 assert.ok(await runner.finalContent());
 assert.deepEqual(minutesSet, [12]);
 
+// docs: javascript openai embeddings
+const { data } = await client.embeddings.create({
+  model: "bert.gguf",
+  input: ["the time", "a long day", "the time"],
+});
+const [one, other, again] = data.map(({ embedding }) => embedding);
+// end
+
+const dot = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0);
+assert.ok(dot(one, again) > 0.9999 && dot(one, other) < 0.9999);
+const plain = await client.embeddings.create({
+  model: "bert.gguf",
+  input: "the time",
+  encoding_format: "float",
+});
+assert.ok(dot(plain.data[0].embedding, one) > 0.9999);
+
 await assert.rejects(
   client.chat.completions.create({ model: "nope", messages: [{ role: "user", content: "x" }] }),
   { status: 404, code: "model_not_found" },
