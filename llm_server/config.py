@@ -14,9 +14,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import AliasChoices, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from llm_server.machine import Memory
+from llm_server.models.policy import budget_bytes, keep_alive_seconds
+from llm_server.models.registry import Registry
 from llm_server.worker.messages import CacheConfig
 
 CacheWrite = Literal["all", "auto", "off"]
@@ -153,16 +164,45 @@ class Settings(BaseSettings):
         description="most memory a worker may have beside the mapped model file, such as 4GB; it "
         "is ended and started again beyond that",
     )
+    memory: str | None = Field(
+        default=None,
+        description="memory that all loaded models may take together, such as 8GB or 80%, default "
+        "what is free at the start less a tenth of all",
+    )
+    keep_alive: str = Field(
+        default="-1",
+        description="how long a model stays loaded without requests: seconds, 5m, -1 for ever",
+    )
+    follow_symlinks: bool = Field(
+        default=False, description="serve what links lead to outside of the models folder, too"
+    )
     log_level: LogLevel = Field(default="info", description="debug, info, warning or error")
     log_format: LogFormat = Field(
         default="text", description="text, or json: one object a line for a program to read"
     )
+
+    @field_validator("memory")
+    @classmethod
+    def _check_memory(cls, told: str | None) -> str | None:
+        budget_bytes(told, Memory(0, 0))
+        return told
+
+    @field_validator("keep_alive")
+    @classmethod
+    def _check_keep_alive(cls, told: str) -> str:
+        keep_alive_seconds(told)
+        return told
 
 
 def default_models_dir() -> Path:
     """`models/` of the working directory if there is one, else in the per-user data folder."""
     here = Path("models")
     return here.absolute() if here.is_dir() else user_data_dir() / "models"
+
+
+def make_registry(settings: Settings, stand_in: Path | None) -> Registry:
+    """The models folder as the settings want it read; nothing has been read yet."""
+    return Registry(settings.models_dir, stand_in, follow_symlinks=settings.follow_symlinks)
 
 
 def cache_dir(settings: Settings) -> Path:
@@ -240,19 +280,18 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     for name, field in Settings.model_fields.items():
         shown = not field.default_factory and field.default not in (None, ())
         default = f" [{field.default}]" if shown else ""
+        text = f"{field.description}{default}".replace("%", "%%")
         # The underscore spelling is accepted, and kept out of the help.
         flags = dict.fromkeys([_flag(name), "--" + name])
         if field.annotation is bool:
-            action = parser.add_argument(
-                *flags, dest=name, action="store_true", help=field.description
-            )
+            action = parser.add_argument(*flags, dest=name, action="store_true", help=text)
         else:
             action = parser.add_argument(
                 *flags,
                 dest=name,
                 action="append" if field.default == () else "store",
                 metavar=_metavar(name),
-                help=f"{field.description}{default}",
+                help=text,
             )
         action.option_strings = [_flag(name)]
     return parser

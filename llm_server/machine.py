@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,15 @@ import psutil
 ROOT = Path("/")
 _PCI_DISPLAY = "0x03"
 _VENDORS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
+_CGROUP = "sys/fs/cgroup"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes, of this machine or of the container that we run in."""
+
+    total: int
+    available: int
 
 
 def physical_cores() -> int:
@@ -90,16 +100,33 @@ def _merged(speeds: Counter[int]) -> list[int]:
 
 def cpu_quota(root: Path = ROOT) -> float | None:
     """Processors a container may use at a time (cgroup v2 `cpu.max`); None for no limit."""
-    quota, _, period = _read(root / "sys/fs/cgroup/cpu.max").strip().partition(" ")
+    quota, _, period = _read(root / _CGROUP / "cpu.max").strip().partition(" ")
     if quota.isdecimal() and period.isdecimal() and int(period):
         return int(quota) / int(period)
     return None
 
 
+def memory(root: Path = ROOT) -> Memory:
+    """What there is now. A container's limit counts as all there is.
+
+    Pages of files that the container's group holds are not counted as used, since the kernel
+    takes them back when it needs them.
+    """
+    now = psutil.virtual_memory()
+    total, available = int(now.total), int(now.available)
+    limit = memory_limit(root)
+    if limit is None or limit >= total:
+        return Memory(total, available)
+    used = _number(root / _CGROUP / "memory.current") or 0
+    for line in _read(root / _CGROUP / "memory.stat").splitlines():
+        if line.startswith("inactive_file "):
+            used -= int(line.split()[1])
+    return Memory(limit, max(0, min(available, limit - used)))
+
+
 def memory_limit(root: Path = ROOT) -> int | None:
     """Bytes a container may use (cgroup v2 `memory.max`); None for no limit."""
-    limit = _read(root / "sys/fs/cgroup/memory.max").strip()
-    return int(limit) if limit.isdecimal() else None
+    return _number(root / _CGROUP / "memory.max")
 
 
 def graphics_cards(root: Path = ROOT) -> set[str]:
@@ -113,6 +140,12 @@ def graphics_cards(root: Path = ROOT) -> set[str]:
         if _read(card / "class").startswith(_PCI_DISPLAY)
     ]
     return {vendor for vendor in vendors if vendor is not None}
+
+
+def _number(path: Path) -> int | None:
+    """A number of the system; None where it says none, such as `max`."""
+    said = _read(path).strip()
+    return int(said) if said.isdecimal() else None
 
 
 def _read(path: Path) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from llm_server import __version__, logs
 from llm_server.api.keys import InvalidKey, Keyring
-from llm_server.config import Settings, settings_from_args, settings_from_environment
+from llm_server.config import Settings, make_registry, settings_from_args, settings_from_environment
 from llm_server.demo import demo_model_path
 from llm_server.errors import ModelNotFound
 from llm_server.models.registry import Registry
@@ -94,7 +94,7 @@ def check_models(settings: Settings, stand_in: Path | None) -> Registry:
     folder = settings.models_dir
     if "models_dir" in settings.model_fields_set and not folder.is_dir():
         raise CannotStart(f"--models-dir: there is no folder {folder}")
-    registry = Registry(folder, stand_in)
+    registry = make_registry(settings, stand_in)
     registry.scan()
     if settings.model_name is not None:
         try:

@@ -19,6 +19,7 @@ from llm_server.api.chat import Patience
 from llm_server.api.transport import Limits
 from llm_server.config import Settings
 from llm_server.running import Server
+from tests.gguf_bytes import gguf
 
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
@@ -58,7 +59,7 @@ def add_models(folder: Path, *names: str) -> None:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"GGUF")
+        path.write_bytes(gguf())
 
 
 def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -91,7 +92,7 @@ def live_server(
 ) -> Iterator[Live]:
     """Serve `models`; with `wait` the first model is loaded when the block is entered."""
     app = create_app(
-        Settings(models_dir=models, **settings),
+        Settings(models_dir=models, **({"parallel": 4} | settings)),
         worker_argv=FAKE_WORKER,
         patience=patience,
         stand_in=stand_in,

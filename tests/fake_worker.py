@@ -4,8 +4,8 @@ Run as a program by the tests. What it does is told by the model's file name and
 the last user message, so that tests need no other channel:
 
 model name     `broken*` refuses to load, `crash*` aborts while loading, `gate*` loads when the
-               file of that name with `.open` behind it exists, `stubborn*` ignores Stop; n_ctx 7
-               fails to load, whatever the model
+               file of that name with `.open` behind it exists, `stubborn*` ignores Stop,
+               `vectors*` is an embedding model; n_ctx 7 fails to load, whatever the model
 `crash`        the process aborts                  `hang`   one word, then nothing ever
 `fail:CODE`    Failed with that code at once       `gate:P` one word, then the rest once P exists
 `late-fail`    one word, then Failed               `garbage`, `foreign`, `huge` break the protocol
@@ -48,6 +48,7 @@ from llm_server.worker.messages import (
     LoadFailed,
     LoadProgress,
     Logprobs,
+    Pooling,
     Progress,
     Question,
     Reasoning,
@@ -112,7 +113,8 @@ def load(command: Load) -> None:
     note("loads.log", f"{path.name} n_ctx={n_ctx} pid={os.getpid()}")
     note("commands.log", msgspec.json.encode(command).decode())
     settled = {"n_ctx": n_ctx, "n_ctx_train": 8192, "parallel": parallel, "n_vocab": 1000}
-    send(Loaded(**settled, description="fake", fingerprint="fp_fake"))
+    pooling: Pooling | None = "mean" if path.name.startswith("vectors") else None
+    send(Loaded(**settled, description="fake", fingerprint="fp_fake", pooling=pooling))
 
 
 def finished(submit: Submit, n: int, reason: str = "stop") -> Finished:

@@ -11,7 +11,7 @@ TensorEntry = tuple[str, tuple[int, ...], int]
 
 TINY: Metadata = {
     "general.architecture": "llama",
-    "llama.context_length": 8192,
+    "llama.context_length": 4096,
     "llama.embedding_length": 64,
     "llama.block_count": 1,
     "llama.attention.head_count": 2,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llm_server.config import Settings
-from llm_server.models.pool import STOP_DEADLINE_S
+from llm_server.models.residents import STOP_DEADLINE_S
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 UNIT = DEPLOY / "llm-server.service"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from llm_server import machine
@@ -62,6 +63,17 @@ def test_limits_of_a_container(tmp_path: Path) -> None:
     (folder / "memory.max").write_text("max\n")
     assert machine.cpu_quota(tmp_path) is None
     assert machine.memory_limit(tmp_path) is None
+
+
+def test_memory_in_a_container(tmp_path: Path) -> None:
+    folder = tmp_path / "sys/fs/cgroup"
+    folder.mkdir(parents=True)
+    (folder / "memory.max").write_text("2000000\n")
+    (folder / "memory.current").write_text("1500000\n")
+    (folder / "memory.stat").write_text("anon 900000\ninactive_file 600000\n")
+    assert machine.memory(tmp_path) == machine.Memory(2_000_000, 1_100_000)
+    (folder / "memory.max").write_text("max\n")
+    assert machine.memory(tmp_path).total == psutil.virtual_memory().total
 
 
 def test_graphics_cards(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_the_api_process_never_imports_llama_cpp() -> None:
 def test_a_signal_lets_running_answers_finish(tmp_path: Path, sent: signal.Signals) -> None:
     add_models(tmp_path, "a.gguf", "b.gguf")
     gate = tmp_path / "gate"
-    with running(tmp_path) as server:
+    with running(tmp_path, "--memory", "64MiB") as server:  # Room for one of the two.
         until(server.healthy)
         worker = server.worker()
         refused: list[httpx.Response] = []

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from llm_server import __version__
-from llm_server.api import cache, errors, metrics, native, openai, status, ui
+from llm_server.api import cache, errors, metrics, models, native, openai, status, ui
 from llm_server.api.access import Access
 from llm_server.api.chat import Patience
 from llm_server.api.context import Context
@@ -22,10 +22,13 @@ from llm_server.api.edge import Edge
 from llm_server.api.keys import Keyring
 from llm_server.api.schema import complete
 from llm_server.api.traffic import Traffic
-from llm_server.config import Settings, cache_config
+from llm_server.config import Settings, cache_config, make_registry
 from llm_server.errors import ServerError
+from llm_server.machine import memory
+from llm_server.models.loader import Loader
+from llm_server.models.plan import Planner
+from llm_server.models.policy import budget_bytes, keep_alive_seconds
 from llm_server.models.pool import Pool
-from llm_server.models.registry import Registry
 from llm_server.worker.client import Worker
 from llm_server.worker.messages import LoadConfig
 from llm_server.worker.process import WORKER_ARGV
@@ -62,22 +65,31 @@ def create_app(
     `worker_argv` is the command of worker processes, when it is not our own; `stand_in` the model
     that serves while the folder holds none. Raises InvalidKey.
     """
-    registry = Registry(settings.models_dir, stand_in)
+    registry = make_registry(settings, stand_in)
     cached = cache_config(settings)
-    pool = Pool(
+    planner = Planner(
         registry,
+        budget=budget_bytes(settings.memory, memory()),
         defaults=load_defaults(settings),
+        cache=cached is not None,
+    )
+    start_worker = partial(
+        Worker.start,
+        argv=worker_argv or WORKER_ARGV,
+        limits=Limits(memory=settings.worker_memory),
+    )
+    pool = Pool(
+        planner,
+        Loader(
+            cached,
+            log_level=settings.log_level,
+            log_format=settings.log_format,
+            sandbox=not settings.no_sandbox,
+            start_worker=start_worker,
+        ),
         queue_size=settings.queue_size,
         first_model=settings.model_name,
-        cache=cached,
-        log_level=settings.log_level,
-        log_format=settings.log_format,
-        sandbox=not settings.no_sandbox,
-        start_worker=partial(
-            Worker.start,
-            argv=worker_argv or WORKER_ARGV,
-            limits=Limits(memory=settings.worker_memory),
-        ),
+        keep_alive_s=keep_alive_seconds(settings.keep_alive),
     )
     app = App(
         title="llm-server",
@@ -103,6 +115,7 @@ def create_app(
     )
     app.state.context = Context(registry, pool, access, traffic, patience or Patience(), cached)
     app.include_router(native.router)
+    app.include_router(models.router)
     app.include_router(openai.router)
     for router in (metrics.router, status.router, cache.router, ui.router):
         app.include_router(router)

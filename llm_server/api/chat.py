@@ -128,7 +128,9 @@ class Answer:
     async def _lease_of_pool(self) -> Lease:
         self._beginning = asyncio.current_task()
         try:
-            return await self._pool.acquire(self._call.model, self._call.overrides)
+            return await self._pool.acquire(
+                self._call.model, self._call.overrides, keep_alive_s=self._call.keep_alive_s
+            )
         except asyncio.CancelledError:
             if not self._cancelled:
                 raise

@@ -18,7 +18,14 @@ from starlette.responses import Response
 from llm_server.api.body import Json, read_body
 from llm_server.api.chat import FoldedResponse, PlainChunker, StreamedResponse
 from llm_server.api.context import context_of, ignored_header
-from llm_server.api.fields import check_generation, overrides_of, prompts_of, sampling_of, validated
+from llm_server.api.fields import (
+    check_generation,
+    keep_alive_of,
+    overrides_of,
+    prompts_of,
+    sampling_of,
+    validated,
+)
 from llm_server.api.logprobs import TextColumns, TextLogprobs
 from llm_server.api.requests import Call, choices
 from llm_server.api.schema import operation
@@ -110,6 +117,7 @@ def completion_call(body: dict[str, Json]) -> Call:
         n=n,
         model=wanted.model,
         overrides=overrides_of(wanted.load_model_configs),
+        keep_alive_s=keep_alive_of(wanted.keep_alive),
         stream=bool(wanted.stream),
         include_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
         ignored=ignored,

@@ -25,6 +25,7 @@ from llm_server.api.wire import (
 )
 from llm_server.errors import InvalidRequest, UnsupportedParameter
 from llm_server.models.lease import Overrides
+from llm_server.models.policy import keep_alive_seconds
 from llm_server.worker.messages import Sampling
 
 W = TypeVar("W", bound=Wire)
@@ -150,3 +151,11 @@ def overrides_of(fields: LoadFields | None) -> Overrides:
     if (both := given.pop("kv_type", None)) is not None:
         given = {"type_k": both, "type_v": both} | given
     return given
+
+
+def keep_alive_of(told: float | str | None) -> float | None:
+    """Seconds that a model shall stay loaded, less than 0 for ever. Raises InvalidRequest."""
+    try:
+        return None if told is None else keep_alive_seconds(told)
+    except ValueError as error:
+        raise InvalidRequest(f"'keep_alive': {error}.", param="keep_alive") from None

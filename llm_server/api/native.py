@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from functools import partial
 from typing import Literal
@@ -20,6 +19,7 @@ from llm_server.api.body import read_body
 from llm_server.api.chat import FoldedResponse
 from llm_server.api.context import context_of, ignored_header
 from llm_server.api.errors import envelope, headers, json_response
+from llm_server.api.models import all_models
 from llm_server.api.requests import restore_call, set_model_call
 from llm_server.api.schema import operation
 from llm_server.api.traffic import passage_of
@@ -141,15 +141,8 @@ async def health(request: Request) -> Response:
 @router.get("/models", openapi_extra=operation(ModelsJson, errors=()))
 async def models(request: Request) -> Response:
     """The models of the models folder, as names and as OpenAI lists them."""
-    registry = context_of(request).registry
-    await asyncio.to_thread(registry.scan)
-    found = registry.models()
-    return json_response(
-        ModelsJson(
-            models=[model.name for model in found],
-            data=[openai.model_json(model) for model in found],
-        )
-    )
+    found = await all_models(context_of(request))
+    return json_response(ModelsJson(models=[model.id for model in found], data=found))
 
 
 @router.post(
@@ -161,9 +154,15 @@ async def models(request: Request) -> Response:
     ),
 )
 async def set_model(request: Request) -> Response:
-    """Load a model and make it the current one. Requests on the old one finish first."""
+    """Load a model and switch to it: requests that name none get it from now on.
+
+    What is loaded stays as far as the memory holds it. A model that has to go for it, and one
+    that is loaded otherwise now, finish their requests first.
+    """
     call = await read_body(request, set_model_call)
-    lease = await context_of(request).pool.acquire(call.model, call.overrides)
+    lease = await context_of(request).pool.acquire(
+        call.model, call.overrides, keep_alive_s=call.keep_alive_s, make_default=True
+    )
     lease.release()
     loaded = lease.worker.loaded
     return json_response(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 
 import msgspec
@@ -16,23 +15,14 @@ from llm_server.api.chat import FoldedResponse, StreamedResponse
 from llm_server.api.completion import Chunk, Chunks, Completion, Fold
 from llm_server.api.context import context_of, ignored_header
 from llm_server.api.errors import json_response
+from llm_server.api.models import ModelJson, all_models, one_model
 from llm_server.api.requests import chat_call
 from llm_server.api.schema import operation
 from llm_server.api.wire import CHAT_EXAMPLE, ChatBody
-from llm_server.models.registry import ModelFile
 
 shared = APIRouter()
 """What there is both at the root and under /v1."""
 router = APIRouter(prefix="/v1")
-
-
-class ModelJson(msgspec.Struct):
-    """One model in a list, or alone."""
-
-    id: str
-    created: int
-    object: str = "model"
-    owned_by: str = "local"
 
 
 class ModelListJson(msgspec.Struct):
@@ -60,22 +50,13 @@ async def chat_completions(request: Request) -> Response:
 @router.get("/models", openapi_extra=operation(ModelListJson, errors=()))
 async def list_models(request: Request) -> Response:
     """The models of the models folder."""
-    registry = context_of(request).registry
-    await asyncio.to_thread(registry.scan)
-    return json_response(ModelListJson([model_json(model) for model in registry.models()]))
+    return json_response(ModelListJson(await all_models(context_of(request))))
 
 
 @shared.get("/models/{name:path}", openapi_extra=operation(ModelJson, errors=(404,)))
 async def get_model(request: Request, name: str) -> Response:
     """One model, by any of its names."""
-    registry = context_of(request).registry
-    await asyncio.to_thread(registry.scan)
-    return json_response(model_json(registry.find(name)))
-
-
-def model_json(model: ModelFile) -> ModelJson:
-    """A model as OpenAI lists it."""
-    return ModelJson(id=model.name, created=model.modified)
+    return json_response(await one_model(context_of(request), name))
 
 
 shared.include_router(completions.router)

@@ -17,6 +17,7 @@ from llm_server.api.body import Json
 from llm_server.api.fields import (
     check_generation,
     check_names,
+    keep_alive_of,
     overrides_of,
     sampling_of,
     validated,
@@ -63,6 +64,8 @@ class Call:
     include_usage: bool = False
     ignored: list[str] = field(default_factory=list)
     place: Callable[[str], str] = str
+    keep_alive_s: float | None = None
+    """How long the model stays loaded afterwards; None leaves that as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class SetModelCall:
     model: str
     overrides: Overrides
     ignored: list[str]
+    keep_alive_s: float | None = None
 
 
 def chat_call(body: dict[str, Json]) -> Call:
@@ -87,6 +91,7 @@ def chat_call(body: dict[str, Json]) -> Call:
         n=chat.n or 1,
         model=chat.model,
         overrides=overrides_of(chat.load_model_configs),
+        keep_alive_s=keep_alive_of(chat.keep_alive),
         stream=bool(chat.stream),
         include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
         ignored=ignored,
@@ -126,7 +131,12 @@ def set_model_call(body: dict[str, Json]) -> SetModelCall:
     """The body of `POST /setModel`, understood. Raises InvalidRequest."""
     ignored = check_names(body, SetModelBody)
     wanted = validated(SetModelBody, body)
-    return SetModelCall(wanted.model_name, overrides_of(wanted.load_model_configs), ignored)
+    return SetModelCall(
+        wanted.model_name,
+        overrides_of(wanted.load_model_configs),
+        ignored,
+        keep_alive_of(wanted.keep_alive),
+    )
 
 
 def _chat_request(chat: ChatBody) -> ChatRequest:

@@ -239,6 +239,12 @@ class TemplateKwargs(Wire):
     clear_thinking: bool | None = None
 
 
+KeepAlive = Annotated[
+    Annotated[str, Field(max_length=32), Tag("(text)")]
+    | Annotated[Annotated[float, Field(ge=-1, le=MAX_INT32)], Tag("(number)")],
+    Discriminator(lambda value: "(text)" if isinstance(value, str) else "(number)"),
+]
+"""Seconds, or a time such as 5m; -1 is for ever, 0 not at all."""
 ModelName = Annotated[str, Field(min_length=1, max_length=512)]
 
 
@@ -251,6 +257,7 @@ class GenerationFields(SamplingFields):
     stream_options: StreamOptions | None = None
     inference_configs: SamplingFields | None = None
     load_model_configs: LoadFields | None = None
+    keep_alive: KeepAlive | None = None
 
 
 class ChatBody(GenerationFields):
@@ -348,6 +355,20 @@ class SetModelBody(Wire):
     """`POST /setModel`."""
 
     model_name: ModelName
+    load_model_configs: LoadFields | None = None
+    keep_alive: KeepAlive | None = None
+
+
+class UnloadBody(Wire):
+    """`POST /models/unload`."""
+
+    model: ModelName
+
+
+class FitBody(Wire):
+    """`POST /models/fit`."""
+
+    model: ModelName
     load_model_configs: LoadFields | None = None
 
 

@@ -47,7 +47,6 @@ def examine(settings: Settings) -> Iterator[Finding]:
     from llm_server import config, machine
     from llm_server.demo import demo_model_path
     from llm_server.doctor import checks, native
-    from llm_server.models.registry import Registry
 
     built = native.examine()
     if isinstance(built, native.Native):
@@ -58,7 +57,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield built
     n_threads = settings.threads or machine.physical_cores()
     yield checks.thread_finding(n_threads, machine.core_classes(), machine.cpu_quota())
-    registry = Registry(settings.models_dir, demo_model_path())
+    registry = config.make_registry(settings, demo_model_path())
     registry.scan()
     largest = max((model.size for model in registry.models()), default=0)
     memory, swap = psutil.virtual_memory(), psutil.swap_memory()

@@ -196,10 +196,10 @@ def rm(
 
 def _registry(models_dir: Path | None) -> Registry:
     """The models as a server with these settings would have them."""
+    from llm_server.config import make_registry
     from llm_server.demo import demo_model_path
-    from llm_server.models.registry import Registry
 
-    registry = Registry(output.settings(models_dir=models_dir).models_dir, demo_model_path())
+    registry = make_registry(output.settings(models_dir=models_dir), demo_model_path())
     registry.scan()
     return registry
 

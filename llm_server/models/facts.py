@@ -61,7 +61,7 @@ _FILE_TYPES = {
 }
 """enum llama_ftype (llama.h), without "MOSTLY"."""
 
-_POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
+_POOLING = {1: "mean", 2: "cls", 3: "last", 4: "rank"}
 """enum llama_pooling_type (llama.h)."""
 
 
@@ -161,7 +161,6 @@ def facts_of(headers: Sequence[Header]) -> Facts:
     if declared != len(tensors):
         raise InvalidGguf("parts of it are missing, or do not belong together")
     template = values.text("tokenizer.chat_template")
-    pooling = values.metadata.get(f"{values.architecture}.pooling_type")
     return Facts(
         architecture=values.architecture,
         name=values.text("general.name"),
@@ -169,9 +168,18 @@ def facts_of(headers: Sequence[Header]) -> Facts:
         quantization=_quantization(values, tensors),
         n_ctx_train=values.whole("context_length"),
         template_sha256=hashlib.sha256(template.encode()).hexdigest() if template else None,
-        pooling=_POOLING.get(pooling) if isinstance(pooling, int) else None,
+        pooling=_pooling(values),
         shape=_shape(values, tensors),
     )
+
+
+def _pooling(values: _Values) -> str | None:
+    """As stated; the mean for encoders that do not say (`worker/embedding.py`)."""
+    stated = values.metadata.get(f"{values.architecture}.pooling_type")
+    if isinstance(stated, int) and stated in _POOLING:
+        return _POOLING[stated]
+    is_encoder = values.metadata.get(f"{values.architecture}.attention.causal") is False
+    return "mean" if is_encoder else None
 
 
 class _Values:

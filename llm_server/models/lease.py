@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from llm_server.models.plan import Plan
 from llm_server.models.registry import ModelFile
 from llm_server.worker.client import Worker
-from llm_server.worker.messages import LoadConfig
 
-Overrides: TypeAlias = Mapping[str, int | str]
+Overrides: TypeAlias = Mapping[str, object]
 """Fields of LoadConfig that a request sets; those it leaves out stay as they are."""
 
 
@@ -32,36 +32,46 @@ class Lease:
         self._release(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A model and the configuration it is, or shall be, loaded with."""
+@dataclass(slots=True, eq=False)
+class Resident:
+    """A model that is loaded."""
 
-    model: ModelFile
-    config: LoadConfig
-
-
-@dataclass(slots=True)
-class Current:
-    target: Target
+    plan: Plan
     worker: Worker
+    memory: int
+    """Bytes it holds of the budget."""
+    keep_alive_s: float
+    """How long it stays without requests; less than 0 for ever."""
     since: float = field(default_factory=time.monotonic)
+    used: float = field(default_factory=time.monotonic)
+    """When its last request ended."""
     leases: set[Lease] = field(default_factory=set)
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+    leaving: int = 0
+    """How many want it gone: it takes no more requests, and those it has go on to their end."""
+    expiry: asyncio.TimerHandle | None = None
+    stopping: asyncio.Task[None] | None = None
+
+    @property
+    def model(self) -> ModelFile:
+        """The model."""
+        return self.plan.model
 
     def satisfies(self, ticket: Ticket) -> bool:
         """Whether this worker, as it is loaded, is what the ticket asks for."""
-        if not self.worker.alive or self.target.model.path != ticket.model.path:
+        if not self.worker.alive or self.leaving or self.model.path != ticket.model.path:
             return False
         if self.worker.outdated:
             return False  # Another file has the name by now: that is the one that was asked for.
         return all(self._in_force(name, value) for name, value in ticket.overrides.items())
 
-    def _in_force(self, name: str, value: int | str) -> bool:
-        if value == getattr(self.target.config, name):
+    def _in_force(self, name: str, value: object) -> bool:
+        if name == "pooling" and value == self.worker.loaded.pooling:
             return True
-        # 0 asks for what was fitted, and the fitted value itself may be asked for.
-        if name == "pooling":
-            return value == self.worker.loaded.pooling
-        return name in ("n_ctx", "parallel") and value in (0, getattr(self.worker.loaded, name))
+        # What was fitted may be asked for by its number as well as left open.
+        return value in (getattr(self.plan.asked, name), getattr(self.plan.config, name)) or (
+            name in ("n_ctx", "parallel") and value in (0, getattr(self.worker.loaded, name))
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +81,12 @@ class Ticket:
     model: ModelFile
     overrides: Overrides
     granted: asyncio.Future[Lease]
+    keep_alive_s: float | None = None
+    """How long the model shall stay afterwards; None leaves that as it is."""
+    named: bool = False
+    """Whether the request named its model."""
+    make_default: bool = False
+    """Whether requests that name no model shall get this one from now on."""
 
     def wants_the_same(self, other: Ticket) -> bool:
         """Whether one load would serve, or fail, both."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from llm_server.models.facts import Facts, Shape
-from llm_server.worker.messages import KvType, LoadConfig
+from llm_server.worker.messages import PARALLEL, PARALLEL_WHOLE_STATE, KvType, LoadConfig
 
 MIN_N_CTX = 4096
 """Cells to have where possible, even when they take more than their share of the memory."""
@@ -20,10 +20,6 @@ CTX_STEP = 256
 """llama.cpp pads its caches to this many cells."""
 KV_SHARE = 4
 """Cells that nobody asked for may take a quarter of the room: prompts of other models need some."""
-PARALLEL = 32
-"""Requests that may run at once unless told otherwise; with one unified memory they cost little."""
-PARALLEL_WHOLE_STATE = 4
-"""The same for recurrent models, where every sequence id costs a whole state."""
 MAX_OUTPUTS = 64
 """Rows of a batch that may ask for logits (`llama/context.py`)."""
 
@@ -95,6 +91,8 @@ def settled(facts: Facts, config: LoadConfig, room: int, extras: Extras = Extras
     The context is what the model was trained for, as far as a share of the room holds it, and at
     least `MIN_N_CTX` as far as all of the room does. Whether the result fits is another question.
     """
+    if facts.pooling or config.pooling != "auto":
+        return config  # Vectors need no cells; `worker/embedding.py` settles the rest.
     parallel = config.parallel or (PARALLEL_WHOLE_STATE if facts.shape.state_elements else PARALLEL)
     config = msgspec.structs.replace(config, parallel=min(parallel, config.n_batch))
     if config.n_ctx == 0:

@@ -1,11 +1,26 @@
-"""The pool's judgements, as plain functions: what fits, and how long to wait after crashes."""
+"""The pool's judgements, as plain functions: how much, who goes, how long to wait after crashes."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from llm_server.machine import Memory
+
+LEAVE_SHARE = 10
+"""A tenth of the machine's memory is left to everybody else, unless told otherwise."""
+
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[kmgt]?i?b?)", re.IGNORECASE)
+_PREFIXES = "kmgt"
+_DURATION = re.compile(
+    r"(?P<seconds>-?\d+(?:\.\d+)?)|(?=.)(?:(?P<h>\d+)h)?(?:(?P<m>\d+)m)?(?:(?P<s>\d+)s)?"
+)
 
 FIRST_BACKOFF_S = 0.5
 LONGEST_BACKOFF_S = 30.0
+MAX_REVIVALS = 3
+"""Crashes in a row after which a model waits for somebody to ask for it again."""
 FORGIVEN_S = 10.0
 """A worker that lived this long before it crashed makes the earlier crashes count no more."""
 
@@ -23,14 +38,74 @@ class Crashes:
         self.not_before = now + backoff_s(self.count)
 
 
-def fits_beside(size: int, available: int) -> bool:
-    """Whether a model of `size` bytes can be loaded while another one stays.
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What a loaded model holds of the budget, and whether it is in use."""
 
-    Weights, and a quarter of them for context and buffers, must leave 1 GiB of the `available`
-    bytes. A guess on the safe side: being wrong costs the old model a reload, being too bold
-    costs a process.
+    memory: int
+    used: float
+    """When its last request ended; only the order counts."""
+    busy: bool
+
+
+def whom_to_evict(needed: int, budget: int, holdings: Sequence[Holding]) -> list[int]:
+    """Which of `holdings` go, by index, so that `needed` bytes fit into `budget`.
+
+    Idle ones before busy ones, the least recently used first, and nobody for nothing. What never
+    fits must have been refused before: then all go.
     """
-    return size * 5 // 4 + (1 << 30) <= available
+    order = sorted(range(len(holdings)), key=lambda i: (holdings[i].busy, holdings[i].used))
+    short = needed + sum(holding.memory for holding in holdings) - budget
+    gone: list[int] = []
+    for i in order:
+        if short <= 0:
+            break
+        gone.append(i)
+        short -= holdings[i].memory
+    # A small one that went first may stay after all when a big one had to follow it.
+    for i in list(gone):
+        if short + holdings[i].memory <= 0:
+            gone.remove(i)
+            short += holdings[i].memory
+    return gone
+
+
+def budget_bytes(told: str | None, machine: Memory) -> int:
+    """Bytes that models may take: as told ("8GB", "6GiB", "80%" of all), else what is free now
+    less a tenth of all.
+
+    Raises:
+        ValueError: it is not told in such words.
+    """
+    if told is None:
+        return max(0, machine.available - machine.total // LEAVE_SHARE)
+    match = _SIZE.fullmatch(told.strip())
+    if match is None:
+        raise ValueError("write a size such as 8GB, or a share such as 80%")
+    number, unit = float(match["number"]), match["unit"].lower()
+    if unit == "%":
+        if number > 100:
+            raise ValueError("a share cannot be more than 100%")
+        return int(machine.total * number / 100)
+    power = _PREFIXES.find(unit[0]) + 1 if unit and unit[0] in _PREFIXES else 0
+    return int(number * (1024 if "i" in unit else 1000) ** power)
+
+
+def keep_alive_seconds(told: str | float) -> float:
+    """Seconds of a time such as 300, "300", "5m" or "1h30m"; -1, for ever, for anything negative.
+
+    Raises:
+        ValueError: it is not told in such words.
+    """
+    if isinstance(told, str):
+        match = _DURATION.fullmatch(told.strip())
+        if match is None:
+            raise ValueError("write seconds, or a time such as 5m; -1 is for ever")
+        if match["seconds"] is None:
+            units = {"h": 3600.0, "m": 60.0, "s": 1.0}
+            return sum(float(match[unit] or 0) * units[unit] for unit in units)
+        told = float(match["seconds"])
+    return float(told) if told >= 0 else -1.0
 
 
 def backoff_s(crashes: int) -> float:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import psutil
 
 from llm_server.cache.disk import DiskTier, chunk_tokens
 from llm_server.cache.fingerprint import fingerprint, model_fingerprint
@@ -25,19 +24,20 @@ from llm_server.llama.lib import lib, version
 from llm_server.llama.model import LoadError, Model
 from llm_server.machine import physical_cores
 from llm_server.worker.embedding import TextPreparer, open_embedding, pooling_of
-from llm_server.worker.messages import Asked, Load, LoadConfig, Loaded, Pooling, Told
+from llm_server.worker.messages import (
+    PARALLEL,
+    PARALLEL_WHOLE_STATE,
+    Asked,
+    Load,
+    LoadConfig,
+    Loaded,
+    Pooling,
+    Told,
+)
 from llm_server.worker.prepare import Preparer, open_dialogue
 from llm_server.worker.preparing import Work
 
 logger = logging.getLogger(__name__)
-
-MIN_N_CTX = 4096
-"""Cells to have where possible, even when they take more than their share of the memory."""
-
-_MEMORY_SHARE = 4  # the cells may take a quarter of the free memory
-_CTX_STEP = 256  # llama.cpp pads its caches to this
-_PARALLEL = 32
-_PARALLEL_WHOLE_STATE = 4  # every id of a recurrent model costs a whole state
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,6 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
     """
     log.install()
     lib.llama_backend_init()
-    free_bytes = psutil.virtual_memory().available
     config = command.config
     try:
         model = Model(
@@ -77,7 +76,7 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
     with ThreadPoolExecutor(1, "dialogue") as pool:
         # Both take a while, one in native code and one mostly in Python.
         dialogue = pool.submit(open_dialogue, model)
-        context = open_context(model, config, free_bytes)
+        context = open_context(model, config)
     print_ = state_fingerprint(command, context)
     preparer = Preparer(context, dialogue.result())
     loaded = Loaded(
@@ -126,18 +125,16 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def open_context(model: Model, config: LoadConfig, free_bytes: int) -> Context:
+def open_context(model: Model, config: LoadConfig) -> Context:
     """A context for `model`, with what `config` leaves open settled, ready for its first request.
 
     Raises:
         InsufficientMemory: it does not fit into the memory.
     """
-    n_ctx = config.n_ctx or fitted_n_ctx(
-        model.n_ctx_train, model.kv_bytes_per_token(), free_bytes // _MEMORY_SHARE
-    )
+    n_ctx = config.n_ctx or model.n_ctx_train
     if n_ctx > model.n_ctx_train:
         logger.warning("n_ctx %d is more than the model was trained for", n_ctx)
-    parallel = config.parallel or (_PARALLEL_WHOLE_STATE if model.keeps_whole_state else _PARALLEL)
+    parallel = config.parallel or (PARALLEL_WHOLE_STATE if model.keeps_whole_state else PARALLEL)
     parallel = min(parallel, config.n_batch, n_ctx)
     config = msgspec.structs.replace(config, n_threads=config.n_threads or physical_cores())
     try:
@@ -190,17 +187,6 @@ def open_cache(command: Load, context: Context, print_: bytes) -> DiskTier | Non
         policy=command.cache.write,
         size=chunk_tokens(model.kv_bytes_per_token(), model.n_swa),
     )
-
-
-def fitted_n_ctx(n_ctx_train: int, bytes_per_cell: int, budget_bytes: int) -> int:
-    """Cells for a model that was given no number: what it supports and the budget holds.
-
-    At least `MIN_N_CTX` unless the model supports less; a multiple of 256.
-    """
-    if bytes_per_cell == 0:
-        return n_ctx_train
-    fits = max(MIN_N_CTX, budget_bytes // bytes_per_cell // _CTX_STEP * _CTX_STEP)
-    return min(n_ctx_train, fits)
 
 
 def memory_bytes(model: Model) -> int:

@@ -29,11 +29,17 @@ Pooling: TypeAlias = Literal["mean", "cls", "last"]
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls"]
 
 
+PARALLEL = 32
+"""Requests that may run at once unless told otherwise; with one unified memory they cost little."""
+PARALLEL_WHOLE_STATE = 4
+"""The same for recurrent models, where every sequence id costs a whole state."""
+
+
 class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to load a model. Equal values have equal effect: the pool compares them.
 
     `n_ctx` is the number of KV cells that all running requests share and the longest one request
-    may use; 0 lets the worker fit it to the model and the free memory. `n_threads` 0 is the
+    may use; 0 is what the model was trained for, as far as it fits. `n_threads` 0 is the
     number of physical cores, `n_gpu_layers` -1 all layers. `parallel` 0 lets the worker choose
     how many requests may run at once. `type_k` and `type_v` are what keys and values are kept in.
     `draft_max` is how many tokens may be guessed and computed in one step; 0 turns it off.

@@ -79,8 +79,7 @@ def test_examples_are_answered_as_described(
     live: Live, path: str, described: dict[str, Any]
 ) -> None:
     example = described["requestBody"]["content"]["application/json"]["example"]
-    if "model_name" in example:
-        example = example | {"model_name": "a.gguf"}
+    example = example | {key: "a.gguf" for key in ("model", "model_name") if key in example}
     response = live.post(path, example)
     assert response.status_code == 200
     validate(response.json(), answer_schema(described))
@@ -89,7 +88,9 @@ def test_examples_are_answered_as_described(
     validate(refused.json(), SCHEMAS["Error"])
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/models", "/v1/models", "/v1/models/a"])
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/models", "/v1/models", "/v1/models/a", "/props"]
+)
 def test_what_can_be_looked_at_is_as_described(live: Live, path: str) -> None:
     described = DOCUMENT["paths"][path.replace("/models/a", "/models/{name}")]["get"]
     response = live.client.get(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from tests.fake_live import Live, chat_body, until
+from tests.fake_live import Live, add_models, chat_body, until
 
 
 def status(live: Live) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def test_a_stream_that_is_cancelled_ends_with_the_error(live: Live, tmp_path: Pa
 
 
 def test_a_request_that_waits_for_a_model_is_cancelled(live: Live) -> None:
-    (live.models / "gate-b.gguf").write_bytes(b"GGUF")
+    add_models(live.models, "gate-b.gguf")
     thread, answers = in_background(live, json=chat_body("hello", model="gate-b.gguf"))
     until(lambda: bool(status(live)["requests"]))
     (waiting,) = status(live)["requests"]

@@ -30,6 +30,8 @@ from tests.raw import connect
 
 QUEUE = 8
 PARALLEL = 2
+MEMORY = "70MB"
+"""Room for one of the models: switching ends the other."""
 
 
 @dataclass(slots=True)
@@ -164,7 +166,8 @@ def load(folder: Path, idle: int, slow: int, switches: int) -> Report:
     for name in ("a.gguf", "b.gguf"):
         tiny_models.build_attention(models / name)
     options = ["--n-ctx", "4096", "--cache-size", "20MB", "--parallel", str(PARALLEL)]
-    server = LiveServer(models, [*options, "--queue-size", str(QUEUE)])
+    options += ["--queue-size", str(QUEUE), "--memory", MEMORY]
+    server = LiveServer(models, options)
     with contextlib.closing(server):
         return Load(server).run(idle, slow, switches)
 

@@ -16,6 +16,9 @@ from tests.api.test_chat import raw_post
 from tests.fake_live import Live, add_models, chat_body, live_server, until
 from tests.raw import connect
 
+ONE = "64MiB"
+"""Memory for one of the fake models, so that switching ends the other."""
+
 
 @pytest.fixture
 def workers() -> Callable[[], list[psutil.Process]]:
@@ -80,7 +83,7 @@ def test_switches_at_once_are_one_load_at_a_time_and_all_are_answered(
     add_models(tmp_path, "a.gguf", "b.gguf")
     n = 200
     with (
-        live_server(tmp_path) as live,
+        live_server(tmp_path, memory=ONE) as live,
         ThreadPoolExecutor(n) as clients,
         httpx.Client(
             base_url=live.client.base_url, timeout=120, limits=httpx.Limits(max_connections=n)
@@ -112,7 +115,7 @@ def test_a_client_that_goes_during_a_load_leaves_one_worker(
     tmp_path: Path, workers: Callable[[], list[psutil.Process]]
 ) -> None:
     add_models(tmp_path, "a.gguf", "gate.gguf")
-    with live_server(tmp_path) as live:
+    with live_server(tmp_path, memory=ONE) as live:
         connection = raw_post(live, "/setModel", {"model_name": "gate.gguf"})
         until(lambda: live.client.get("/").json()["loading"] is not None)
         connection.close()
@@ -127,7 +130,7 @@ def test_switching_to_and_fro_leaves_nothing_behind(
     tmp_path: Path, workers: Callable[[], list[psutil.Process]]
 ) -> None:
     add_models(tmp_path, "a.gguf", "b.gguf")
-    with live_server(tmp_path) as live:
+    with live_server(tmp_path, memory=ONE) as live:
 
         def cycle(times: int) -> int:
             for _ in range(times):

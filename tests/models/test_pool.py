@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from llm_server.errors import (
+    InsufficientMemory,
     ModelLoadFailed,
     ModelLoading,
     ModelNotFound,
@@ -23,6 +24,8 @@ from llm_server.errors import (
     ServerError,
     ShuttingDown,
 )
+from llm_server.models.loader import Loader
+from llm_server.models.plan import Planner
 from llm_server.models.pool import Pool
 from llm_server.models.registry import Registry
 from llm_server.worker.client import Worker
@@ -30,7 +33,10 @@ from llm_server.worker.messages import CacheConfig, Load, LoadConfig
 from tests.fake_live import FAKE_WORKER, add_models
 from tests.fake_worker import UNLUCKY_N_CTX
 
-AMPLE, SCARCE = 1 << 40, 0
+FAKE_START = partial(Worker.start, argv=FAKE_WORKER)
+AMPLE = 1 << 40
+SCARCE = 64 << 20
+"""Room for one of the fake models, and not for two."""
 
 
 def with_pool(
@@ -38,6 +44,7 @@ def with_pool(
     test: Callable[[Pool], Coroutine[Any, Any, None]],
     *,
     memory: int = AMPLE,
+    loader: Loader | None = None,
     **kwargs: Any,
 ) -> None:
     """Run `test` on a pool, close it, and see that none of its processes is left."""
@@ -45,10 +52,8 @@ def with_pool(
 
     async def run() -> None:
         pool = Pool(
-            Registry(folder),
-            defaults=LoadConfig(),
-            start_worker=partial(Worker.start, argv=FAKE_WORKER),
-            available_memory=lambda: memory,
+            Planner(Registry(folder), budget=memory, defaults=LoadConfig(parallel=4)),
+            loader or Loader(start_worker=FAKE_START),
             **({"queue_size": 64} | kwargs),
         )
         try:
@@ -87,14 +92,53 @@ def test_many_requests_for_an_unloaded_model_cause_one_load(tmp_path: Path) -> N
     with_pool(tmp_path, test)
 
 
-def test_no_name_means_the_current_model_and_else_the_first(tmp_path: Path) -> None:
+async def answers(pool: Pool, name: str | None, **kwargs: Any) -> str:
+    """The model that a request is given."""
+    lease = await pool.acquire(name, **kwargs)
+    lease.release()
+    return lease.model.name
+
+
+def test_no_name_means_the_model_named_last_and_else_the_first(tmp_path: Path) -> None:
     add_models(tmp_path, "b.gguf", "a.gguf")
 
     async def test(pool: Pool) -> None:
-        for name, expected in ((None, "a.gguf"), ("b", "b.gguf"), (None, "b.gguf")):
-            lease = await pool.acquire(name)
-            assert lease.model.name == expected
-            lease.release()
+        assert await answers(pool, None) == "a.gguf"
+        assert await answers(pool, "b") == "b.gguf"
+        assert await answers(pool, None) == "b.gguf"
+        assert pool.status().model == "b.gguf"
+        assert await answers(pool, "a") == "a.gguf"
+        assert await answers(pool, None) == "a.gguf"
+        # Going back and forth between models that are loaded loads nothing.
+        assert len(loads(tmp_path)) == 2
+
+    with_pool(tmp_path, test)
+
+
+@pytest.mark.parametrize("memory", [AMPLE, SCARCE])
+def test_a_model_that_makes_vectors_takes_nobodys_place(tmp_path: Path, memory: int) -> None:
+    add_models(tmp_path, "a.gguf", "vectors.gguf")
+
+    async def test(pool: Pool) -> None:
+        assert await answers(pool, "vectors") == "vectors.gguf"
+        assert await answers(pool, None) == "a.gguf"
+        assert await answers(pool, "vectors") == "vectors.gguf"
+        assert await answers(pool, None) == "a.gguf"
+        assert await answers(pool, "vectors", make_default=True) == "vectors.gguf"
+        assert await answers(pool, None) == "vectors.gguf"
+
+    with_pool(tmp_path, test, memory=memory)
+
+
+def test_a_default_model_whose_file_is_gone_gives_way_once_it_is_unloaded(tmp_path: Path) -> None:
+    add_models(tmp_path, "b.gguf", "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        assert await answers(pool, "b") == "b.gguf"
+        (tmp_path / "b.gguf").unlink()
+        assert await answers(pool, None) == "b.gguf"
+        assert await pool.unload("b")
+        assert await answers(pool, None) == "a.gguf"
 
     with_pool(tmp_path, test)
 
@@ -118,10 +162,7 @@ def test_errors_that_need_no_worker(tmp_path: Path) -> None:
     with_pool(tmp_path, test)
 
 
-@pytest.mark.parametrize("memory", [AMPLE, SCARCE])
-def test_a_switch_waits_for_running_requests_and_then_takes_all_that_wait(
-    tmp_path: Path, memory: int
-) -> None:
+def test_a_switch_waits_for_running_requests_and_then_takes_all_that_wait(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "b.gguf")
 
     async def test(pool: Pool) -> None:
@@ -145,7 +186,7 @@ def test_a_switch_waits_for_running_requests_and_then_takes_all_that_wait(
         assert [line.split(".")[0] for line in loads(tmp_path)] == ["a", "b", "a"]
         await until(lambda: len(psutil.Process().children()) == 1)
 
-    with_pool(tmp_path, test, memory=memory)
+    with_pool(tmp_path, test, memory=SCARCE)
 
 
 @pytest.mark.parametrize("name", ["broken.gguf", "crash.gguf"])
@@ -312,7 +353,7 @@ def test_a_lease_granted_to_a_request_that_is_just_gone_comes_back(tmp_path: Pat
         running.release()
         assert pool.status().running == 0
 
-    with_pool(tmp_path, test)
+    with_pool(tmp_path, test, memory=SCARCE)
 
 
 def test_closing_refuses_the_waiting_and_new_ones_and_drains(tmp_path: Path) -> None:
@@ -330,7 +371,7 @@ def test_closing_refuses_the_waiting_and_new_ones_and_drains(tmp_path: Path) -> 
         running.release()
         assert await pool.drained(5)
 
-    with_pool(tmp_path, test)
+    with_pool(tmp_path, test, memory=SCARCE)
 
 
 def test_closing_in_the_middle_of_a_load_leaves_nothing(tmp_path: Path) -> None:
@@ -356,6 +397,142 @@ def test_workers_are_told_the_cache_and_the_log_level(tmp_path: Path) -> None:
     async def test(pool: Pool) -> None:
         (await pool.acquire(None)).release()
 
-    with_pool(tmp_path, test, cache=cache, log_level="debug")
+    with_pool(tmp_path, test, loader=Loader(cache, "debug", start_worker=FAKE_START))
     load = msgspec.json.decode((tmp_path / "commands.log").read_bytes(), type=Load)
     assert (load.cache, load.log_level) == (cache, "debug")
+
+
+def test_models_stay_beside_each_other_while_the_budget_holds_them(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf", "c.gguf")
+
+    async def test(pool: Pool) -> None:
+        leases = {name: await pool.acquire(name) for name in ("a", "b")}
+        assert len(psutil.Process().children()) == 2
+        assert pool.status().running == 2
+        leases["a"].release()
+        # `c` needs room, and `b` is in use: `a` goes, though it was used later.
+        assert await answers(pool, "c") == "c.gguf"
+        assert leases["b"].worker.alive and not leases["a"].worker.alive
+        leases["b"].release()
+        assert await answers(pool, "c") == "c.gguf"
+        # Now `b` is the one that nobody has used for longest.
+        assert await answers(pool, "a") == "a.gguf"
+        assert [r.model.name for r in pool.loaded] == ["a.gguf", "c.gguf"]
+        assert len(loads(tmp_path)) == 4
+
+    with_pool(tmp_path, test, memory=100 << 20)
+
+
+def test_a_busy_model_in_the_way_drains_and_takes_nobody_new(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+
+    async def test(pool: Pool) -> None:
+        running = await pool.acquire("a")
+        for_b = asyncio.create_task(pool.acquire("b"))
+        await until(lambda: any(r.leaving for r in pool.loaded))
+        late = asyncio.create_task(pool.acquire("a"))
+        await until(lambda: pool.status().waiting == 2)
+        assert running.worker.alive and not late.done()
+        running.release()
+        (await for_b).release()
+        (await late).release()
+        assert [line.split(".")[0] for line in loads(tmp_path)] == ["a", "b", "a"]
+
+    with_pool(tmp_path, test, memory=SCARCE)
+
+
+def test_a_loaded_model_answers_while_another_is_loading(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "gate.gguf")
+
+    async def test(pool: Pool) -> None:
+        await answers(pool, "a")
+        loading = asyncio.create_task(pool.acquire("gate"))
+        await until(lambda: pool.status().fraction == 0.5)
+        assert await answers(pool, "a") == "a.gguf"
+        assert pool.status().state == "ready"
+        (tmp_path / "gate.gguf.open").touch()
+        await loading
+
+    with_pool(tmp_path, test)
+
+
+def test_what_never_fits_is_refused_before_anything_is_ended(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        lease = await pool.acquire("a")
+        lease.release()
+        with pytest.raises(InsufficientMemory, match="longest context that fits is 4096") as caught:
+            await pool.acquire("a", {"n_ubatch": 65_536, "n_batch": 65_536, "n_ctx": 1 << 24})
+        assert caught.value.info.status == 503 and not caught.value.info.retry
+        assert lease.worker.alive
+
+    with_pool(tmp_path, test, memory=SCARCE)
+
+
+def test_a_model_leaves_when_its_time_is_up(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+
+    async def test(pool: Pool) -> None:
+        first = await pool.acquire("a", keep_alive_s=0)
+        second = await pool.acquire("a")
+        first.release()
+        assert second.worker.alive
+        await answers(pool, "b")
+        second.release()
+        await until(lambda: [r.model.name for r in pool.loaded] == ["b.gguf"])
+        # It comes back when it is asked for, and then stays as the option says.
+        assert await answers(pool, "a") == "a.gguf"
+        assert len(pool.loaded) == 2
+
+    with_pool(tmp_path, test)
+
+
+def test_a_model_can_be_unloaded(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+
+    async def test(pool: Pool) -> None:
+        lease = await pool.acquire("a")
+        unloading = asyncio.create_task(pool.unload("a"))
+        await until(lambda: any(r.leaving for r in pool.loaded))
+        assert lease.worker.alive
+        lease.release()
+        assert await unloading
+        assert pool.status().state == "empty"
+        assert not await pool.unload("b")
+        with pytest.raises(ModelNotFound):
+            await pool.unload("nope")
+        assert await answers(pool, None) == "a.gguf"
+
+    with_pool(tmp_path, test)
+
+
+def test_a_dead_worker_comes_back_by_itself_as_it_was(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        lease = await pool.acquire("a", {"n_ctx": 512})
+        lease.release()
+        os.kill(lease.worker.pid, signal.SIGKILL)
+        await until(lambda: len(loads(tmp_path)) == 2 and pool.status().state == "ready")
+        assert loads(tmp_path) == ["a.gguf n_ctx=512"] * 2
+        assert pool.status().running == pool.status().waiting == 0
+
+    with_pool(tmp_path, test)
+
+
+def test_what_a_load_took_corrects_the_next_estimate(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        planner = pool.planner
+        await answers(pool, "a")
+        model = planner.registry.find("a")
+        plan = planner.plan(model, planner.asked(model, {}))
+        for taken in (plan.memory.total + 1000, plan.memory.total + 3000):
+            assert planner.learn(plan, taken) == taken
+            plan = planner.plan(model, planner.asked(model, {}))
+            assert plan.memory.total == taken
+        assert planner.learn(plan, 0) == plan.memory.total
+
+    with_pool(tmp_path, test)

@@ -10,6 +10,7 @@ import pytest
 from llm_server.errors import ModelNotFound
 from llm_server.models.registry import Registry
 from tests.fake_live import add_models
+from tests.gguf_bytes import gguf
 
 
 def scanned(folder: Path) -> Registry:
@@ -26,7 +27,7 @@ def test_files_and_subfolders_by_name(tmp_path: Path) -> None:
     add_models(tmp_path, "b.gguf", "a.gguf", "sub/deep/c.gguf", "a.txt", ".hidden/d.gguf")
     assert names(tmp_path) == ["a.gguf", "b.gguf", "sub/deep/c.gguf"]
     (model, *_) = scanned(tmp_path).models()
-    assert (model.path, model.size) == (tmp_path / "a.gguf", 4)
+    assert (model.path, model.size) == (tmp_path / "a.gguf", len(gguf()))
     assert model.modified == int((tmp_path / "a.gguf").stat().st_mtime)
 
 
@@ -56,7 +57,7 @@ def test_a_split_model_is_one_and_only_when_whole(tmp_path: Path) -> None:
     add_models(tmp_path, "torn-00001-of-00002.gguf")
     registry = scanned(tmp_path)
     (model,) = registry.models()
-    assert (model.name, model.size) == ("big.gguf", 12)
+    assert (model.name, model.size) == ("big.gguf", 3 * len(gguf()))
     assert model.path == tmp_path / "big-00001-of-00003.gguf"
     for name in ("big", "big.gguf", "big-00001-of-00003.gguf"):
         assert registry.find(name) is model

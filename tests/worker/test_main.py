@@ -113,7 +113,7 @@ def test_it_loads_and_says_what_is_in_force(worker: Process, attention_gguf: Pat
     assert (loaded.n_ctx, loaded.n_ctx_train, loaded.parallel) == (512, 4096, 32)
 
 
-def test_n_ctx_zero_is_fitted_to_the_model(worker: Process, attention_gguf: Path) -> None:
+def test_n_ctx_zero_is_what_it_was_trained_for(worker: Process, attention_gguf: Path) -> None:
     loaded = worker.load(attention_gguf, LoadConfig(n_threads=1))
     assert isinstance(loaded, Loaded)
     assert loaded.n_ctx == loaded.n_ctx_train == 4096

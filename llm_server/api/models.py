@@ -1,0 +1,249 @@
+"""The models as clients see them: what there is, what is loaded and how, and what fits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llm_server.api.body import read_body
+from llm_server.api.context import Context, context_of
+from llm_server.api.errors import json_response
+from llm_server.api.fields import overrides_of, validated
+from llm_server.api.schema import operation
+from llm_server.api.wire import FitBody, UnloadBody
+from llm_server.errors import ModelLoadFailed
+from llm_server.models.lease import Resident
+from llm_server.models.memory import Memory
+from llm_server.models.registry import ModelFile
+
+router = APIRouter()
+
+
+class ModelJson(msgspec.Struct):
+    """One model, in OpenAI's fields and in ours.
+
+    `n_ctx` is the context in force, or the one it would be loaded with; `memory` the bytes it
+    takes, or would. What cannot be loaded has only a `problem`.
+    """
+
+    id: str
+    created: int
+    state: Literal["loaded", "loading", "available"]
+    size: int
+    aliases: list[str]
+    object: str = "model"
+    owned_by: str = "local"
+    architecture: str | None = None
+    n_params: int | None = None
+    quantization: str | None = None
+    n_ctx_train: int | None = None
+    chat_template: bool | None = None
+    n_ctx: int | None = None
+    memory: int | None = None
+    problem: str | None = None
+
+
+class MemoryJson(msgspec.Struct):
+    """Bytes by part, and all together."""
+
+    weights: int
+    kv: int
+    compute: int
+    prompt_cache: int
+    process: int
+    total: int
+
+
+class FitJson(msgspec.Struct):
+    """Whether a model runs here: `budget` is what all loaded models may take together.
+
+    `n_ctx` is what was asked for, or what it would get; `largest_n_ctx` the longest that fits.
+    """
+
+    model: str
+    fits: bool
+    n_ctx: int
+    largest_n_ctx: int
+    n_ctx_train: int
+    memory: MemoryJson
+    budget: int
+
+
+class SettingJson(msgspec.Struct):
+    """A setting in force, and where it is from."""
+
+    value: Any
+    source: Literal["default", "option", "file", "request", "fitted"]
+
+
+class PropsModelJson(msgspec.Struct):
+    """How one model is loaded, and what it takes."""
+
+    model: str
+    running: int
+    keep_alive: float
+    memory: int
+    estimate: MemoryJson
+    settings: dict[str, SettingJson]
+
+
+class PropsJson(msgspec.Struct):
+    """What is in force, and why."""
+
+    default: str | None
+    budget: int
+    models: list[PropsModelJson]
+
+
+class UnloadedJson(msgspec.Struct):
+    """Whether the model was loaded before."""
+
+    model: str
+    unloaded: bool
+    status: str = "ok"
+
+
+@router.post(
+    "/models/unload",
+    openapi_extra=operation(UnloadedJson, body=UnloadBody, example={"model": "demo.gguf"}),
+)
+async def unload(request: Request) -> Response:
+    """End the worker of a model, after the requests it has. The memory is free then."""
+    wanted = await read_body(request, partial(validated, UnloadBody))
+    context = context_of(request)
+    unloaded = await context.pool.unload(wanted.model)
+    return json_response(UnloadedJson(context.registry.find(wanted.model).name, unloaded))
+
+
+@router.post(
+    "/models/fit",
+    openapi_extra=operation(FitJson, body=FitBody, example={"model": "demo.gguf"}),
+)
+async def fit(request: Request) -> Response:
+    """Whether a model would run here, with what context, and what it would take by part."""
+    wanted = await read_body(request, partial(validated, FitBody))
+    context = context_of(request)
+    planner = context.pool.planner
+
+    def answer() -> FitJson:
+        context.registry.scan()
+        model = context.registry.find(wanted.model)
+        asked = planner.asked(model, overrides_of(wanted.load_model_configs))
+        found = planner.fit(model, asked)
+        return FitJson(
+            model.name,
+            found.fits,
+            found.plan.config.n_ctx,
+            found.largest_n_ctx,
+            found.facts.n_ctx_train,
+            _memory_json(found.plan.memory),
+            found.budget,
+        )
+
+    return json_response(await asyncio.to_thread(answer))
+
+
+@router.get("/props", openapi_extra=operation(PropsJson, errors=()))
+async def props(request: Request) -> Response:
+    """How the loaded models are loaded, and where each setting comes from."""
+    pool = context_of(request).pool
+    default = pool.default
+    return json_response(
+        PropsJson(
+            default.name if default is not None else None,
+            pool.planner.budget,
+            [_props_of(resident, pool.planner.sources(resident.plan)) for resident in pool.loaded],
+        )
+    )
+
+
+def _props_of(resident: Resident, sources: dict[str, str]) -> PropsModelJson:
+    settings = {
+        name: {"value": getattr(resident.plan.config, name), "source": source}
+        for name, source in sources.items()
+    }
+    return PropsModelJson(
+        model=resident.model.name,
+        running=len(resident.leases),
+        keep_alive=resident.keep_alive_s,
+        memory=resident.memory,
+        estimate=_memory_json(resident.plan.memory),
+        settings=msgspec.convert(settings, dict[str, SettingJson]),
+    )
+
+
+async def all_models(context: Context) -> list[ModelJson]:
+    """Every model of the folder, as it is now."""
+
+    describe = _describer(context)
+
+    def look() -> list[ModelJson]:
+        context.registry.scan()
+        return [describe(model) for model in context.registry.models()]
+
+    return await asyncio.to_thread(look)
+
+
+async def one_model(context: Context, name: str) -> ModelJson:
+    """One model, by any of its names. Raises ModelNotFound."""
+
+    describe = _describer(context)
+
+    def look() -> ModelJson:
+        context.registry.scan()
+        return describe(context.registry.find(name))
+
+    return await asyncio.to_thread(look)
+
+
+def _describer(context: Context) -> Callable[[ModelFile], ModelJson]:
+    """What describes a model, in any thread, as the pool is now."""
+    pool = context.pool
+    loaded = {resident.model.name: resident for resident in pool.loaded}
+    loading = pool.status().loading
+    return lambda model: _model_json(context, model, loaded.get(model.name), loading == model.name)
+
+
+def _model_json(
+    context: Context, model: ModelFile, resident: Resident | None, loading: bool
+) -> ModelJson:
+    registry = context.registry
+    described = ModelJson(
+        id=model.name,
+        created=model.modified,
+        state="loaded" if resident is not None else "loading" if loading else "available",
+        size=model.size,
+        aliases=registry.aliases(model),
+    )
+    try:
+        facts = registry.facts(model)
+        plan = resident.plan if resident else context.pool.planner.weigh(model)
+    except ModelLoadFailed as error:
+        described.problem = str(error)
+        return described
+    described.architecture = facts.architecture
+    described.n_params = facts.n_params
+    described.quantization = facts.quantization
+    described.n_ctx_train = facts.n_ctx_train
+    described.chat_template = facts.template_sha256 is not None
+    described.n_ctx = plan.config.n_ctx
+    described.memory = resident.memory if resident else plan.memory.total
+    return described
+
+
+def _memory_json(memory: Memory) -> MemoryJson:
+    return MemoryJson(
+        memory.weights,
+        memory.kv,
+        memory.compute,
+        memory.prompt_cache,
+        memory.process,
+        memory.total,
+    )

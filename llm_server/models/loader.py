@@ -1,0 +1,105 @@
+"""Starting workers: one load at a time, its progress, and the pause that crashes earn a model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from llm_server.errors import ErrorInfo, RemoteError, ServerError
+from llm_server.models.plan import Plan
+from llm_server.models.policy import Crashes
+from llm_server.models.registry import ModelFile
+from llm_server.worker.client import Worker
+from llm_server.worker.messages import CacheConfig, Load
+from llm_server.worker.totals import Totals
+
+logger = logging.getLogger(__name__)
+
+
+class StartWorker(Protocol):
+    """`Worker.start`, as far as it is needed here."""
+
+    def __call__(
+        self,
+        load: Load,
+        *,
+        on_progress: Callable[[float], None] | None = None,
+        totals: Totals | None = None,
+    ) -> Awaitable[Worker]: ...
+
+
+@dataclass(slots=True)
+class Loader:
+    """Makes workers of plans."""
+
+    cache: CacheConfig | None = None
+    log_level: str = "info"
+    log_format: str = "text"
+    sandbox: bool = True
+    start_worker: StartWorker = Worker.start
+    totals: Totals = field(default_factory=Totals)
+    """What all workers have done."""
+    loading: ModelFile | None = None
+    fraction: float = 0.0
+    """How much of `loading` has been read, 0 to 1."""
+    last_error: ErrorInfo | None = None
+    """Why the last load failed, if it did."""
+    _crashes: dict[str, Crashes] = field(default_factory=dict)
+
+    async def load(self, plan: Plan) -> Worker:
+        """A new worker with the model loaded, after the pause that earlier crashes earned it."""
+        crashes = self._crashes.setdefault(plan.model.name, Crashes())
+        self.loading, self.fraction = plan.model, 0.0
+        try:
+            await asyncio.sleep(max(0.0, crashes.not_before - time.monotonic()))
+            started = time.monotonic()
+            worker = await self._start(plan)
+        except ServerError as error:
+            if not isinstance(error, RemoteError):
+                # One that was refused in good order may be tried again at once: it costs little.
+                crashes.note(time.monotonic(), 0.0)
+            self.last_error = error.info
+            logger.error("cannot load %s: %s", plan.model.name, error)
+            raise
+        finally:
+            self.loading = None
+        self.last_error = None
+        logger.info(
+            "loaded %s in %.1f s: %s, n_ctx %d, parallel %d",
+            plan.model.name,
+            time.monotonic() - started,
+            worker.loaded.description,
+            worker.loaded.n_ctx,
+            worker.loaded.parallel,
+        )
+        return worker
+
+    def note_crash(self, model: ModelFile, worker: Worker, since: float) -> int:
+        """A worker that was loaded at `since` is dead. How many crashes in a row that makes."""
+        if worker.crashed_at is None:
+            return 0
+        crashes = self._crashes.setdefault(model.name, Crashes())
+        crashes.note(worker.crashed_at, worker.crashed_at - since)
+        return crashes.count
+
+    async def _start(self, plan: Plan) -> Worker:
+        load = Load(
+            model_path=str(plan.model.path),
+            config=plan.config,
+            cache=self.cache,
+            log_level=self.log_level,
+            log_format=self.log_format,
+            sandbox=self.sandbox,
+        )
+        try:
+            return await self.start_worker(load, on_progress=self._progress, totals=self.totals)
+        except OSError as error:
+            logger.error("cannot start a worker: %s", error)
+            raise ServerError("A worker process could not be started.") from error
+
+    def _progress(self, fraction: float) -> None:
+        self.fraction = fraction

@@ -1,0 +1,144 @@
+"""How a model would be loaded: what is asked for, settled and weighed before the load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from llm_server.errors import InsufficientMemory
+from llm_server.models.facts import Facts, Identity
+from llm_server.models.memory import Extras, Memory, estimate, largest_n_ctx, settled
+from llm_server.models.registry import ModelFile, Registry
+from llm_server.worker.messages import LoadConfig
+
+GB = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A load that has been thought through."""
+
+    model: ModelFile
+    asked: LoadConfig
+    """What was told to the server, 0 for what was left to it."""
+    config: LoadConfig
+    """The same with every open number settled."""
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Whether a model runs here, and with what."""
+
+    plan: Plan
+    facts: Facts
+    budget: int
+    fits: bool
+    largest_n_ctx: int
+    """The longest context that fits; 0 if the model does not fit at all."""
+
+
+@dataclass(slots=True)
+class Planner:
+    """Makes plans under one budget, and learns from what loads really took.
+
+    `by_model` are defaults for single models, by file name with or without `.gguf`; they win over
+    `defaults`.
+    """
+
+    registry: Registry
+    budget: int
+    """Bytes that all loaded models may take together."""
+    defaults: LoadConfig = field(default_factory=LoadConfig)
+    by_model: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    cache: bool = True
+    """Whether there is a prompt cache on disk."""
+    _corrections: dict[Identity, int] = field(default_factory=dict)
+
+    def asked(
+        self, model: ModelFile, overrides: Mapping[str, object], base: LoadConfig | None = None
+    ) -> LoadConfig:
+        """What a request asks for: over what is in force (`base`), else over the defaults."""
+        if base is None:
+            base = msgspec.structs.replace(self.defaults, **self._told(model))
+        return msgspec.structs.replace(base, **overrides)
+
+    def plan(self, model: ModelFile, asked: LoadConfig) -> Plan:
+        """The plan for a load. Blocks for the disk; safe in a thread.
+
+        Raises:
+            ModelLoadFailed: llama.cpp would not take the file.
+            InsufficientMemory: it takes more than all of the budget.
+        """
+        fit = self.fit(model, asked)
+        if fit.fits:
+            return fit.plan
+        hint = "It does not fit with any context."
+        if fit.largest_n_ctx:
+            hint = f"The longest context that fits is {fit.largest_n_ctx}."
+        raise InsufficientMemory(
+            f"{model.name} with a context of {fit.plan.config.n_ctx} tokens needs about "
+            f"{fit.plan.memory.total / GB:.1f} GB, and models may take {self.budget / GB:.1f} GB "
+            f"here (--memory). {hint}",
+            param="load_model_configs.n_ctx" if fit.largest_n_ctx else "model",
+        )
+
+    def fit(self, model: ModelFile, asked: LoadConfig) -> Fit:
+        """Whether the model fits, as asked and at most. Blocks; raises ModelLoadFailed."""
+        facts, extras = self.registry.facts(model), self._extras(model)
+        plan = self.weigh(model, asked)
+        return Fit(
+            plan=plan,
+            facts=facts,
+            budget=self.budget,
+            fits=plan.memory.total <= self.budget,
+            largest_n_ctx=largest_n_ctx(facts, plan.config, self.budget, extras),
+        )
+
+    def weigh(self, model: ModelFile, asked: LoadConfig | None = None) -> Plan:
+        """What a load would take, whether that fits or not. Blocks; raises ModelLoadFailed."""
+        asked = self.asked(model, {}) if asked is None else asked
+        facts, extras = self.registry.facts(model), self._extras(model)
+        config = settled(facts, asked, self.budget, extras)
+        return Plan(model, asked, config, estimate(facts, config, extras))
+
+    def sources(self, plan: Plan) -> dict[str, str]:
+        """Where each setting of a plan is from.
+
+        "default" is ours, "option" the command line or environment, "file" the configuration
+        file, "request" a client; "fitted" was left open and settled.
+        """
+        told = self._told(plan.model)
+        sources = {}
+        for name in LoadConfig.__struct_fields__:
+            asked, config = getattr(plan.asked, name), getattr(plan.config, name)
+            if asked != config:
+                sources[name] = "fitted"
+            elif name in told and asked == told[name]:
+                sources[name] = "file"
+            elif asked != getattr(self.defaults, name):
+                sources[name] = "request"
+            else:
+                sources[name] = "default" if asked == getattr(LoadConfig(), name) else "option"
+        return sources
+
+    def _told(self, model: ModelFile) -> Mapping[str, object]:
+        """What the configuration file says of a model."""
+        return self.by_model.get(model.name) or self.by_model.get(
+            model.name.removesuffix(".gguf"), {}
+        )
+
+    def _extras(self, model: ModelFile) -> Extras:
+        return Extras(cache=self.cache, correction=self._corrections.get(model.identity, 0))
+
+    def learn(self, plan: Plan, taken: int) -> int:
+        """A load took that many bytes, 0 if that is unknown. What to count it as from now on."""
+        if taken == 0:
+            return plan.memory.total
+        # The prompt cache's queue is empty after a load.
+        beyond = taken - (plan.memory.total - plan.memory.prompt_cache)
+        known = self._corrections.get(plan.model.identity, 0)
+        self._corrections[plan.model.identity] = known + beyond
+        return plan.memory.total + beyond
