@@ -7,6 +7,7 @@ and load models as chat does, and take no place among the requests that compute.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -20,6 +21,9 @@ from llm_server.api.chat import FoldedResponse
 from llm_server.api.context import context_of, ignored_header
 from llm_server.api.fields import check_names, validated
 from llm_server.api.requests import Call, chat_call
+from llm_server.api.response_wire import ResponsesBody
+from llm_server.api.responses import EXAMPLE as RESPONSES_EXAMPLE
+from llm_server.api.responses import responses_call
 from llm_server.api.schema import operation
 from llm_server.api.usage import Origin
 from llm_server.api.wire import CHAT_EXAMPLE, ChatBody, DetokenizeBody, TokenizeBody
@@ -118,12 +122,25 @@ async def input_tokens(request: Request) -> Response:
     return _answer(request, call, lambda told: InputTokensJson(told.n_tokens))
 
 
+@router.post(
+    "/responses/input_tokens",
+    openapi_extra=operation(InputTokensJson, body=ResponsesBody, example=RESPONSES_EXAMPLE),
+)
+async def response_input_tokens(request: Request) -> Response:
+    """How many tokens the prompt of a response has, also if it is too long to be answered."""
+    call = await read_body(request, lambda body: _render(responses_call(body).call))
+    return _answer(request, call, lambda told: InputTokensJson(told.n_tokens))
+
+
 def render_call(body: dict[str, Json]) -> Call:
     """A chat request of which only the prompt is wanted. Raises InvalidRequest."""
-    call = chat_call(body)
+    return _render(chat_call(body))
+
+
+def _render(call: Call) -> Call:
     request = call.requests[0]
     assert isinstance(request, ChatRequest)
-    return Call([Render(request)], model=call.model, overrides=call.overrides, ignored=call.ignored)
+    return replace(call, requests=[Render(request)], n=1, stream=False)
 
 
 def _checked(model: type[B], body: dict[str, Json]) -> tuple[B, list[str]]:

@@ -35,6 +35,9 @@ def test_prompts_are_shown_and_counted(live: Live, root: str) -> None:
     assert ask(live, "/apply-template", body, root) == {"prompt": "hello"}
     count = ask(live, "/chat/completions/input_tokens", body, root)
     assert count == {"object": "response.input_tokens", "input_tokens": 5}
+    body = {"instructions": "be", "input": "hello", "stream": True}
+    count = ask(live, "/responses/input_tokens", body, root)
+    assert count == {"object": "response.input_tokens", "input_tokens": len("be|hello")}
 
 
 def test_the_model_is_picked_as_chat_picks_it(live: Live) -> None:
@@ -43,6 +46,7 @@ def test_the_model_is_picked_as_chat_picks_it(live: Live) -> None:
         "/detokenize": {"tokens": [1]},
         "/apply-template": chat_body("x"),
         "/chat/completions/input_tokens": chat_body("x"),
+        "/responses/input_tokens": {"input": "x"},
     }
     for path, body in bodies.items():
         response = live.post(path, body | {"model": "no-such.gguf"})
@@ -70,6 +74,12 @@ def test_they_count_as_nobodys_answers(live: Live) -> None:
         ("/detokenize", {"tokens": [True]}, "tokens[0]"),
         ("/apply-template", {}, "messages"),
         ("/chat/completions/input_tokens", {"messages": []}, "messages"),
+        ("/responses/input_tokens", {"input": []}, "input"),
+        (
+            "/responses/input_tokens",
+            {"input": "x", "previous_response_id": "y"},
+            "previous_response_id",
+        ),
     ],
 )
 def test_what_is_wrong_is_refused(live: Live, path: str, body: Any, param: str) -> None:

@@ -178,3 +178,15 @@ def test_a_prompt_is_warmed(base_url: str) -> None:
         )
     assert warmed.usage is not None and answer.usage is not None
     assert answer.usage.input_tokens_details.cached_tokens > 30
+
+
+def test_tokens_are_counted_before_they_are_paid_for(base_url: str) -> None:
+    from openai import OpenAI
+
+    with OpenAI(base_url=base_url, api_key="none") as client:
+        asked: Any = {"model": "demo.gguf", "instructions": "Be short.", "input": "who are you?"}
+        counted = client.responses.input_tokens.count(**asked)
+        answer = client.responses.create(**asked, temperature=0)
+    assert answer.usage is not None
+    assert counted.object == "response.input_tokens"
+    assert counted.input_tokens == answer.usage.input_tokens
