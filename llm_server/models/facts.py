@@ -79,6 +79,8 @@ class Shape:
     """Elements of values in one cell, over all layers; 0 where they are part of the keys."""
     state_elements: int
     """Elements of one sequence's recurrent state, over all layers; 0 without one."""
+    is_encoder: bool
+    """Whether tokens see those behind them too: a whole text at once, and no cells."""
     n_masks: int
     """Attention masks of a batch: one more where some layers have a sliding window."""
     n_embd: int
@@ -87,6 +89,8 @@ class Shape:
     """Width of a recurrent layer between its projections, several times; 0 without one."""
     n_ff: int
     """Width between the projections of a feed-forward layer, of all experts a token uses."""
+    gated: bool
+    """Whether there are two such projections, one of which gates the other."""
     n_routed: int
     """Experts a token uses; 1 without experts."""
     n_vocab: int
@@ -178,8 +182,11 @@ def _pooling(values: _Values) -> str | None:
     stated = values.metadata.get(f"{values.architecture}.pooling_type")
     if isinstance(stated, int) and stated in _POOLING:
         return _POOLING[stated]
-    is_encoder = values.metadata.get(f"{values.architecture}.attention.causal") is False
-    return "mean" if is_encoder else None
+    return "mean" if _is_encoder(values) else None
+
+
+def _is_encoder(values: _Values) -> bool:
+    return values.metadata.get(f"{values.architecture}.attention.causal") is False
 
 
 class _Values:
@@ -245,13 +252,15 @@ def _shape(values: _Values, tensors: Sequence[Tensor]) -> Shape:
         else:
             other += tensor.n_bytes
     routed = max(1, values.whole("expert_used_count"))
-    k, v = _cell(values, n_layer, attends)
+    is_encoder = _is_encoder(values)
+    k, v = (0, 0) if is_encoder else _cell(values, n_layer, attends)
     return Shape(
         layer_bytes=tuple(layer_bytes),
         other_bytes=other,
         k_elements=k,
         v_elements=v,
         state_elements=_state(values) * (n_layer - len(attends)),
+        is_encoder=is_encoder,
         n_masks=2 if values.whole("attention.sliding_window") else 1,
         n_embd=values.whole("embedding_length"),
         n_state=6 * values.whole("ssm.inner_size"),
@@ -260,6 +269,7 @@ def _shape(values: _Values, tensors: Sequence[Tensor]) -> Shape:
             values.whole("feed_forward_length"),
             routed * values.whole("expert_feed_forward_length"),
         ),
+        gated=any(".ffn_gate" in tensor.name for tensor in tensors),
         n_routed=routed,
         n_vocab=_n_vocab(values, tensors),
     )

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 import msgspec
 
 from llm_server.models.facts import Facts, Shape
-from llm_server.worker.messages import PARALLEL, PARALLEL_WHOLE_STATE, KvType, LoadConfig
+from llm_server.worker.messages import (
+    PARALLEL,
+    PARALLEL_WHOLE_STATE,
+    TEXT_N_CTX,
+    TEXTS,
+    TEXTS_BYTES,
+    KvType,
+    LoadConfig,
+)
 
 MIN_N_CTX = 4096
 """Cells to have where possible, even when they take more than their share of the memory."""
@@ -28,6 +36,8 @@ _PROCESS = 40 << 20
 """A worker without a model: the interpreter, the libraries, numpy. Measured."""
 _PER_TOKEN = 800
 """Bytes a token of the vocabulary takes in llama.cpp, Python and llguidance together. Measured."""
+_PER_WORD = 150
+"""The same for a model that makes vectors: without Python's and llguidance's. Measured."""
 _QUEUE = 64 << 20
 """The prompt cache's queue of chunks on their way to the disk (`cache/store.py`, QUEUE_BYTES)."""
 
@@ -66,6 +76,8 @@ class Extras:
 
 def estimate(facts: Facts, config: LoadConfig, extras: Extras = Extras()) -> Memory:
     """What the model takes when it is loaded like that, with `n_ctx` and `parallel` settled."""
+    if embeds(facts, config):
+        return _of_embedding(facts, config, extras)
     shape = facts.shape
     cells = -(-config.n_ctx // CTX_STEP) * CTX_STEP
     # A recurrent memory holds a state for every id (`llama/context.py`).
@@ -80,6 +92,11 @@ def estimate(facts: Facts, config: LoadConfig, extras: Extras = Extras()) -> Mem
     )
 
 
+def embeds(facts: Facts, config: LoadConfig) -> bool:
+    """Whether it makes vectors when it is loaded like that, instead of text."""
+    return config.pooling != "auto" or facts.pooling is not None
+
+
 def kv_bytes_per_cell(shape: Shape, config: LoadConfig) -> int:
     """Bytes of one cell over all layers; 0 for a model without attention."""
     return _row(shape.k_elements, config.type_k) + _row(shape.v_elements, config.type_v)
@@ -91,8 +108,8 @@ def settled(facts: Facts, config: LoadConfig, room: int, extras: Extras = Extras
     The context is what the model was trained for, as far as a share of the room holds it, and at
     least `MIN_N_CTX` as far as all of the room does. Whether the result fits is another question.
     """
-    if facts.pooling or config.pooling != "auto":
-        return config  # Vectors need no cells; `worker/embedding.py` settles the rest.
+    if embeds(facts, config):
+        return _settled_for_texts(facts, config)
     parallel = config.parallel or (PARALLEL_WHOLE_STATE if facts.shape.state_elements else PARALLEL)
     config = msgspec.structs.replace(config, parallel=min(parallel, config.n_batch))
     if config.n_ctx == 0:
@@ -118,6 +135,15 @@ def largest_n_ctx(facts: Facts, config: LoadConfig, room: int, extras: Extras = 
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle * CTX_STEP) else (low, middle - 1)
     return low * CTX_STEP
+
+
+def _settled_for_texts(facts: Facts, config: LoadConfig) -> LoadConfig:
+    """As `worker/embedding.py` does. How long a text may be does not depend on the room."""
+    n_ctx = config.n_ctx or TEXT_N_CTX
+    n_ctx = min(n_ctx, facts.n_ctx_train or n_ctx)
+    fits = max(1, TEXTS_BYTES // (4 * max(1, facts.shape.n_embd)))
+    parallel = min(config.parallel or TEXTS, fits, n_ctx)
+    return msgspec.structs.replace(config, n_ctx=n_ctx, parallel=parallel)
 
 
 def _fitted(facts: Facts, config: LoadConfig, room: int, extras: Extras) -> int:
@@ -153,3 +179,26 @@ def _compute(shape: Shape, config: LoadConfig, cells: int) -> int:
         scores, mask = 4 * cells * rows * shape.n_head, 2 * mask
     logits = 4 * outputs * shape.n_vocab
     return max(wide + scores, logits) + mask + logits
+
+
+def _of_embedding(facts: Facts, config: LoadConfig, extras: Extras) -> Memory:
+    """What a model that makes vectors takes: a batch is one graph, and nothing is kept of it.
+
+    At its widest that graph holds the rows either in a feed-forward layer or in attention, there
+    with the scores of all heads unless flash attention is on. Beside them lie the mask, and, for
+    the mean, which row counts how much in which text. Found by fitting what llama.cpp reports.
+    """
+    shape, rows = facts.shape, config.n_ctx
+    scored = config.flash_attn == "off"
+    attention = 4 * rows * 6 * shape.n_embd + (4 * rows * rows * shape.n_head if scored else 0)
+    wide = (3 if shape.gated else 1) * shape.n_ff + 3 * shape.n_embd
+    graph = max(attention, 4 * rows * wide) + rows * rows * (4 if scored else 2)
+    outputs = 4 * config.parallel * (shape.n_vocab + shape.n_embd)
+    cells = -(-rows // CTX_STEP) * CTX_STEP
+    return Memory(
+        weights=facts.tensor_bytes + extras.adapters,
+        kv=2 * cells * (shape.k_elements + shape.v_elements),
+        compute=graph + 4 * rows * config.parallel + outputs,
+        prompt_cache=0,
+        process=max(0, _PROCESS + _PER_WORD * shape.n_vocab + extras.correction),
+    )

@@ -16,16 +16,21 @@ from llm_server.llama.embedding import POOLING, EmbeddingContext
 from llm_server.llama.lib import lib
 from llm_server.llama.model import Model
 from llm_server.machine import physical_cores
-from llm_server.worker.messages import Asked, Detokenize, Embed, LoadConfig, Pooling, Tokenize, Told
+from llm_server.worker.messages import (
+    TEXT_N_CTX,
+    TEXTS,
+    TEXTS_BYTES,
+    Asked,
+    Detokenize,
+    Embed,
+    LoadConfig,
+    Pooling,
+    Tokenize,
+    Told,
+)
 from llm_server.worker.prepare import CHEAP_BYTES, check_tokens, tell_text, tell_tokens
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_N_CTX = 2048
-"""Longest text unless `n_ctx` says otherwise: the memory for computing grows with its square."""
-
-_MAX_TEXTS = 64  # in one batch, unless `parallel` says otherwise
-_MAX_BATCH_BYTES = 512 * 1024  # of vectors: they travel in one frame, and may lie unread together
 
 
 def pooling_of(model: Model, config: LoadConfig) -> Pooling | None:
@@ -60,15 +65,15 @@ def open_embedding(model: Model, pooling: Pooling, config: LoadConfig) -> Embedd
         InsufficientMemory: it does not fit into the memory.
         ModelLoadFailed: the model computes no vector.
     """
-    n_ctx = min(config.n_ctx or DEFAULT_N_CTX, model.n_ctx_train)
-    fits = max(1, _MAX_BATCH_BYTES // (4 * model.n_embd))
+    n_ctx = min(config.n_ctx or TEXT_N_CTX, model.n_ctx_train)
+    fits = max(1, TEXTS_BYTES // (4 * model.n_embd))
     try:
         context = EmbeddingContext(
             model,
             pooling,
             n_batch=n_ctx,
             n_shared=config.n_ubatch,
-            max_texts=min(config.parallel or _MAX_TEXTS, fits, n_ctx),
+            max_texts=min(config.parallel or TEXTS, fits, n_ctx),
             n_threads=config.n_threads or physical_cores(),
             flash_attn=config.flash_attn,
         )

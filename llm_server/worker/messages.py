@@ -33,6 +33,13 @@ PARALLEL = 32
 """Requests that may run at once unless told otherwise; with one unified memory they cost little."""
 PARALLEL_WHOLE_STATE = 4
 """The same for recurrent models, where every sequence id costs a whole state."""
+TEXT_N_CTX = 2048
+"""Longest text of an embedding model unless told otherwise: the memory for computing grows with its
+square."""
+TEXTS = 64
+"""Texts that may share a batch of one unless told otherwise, """
+TEXTS_BYTES = 512 * 1024
+"""and the most bytes of their vectors: they travel in one frame, and may lie unread together."""
 
 
 class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from gguf import PoolingType
 
 from llm_server.demo import demo_model_path
 from llm_server.models.facts import Facts, facts_of
@@ -23,6 +24,7 @@ from llm_server.models.memory import (
 )
 from llm_server.worker.client import Worker
 from llm_server.worker.messages import Load, LoadConfig
+from tests import tiny_encoders
 
 MIB = 1 << 20
 AMPLE = 1 << 40
@@ -31,6 +33,16 @@ NO_CACHE = Extras(cache=False)
 
 def facts(path: Path) -> Facts:
     return facts_of([read_header(path)])
+
+
+@pytest.fixture(scope="module")
+def encoder_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The widths and the vocabulary of a small real encoder, for longer texts."""
+    shape = tiny_encoders.Shape(
+        n_embd=384, n_ff=1536, n_head=12, n_layer=3, n_ctx_train=4096, n_vocab=30_000
+    )
+    path = tmp_path_factory.mktemp("models") / "encoder.gguf"
+    return tiny_encoders.build_bert(path, PoolingType.MEAN, shape=shape)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +60,11 @@ def demo() -> Facts:
         ("sliding_gguf", LoadConfig(n_ctx=16_384)),
         ("recurrent_gguf", LoadConfig(parallel=64)),
         ("hybrid_gguf", LoadConfig(n_ctx=16_384)),
+        ("demo", LoadConfig(pooling="mean")),
+        ("demo", LoadConfig(pooling="last", flash_attn="off", parallel=4)),
+        ("encoder_gguf", LoadConfig()),
+        ("encoder_gguf", LoadConfig(n_ctx=100_000)),
+        ("encoder_gguf", LoadConfig(n_ctx=1024, flash_attn="off")),
     ],
 )
 def test_estimates_are_near_what_real_workers_take(
