@@ -33,6 +33,7 @@ from llm_server.api.wire import (
     WireMessage,
     WireResponseFormat,
 )
+from llm_server.chat.schemas import ignored_words
 from llm_server.errors import InvalidRequest
 from llm_server.models.lease import Overrides
 from llm_server.worker.messages import (
@@ -85,6 +86,7 @@ def chat_call(body: dict[str, Json]) -> Call:
     if isinstance(options, dict):
         ignored += check_names(options, CacheOptions, "prompt_cache_options.")
     chat = validated(ChatBody, body)
+    ignored += ignored_in_tools([tool.function for tool in chat.tools or []])
     request = _chat_request(chat)
     call = Call(
         choices(request, chat.n or 1),
@@ -224,6 +226,16 @@ def tool_objects(functions: Sequence[WireFunction], path: str) -> list[JsonObjec
     return [
         {"type": "function", "function": function.model_dump(exclude_none=True, exclude={"type"})}
         for function in functions
+    ]
+
+
+def ignored_in_tools(functions: Sequence[WireFunction]) -> list[str]:
+    """The words of tools' schemas that nothing enforces; a strict tool is refused for them."""
+    return [
+        f"tools.{i}.{word}"
+        for i, function in enumerate(functions)
+        if not function.strict
+        for word in ignored_words(function.parameters)
     ]
 
 

@@ -25,7 +25,13 @@ from llm_server.api.fields import (
     sampling_of,
     validated,
 )
-from llm_server.api.requests import Call, response_format, tool_objects, warming
+from llm_server.api.requests import (
+    Call,
+    ignored_in_tools,
+    response_format,
+    tool_objects,
+    warming,
+)
 from llm_server.api.response_events import ResponseEvents, ResponseFold, new_id
 from llm_server.api.response_json import ResponseOut, StreamEvent
 from llm_server.api.response_wire import (
@@ -105,6 +111,7 @@ def responses_call(body: dict[str, Json]) -> ResponsesCall:
         raise UnsupportedParameter("A response has one answer.", param="n")
     if asked.include and "message.output_text.logprobs" in asked.include:
         raise UnsupportedParameter("Log probabilities are not supported here.", param="include")
+    ignored += ignored_in_tools(asked.tools or [])
     request = _chat_request(asked)
     call = Call(
         [request],

@@ -18,6 +18,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance._lib import LLParserLimits
 from llguidance._tokenizer import TokenizerWrapper
 
+from llm_server.chat.schemas import ignored_words, without_idle_words
 from llm_server.chat.syntax.literal import loose_regex
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import JsonObject
@@ -134,7 +135,8 @@ class Lark:
             "coerce_one_of": True,
             "lenient": lenient,
         }
-        whole = schema if isinstance(schema, dict) else ({} if schema else {"not": {}})
+        boolean: JsonObject = {} if schema else {"not": {}}
+        whole = without_idle_words(schema) if isinstance(schema, dict) else boolean
         return self.rule(f"%json {json.dumps({**whole, 'x-guidance': options})}")
 
     def source(self, start: str) -> str:
@@ -252,6 +254,8 @@ def single_token(vocabulary: Spelling, text: str) -> int | None:
 
 def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param: str) -> None:
     """Refuse a schema that cannot be forced or that nothing fits. Raises InvalidRequest."""
+    if not lenient and (words := ignored_words(schema)):
+        raise _refused(f"{', '.join(words)} cannot be enforced; leave it out.", param)
     stack: list[object] = [schema]
     while stack:
         item = stack.pop()

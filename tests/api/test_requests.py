@@ -10,6 +10,7 @@ from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 
 from llm_server.api.requests import Call, chat_call, restore_call, set_model_call
+from llm_server.api.responses import responses_call
 from llm_server.api.wire import (
     HARMLESS,
     NO_EFFECT,
@@ -489,6 +490,22 @@ def test_unknown_fields_are_ignored_by_name() -> None:
         {"messages": HELLO, "foo": 1, "__class__": 2, "inference_configs": {"bar": 1, "top_k": 3}}
     )
     assert call.ignored == ["foo", "__class__", "inference_configs.bar"]
+
+
+def test_words_of_schemas_that_nothing_enforces_are_named() -> None:
+    schema = {"type": "array", "uniqueItems": True, "items": {"not": {"const": 1}}}
+    functions = [
+        {"name": "a", "parameters": {"properties": {"x": schema}}},
+        {"name": "b", "parameters": schema, "strict": True},
+        {"name": "c", "parameters": {"uniqueItems": False, "propertyNames": {"type": "string"}}},
+        {"name": "d"},
+    ]
+    tools = [{"type": "function", "function": function} for function in functions]
+    call = chat_call({"messages": HELLO, "tools": tools})
+    assert call.ignored == ["tools.0.not", "tools.0.uniqueItems"]
+    flat = [{"type": "function", **function} for function in functions]
+    asked = responses_call({"input": "x", "tools": flat})
+    assert asked.call.ignored == call.ignored
 
 
 def test_load_configs_are_typed_bounded_and_closed() -> None:

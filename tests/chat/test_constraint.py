@@ -371,6 +371,16 @@ def test_a_schema_that_cannot_be_forced_is_refused(schema: Any) -> None:
     assert info.param == "response_format.json_schema.schema"
 
 
+def test_a_word_that_cannot_be_enforced_is_refused_by_its_name_or_ignored() -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}}
+    d, _ = build()
+    d.prepare(1, ChatRequest(QUESTION, [tool("a", schema)]))
+    strict = tool("a", schema)
+    strict["function"]["strict"] = True
+    with pytest.raises(InvalidRequest, match="uniqueItems cannot be enforced"):
+        d.prepare(1, ChatRequest(QUESTION, [strict]))
+
+
 BOMBS: list[Any] = [
     {"type": "string", "pattern": "^(a{1000}){1000}$"},
     {"type": "string", "pattern": "(a*)*b"},

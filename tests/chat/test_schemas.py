@@ -1,0 +1,92 @@
+"""Words of JSON Schema: what llguidance enforces, what is ignored and named, what is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+
+from llm_server.chat.schemas import UNENFORCED, ignored_words, without_idle_words
+
+BYTES = LLTokenizer("byte")
+VALUES: dict[str, Any] = {
+    "not": {"const": "a"},
+    "uniqueItems": True,
+    "minContains": 1,
+    "maxContains": 2,
+    "dependentRequired": {"a": ["b"]},
+    "dependentSchemas": {"a": {"required": ["b"]}},
+    "dependencies": {"a": ["b"]},
+    "propertyNames": {"pattern": "^a"},
+    "unevaluatedProperties": False,
+    "unevaluatedItems": False,
+    "$dynamicRef": "#a",
+}
+ENFORCED: list[dict[str, Any]] = [
+    {"minProperties": 1, "maxProperties": 2, "patternProperties": {"^a": {"type": "integer"}}},
+    {"items": [{"type": "integer"}], "additionalItems": False},
+    {"prefixItems": [{"type": "integer"}], "minItems": 1, "maxItems": 3},
+    {"type": "number", "multipleOf": 3, "exclusiveMinimum": 1, "maximum": 9},
+    {"type": "string", "pattern": "^a", "minLength": 1, "maxLength": 9},
+    {"type": "string", "format": "date"},
+    {"anyOf": [{"enum": [1]}, {"const": 2}], "allOf": [{"minimum": 1}]},
+    {"$ref": "#/$defs/a", "$defs": {"a": {"type": "integer"}}},
+]
+
+
+def complaints(schema: dict[str, Any]) -> str:
+    """What llguidance does not know of a schema."""
+    matcher = LLMatcher(BYTES, "start: %json " + json.dumps(schema), log_level=0)
+    return str(matcher.get_error()) if matcher.is_error() else ""
+
+
+@pytest.mark.parametrize("word", sorted(UNENFORCED))
+def test_llguidance_does_not_know_the_unenforced_words(word: str) -> None:
+    schema = {word: VALUES.get(word, {"minimum": 1})}
+    assert f'"{word}"' in complaints(schema)
+    whole = schema | {"if": {}, "then": {"minimum": 1}, "contains": {"minimum": 1}} | schema
+    assert word in ignored_words({"properties": {"a": {"items": {"anyOf": [whole]}}}})
+
+
+@pytest.mark.parametrize("schema", ENFORCED, ids=lambda schema: next(iter(schema)))
+def test_the_others_are_enforced(schema: dict[str, Any]) -> None:
+    assert complaints(schema) == ""
+    assert ignored_words(schema) == [] and without_idle_words(schema) == schema
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        {"uniqueItems": False},
+        {"propertyNames": {"type": "string"}},
+        {"propertyNames": True},
+        {"unevaluatedProperties": True, "unevaluatedItems": {}},
+        {"dependentRequired": {}, "dependentSchemas": {}, "dependencies": {}},
+        {"if": {"minimum": 1}},
+        {"then": {"minimum": 1}, "else": {"minimum": 2}},
+        {"minContains": 1, "maxContains": 2},
+        {"contains": {"minimum": 1}, "minContains": 0},
+    ],
+    ids=lambda idle: next(iter(idle)),
+)
+def test_what_says_nothing_is_no_reason_to_refuse(idle: dict[str, Any]) -> None:
+    schema = {"$defs": {"x": {"type": "array", "items": {"type": "object"} | idle}}} | idle
+    assert complaints(schema)
+    assert ignored_words(schema) == []
+    cleaned = without_idle_words(schema)
+    assert complaints(cleaned) == ""
+    assert cleaned["$defs"]["x"]["items"]["type"] == "object"
+
+
+def test_names_and_values_are_no_words() -> None:
+    schema = {
+        "properties": {
+            "not": {"type": "string"},
+            "uniqueItems": {"enum": [{"uniqueItems": False}]},
+        },
+        "required": ["not"],
+        "default": {"propertyNames": True},
+    }
+    assert ignored_words(schema) == [] and without_idle_words(schema) == schema
