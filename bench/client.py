@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
@@ -62,31 +64,50 @@ def running_command(
     *,
     probe: str = "/health",
     timeout_s: float = 120,
-    quiet: bool = False,
 ) -> Iterator[Server]:
     """Start any server that listens on `port`, and wait until `probe` answers 200.
+
+    The end of its log is shown if it fails: in the error, or on stderr if it dies later.
 
     Raises:
         RuntimeError: it exited, or was not ready within `timeout_s` seconds.
     """
     start = time.perf_counter()
-    output = subprocess.DEVNULL if quiet else None
-    process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        answered = ready = 0.0
-        while not ready:
-            status = _status(url + probe)
-            now = time.perf_counter() - start
-            answered = answered or (now if status else 0.0)
-            ready = now if status == 200 else 0.0
-            if process.poll() is not None or now > timeout_s:
-                raise RuntimeError(f"the server is not ready ({probe} answers {status})")
-            time.sleep(0.005)
-        yield Server(url, process, answered, ready)
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            answered_s, ready_s = _wait(process, url + probe, start, timeout_s)
+            if not ready_s:
+                raise RuntimeError(f"{command[:3]} does not serve: {_last_words(output)}")
+            yield Server(url, process, answered_s, ready_s)
+        finally:
+            if process.poll():
+                print(f"{command[:3]} ended by itself: {_last_words(output)}", file=sys.stderr)
+            process.terminate()
+            process.wait(timeout=30)
+
+
+def _wait(
+    process: subprocess.Popen[bytes], url: str, start: float, timeout_s: float
+) -> tuple[float, float]:
+    """Seconds from `start` to the first answer of `url`, and to the first 200; 0 for never."""
+    answered = 0.0
+    while process.poll() is None and time.perf_counter() - start < timeout_s:
+        status = _status(url)
+        now = time.perf_counter() - start
+        answered = answered or (now if status else 0.0)
+        if status == 200:
+            return answered, now
+        time.sleep(0.005)
+    return answered, 0.0
+
+
+def _last_words(output: IO[bytes], n_bytes: int = 2000) -> str:
+    """The end of what a server has written."""
+    size = output.seek(0, os.SEEK_END)
+    output.seek(max(0, size - n_bytes))
+    return output.read().decode(errors="replace").strip()
 
 
 def _status(url: str) -> int:

@@ -90,7 +90,7 @@ def rounds_of(args: argparse.Namespace, model: Path) -> Iterator[Round]:
             port = free_port()
             command = [str(args.llama_server), "-m", str(model), "--port", str(port)]
             command += ["--embeddings", "-t", threads, "-np", "8"]
-            other = stack.enter_context(running_command(command, port, quiet=True))
+            other = stack.enter_context(running_command(command, port))
             theirs = stack.enter_context(httpx.Client(base_url=other.url, timeout=300))
         for n_words in N_WORDS:
             measure(ours, theirs, n_words, -1)

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import statistics
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -210,14 +211,17 @@ def main() -> None:
     # No guesses: random weights repeat themselves, and a bare loop cannot gain by that.
     options += ["--threads", str(args.threads), "--log-level", "warning", "--draft-max", "0"]
     starts = []
-    for _ in range(2):
+    with tempfile.TemporaryDirectory() as folder:
+        # A folder of its own: prompts that an earlier run has stored would cost nothing.
+        options += ["--cache-dir", folder]
+        for _ in range(2):
+            with running(model, *options) as server:
+                starts.append((server.answered_s, server.ready_s))
+        bare = BareLoop(model, n_ctx=args.n_ctx, n_streams=N_STREAMS, n_threads=args.threads)
         with running(model, *options) as server:
             starts.append((server.answered_s, server.ready_s))
-    bare = BareLoop(model, n_ctx=args.n_ctx, n_streams=N_STREAMS, n_threads=args.threads)
-    with running(model, *options) as server:
-        starts.append((server.answered_s, server.ready_s))
-        rounds, intrusions = asyncio.run(measure(server, bare, args))
-    bare.close()
+            rounds, intrusions = asyncio.run(measure(server, bare, args))
+        bare.close()
     rows = report(rounds, intrusions, starts)
     show(rows)
     if args.json:

@@ -144,7 +144,7 @@ def _rounds(
             port = free_port()
             command = [str(args.llama_server), "-m", str(model), "--port", str(port), "--jinja"]
             command += ["-t", str(args.threads), "-c", "32768", "-np", str(N_STREAMS), "-kvu"]
-            other = stack.enter_context(running_command(command, port, quiet=True))
+            other = stack.enter_context(running_command(command, port))
         measure(server, other, bare, 20, "warm")
         for i in range(args.rounds):
             yield measure(server, other, bare, args.tokens, f"round {i}")

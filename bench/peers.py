@@ -44,9 +44,7 @@ class Peer:
             RuntimeError: it exited, or was not ready in two minutes.
         """
         place = Place(model, folder, free_port(), threads)
-        with running_command(
-            self.command(place), place.port, probe=self.probe, quiet=True
-        ) as server:
+        with running_command(self.command(place), place.port, probe=self.probe) as server:
             yield server
 
 

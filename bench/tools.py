@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import synthetic
-from bench.client import free_port, running
+from bench.client import free_port, running, running_command
 
 TARGET_CALL = 0.45
 TARGET_PLAIN = 0.98
@@ -94,22 +93,8 @@ def llama_server(binary: Path, model: Path, threads: int) -> Iterator[str]:
     """llama.cpp's server on a free port, with its defaults; its address."""
     port = free_port()
     command = [str(binary), "-m", str(model), "--port", str(port), "-t", str(threads)]
-    command += ["-c", "8192", "--jinja"]
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
-        url = f"http://127.0.0.1:{port}"
-        try:
-            while True:
-                try:
-                    if httpx.get(f"{url}/health").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    if process.poll() is not None:
-                        raise RuntimeError("llama-server exited") from None
-                time.sleep(0.05)
-            yield url
-        finally:
-            process.terminate()
+    with running_command([*command, "-c", "8192", "--jinja"], port) as server:
+        yield server.url
 
 
 def seconds(url: str, body: dict[str, Any], seed: int) -> float:
