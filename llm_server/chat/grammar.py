@@ -44,6 +44,11 @@ _LIMITS = LLParserLimits(
 )
 
 
+_SLICES = [r'[^"\\\x00-\x1F\x7F]+']
+"""Text inside a JSON string, for which llguidance keeps a second table, so that a mask takes 0.01
+ms there instead of 2.6. Its default are four: 35 MB more for 150,000 tokens, and twice the time."""
+
+
 class Spelling(Protocol):
     """What grammars need of a vocabulary (`llama.vocab.Vocab`)."""
 
@@ -194,6 +199,7 @@ class Grammars:
                 TokenizerWrapper(_Spellings(self._vocabulary, self.spellings, special)),
                 n_vocab=self._vocabulary.n_tokens,
                 eos_token=sorted(self._vocabulary.eog) or [self._vocabulary.eos],
+                slices=_SLICES,
             )
 
     def _keep(self, source: str, matcher: LLMatcher) -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from llm_server.llama import pages
 from llm_server.llama.batch import Batch
 from llm_server.llama.lib import lib
 from llm_server.llama.model import Model
@@ -51,6 +52,8 @@ class Context:
     def __init__(self, model: Model, config: LoadConfig, n_ctx: int, parallel: int) -> None:
         """Allocate the memory for `n_ctx` cells and `parallel` running sequences.
 
+        No other thread may be at work meanwhile (see `pages`).
+
         Raises:
             ContextError: the memory could not be had.
         """
@@ -78,9 +81,11 @@ class Context:
         params.kv_unified = True
         params.swa_full = True
         params.no_perf = True
+        before = pages.mapped()
         self._context = lib.llama_init_from_model(model.handle, params)
         if not self._context:
             raise ContextError("llama.cpp could not create a context")
+        pages.give_back_zeros(before)
         self.model = model
         self.n_ctx: int = lib.llama_n_ctx(self._context)
         self.n_batch: int = lib.llama_n_batch(self._context)
@@ -180,7 +185,7 @@ class Context:
         self.batch.clear()
         self.batch.add(0, 0, [max(vocab.bos, 0)], logits=True)
         self.decode()
-        self.clear()
+        self.drop(0)
 
     def close(self) -> None:
         """Free the context. Safe to call twice."""

@@ -34,7 +34,7 @@ MAX_OUTPUTS = 64
 _KV_BYTES: dict[KvType, tuple[int, int]] = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
 _PROCESS = 40 << 20
 """A worker without a model: the interpreter, the libraries, numpy. Measured."""
-_PER_TOKEN = 800
+_PER_TOKEN = 500
 """Bytes a token of the vocabulary takes in llama.cpp, Python and llguidance together. Measured."""
 _PER_WORD = 150
 """The same for a model that makes vectors: without Python's and llguidance's. Measured."""

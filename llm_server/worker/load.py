@@ -73,10 +73,11 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
         ) from None
     if (pooling := pooling_of(model, config)) is not None:
         return load_embedding(model, pooling, config)
+    context = open_context(model, config)
     with ThreadPoolExecutor(1, "dialogue") as pool:
         # Both take a while, one in native code and one mostly in Python.
         dialogue = pool.submit(open_dialogue, model)
-        context = open_context(model, config)
+        context.warm_up()
     print_ = state_fingerprint(command, context)
     preparer = Preparer(context, dialogue.result())
     loaded = Loaded(
@@ -126,7 +127,7 @@ def give_back_memory() -> None:
 
 
 def open_context(model: Model, config: LoadConfig) -> Context:
-    """A context for `model`, with what `config` leaves open settled, ready for its first request.
+    """A context for `model`, with what `config` leaves open settled.
 
     Raises:
         InsufficientMemory: it does not fit into the memory.
@@ -144,7 +145,6 @@ def open_context(model: Model, config: LoadConfig) -> Context:
             f"A context of {n_ctx} tokens does not fit into the memory. Ask for a smaller n_ctx.",
             param="load_model_configs.n_ctx",
         ) from None
-    context.warm_up()
     return context
 
 
@@ -192,9 +192,9 @@ def open_cache(command: Load, context: Context, print_: bytes) -> DiskTier | Non
 def memory_bytes(model: Model) -> int:
     """What this process takes of the machine's memory, or will; 0 where the system does not say.
 
-    Its own pages, the buffer for computing that nothing has touched so far, and the weights that
-    are read from the pages of the file. Weights that llama.cpp keeps in an order of its own
-    beside the file count once: the system may take the file's pages back.
+    Its own pages, the cells and the buffer for computing that nothing has touched so far, and the
+    weights that are read from the pages of the file. Weights that llama.cpp keeps in an order of
+    its own beside the file count once: the system may take the file's pages back.
     """
     try:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -203,5 +203,5 @@ def memory_bytes(model: Model) -> int:
     own = sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss_Anon:"))
     buffers = log.buffers()
     mapped = sum(size for (where, _), size in buffers.items() if where.endswith("_Mapped"))
-    untouched = buffers["CPU", "compute"]
+    untouched = sum(buffers["CPU", kind] for kind in ("KV", "RS", "compute"))
     return own + untouched + min(mapped, model.size_bytes) - buffers["CPU_REPACK", "model"]
