@@ -99,6 +99,8 @@ class PreparingThreads:
                     self._n_forgotten -= 1
                     return
                 self._jobs.remove(job)
+                if not self._jobs:
+                    self._disarm()  # here too, since a quick job is over before the watch sees it
                 self._changed.notify()
             self._done(result)
 
@@ -117,8 +119,7 @@ class PreparingThreads:
         while True:
             with self._changed:
                 if not self._jobs:
-                    if self._guard:
-                        faulthandler.cancel_dump_traceback_later()
+                    self._disarm()
                     self._changed.wait_for(lambda: self._jobs)
                 self._arm()
                 now = time.monotonic()
@@ -139,6 +140,10 @@ class PreparingThreads:
         """Begin the guard's time anew; its native thread ends the process without Python."""
         if self._guard:
             faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+
+    def _disarm(self) -> None:
+        if self._guard:
+            faulthandler.cancel_dump_traceback_later()
 
     def _forget(self, job: _Job) -> None:
         logger.warning("request %d took too long to prepare", job.id)

@@ -77,6 +77,27 @@ def test_too_many_lost_threads_end_the_process() -> None:
     desk.released.set()
 
 
+QUICK = """
+import queue, threading
+from llm_server.worker import preparing
+preparing.HANG_SECONDS = 0.5
+from llm_server.worker.messages import ChatRequest, Submit
+done = queue.SimpleQueue()
+threads = preparing.PreparingThreads(lambda submit: submit.id, done.put, guard=True)
+threads.start()
+for id in range(200):
+    threads.submit(Submit(id, ChatRequest([])))
+    done.get()
+threading.Event().wait(1.5)
+print("alive")
+"""
+
+
+def test_a_process_with_nothing_to_prepare_lives_on() -> None:
+    done = subprocess.run([sys.executable, "-c", QUICK], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"alive\n")
+
+
 HANG = """
 from llm_server.worker import preparing
 preparing.HANG_SECONDS = 0.5
