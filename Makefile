@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+JOBS ?= 3
 NODE := tests/clients/javascript/node_modules
 
-.PHONY: help serve test lint types unit soak chaos load screenshots fuzz clients bench lock clean
+.PHONY: help serve test lint types unit exhaustive soak chaos load screenshots fuzz clients bench lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -24,7 +25,10 @@ types: $(VENV)/.dev  ## mypy, strict
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev  ## pytest, the default suite
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+exhaustive: $(VENV)/.dev  ## pytest, one after the other, with all that is left out or sampled by default
+	EXHAUSTIVE=1 $(BIN)/pytest tests/chat tests/faults $(ARGS)
 
 clients: $(VENV)/.dev $(VENV)-clients/.done $(VENV)-clients-openai-2/.done $(NODE)/.done  ## pytest, with frameworks and JavaScript packages as clients
 	$(BIN)/pytest tests/clients/test_javascript.py

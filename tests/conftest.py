@@ -13,6 +13,21 @@ from tests import tiny_models
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST = ("web", "faults", "endurance", "test_server", "test_live", "api", "chat")
+"""What takes longest, by the first part of its path under tests/."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that with several processes none of them is left for the end."""
+    here = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        part = item.path.relative_to(here).parts[0].removesuffix(".py")
+        return LONGEST.index(part) if part in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder that holds the tiny models which the session's tests have asked for."""

@@ -34,6 +34,8 @@ TOUCH_S = 60
 """Seconds within which a second use of a file is not noted: an SD card is not a log file."""
 STALE_TEMPORARY_S = 3600
 """Seconds after which an unfinished file is taken to be left over from a crash."""
+CREATE_TRIES = 8
+"""How often another process may delete a folder, empty as it was, before a file is in it."""
 
 _MODEL = re.compile(r"[0-9a-f]{16}-v\d+")
 _FAN = re.compile(r"[0-9a-f]{2}")
@@ -197,13 +199,14 @@ class ChunkFolder:
         return chunk
 
     def _create(self, path: str) -> int:
-        try:
-            return self._files.create(path)
-        except FileNotFoundError:
-            fan = os.path.dirname(path)
-            for folder in (self._root, os.path.dirname(fan), fan):
-                self._files.make_folder(folder)
-            return self._files.create(path)
+        fan = os.path.dirname(path)
+        for _ in range(CREATE_TRIES):
+            with contextlib.suppress(FileNotFoundError):
+                return self._files.create(path)
+            with contextlib.suppress(FileNotFoundError):
+                for folder in (self._root, os.path.dirname(fan), fan):
+                    self._files.make_folder(folder)
+        return self._files.create(path)
 
     def _write_bytes(self, descriptor: int, data: bytes | memoryview) -> None:
         view = memoryview(data).cast("B")

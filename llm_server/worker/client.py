@@ -344,13 +344,17 @@ class Worker:
     def _died(self, requests_at_fault: bool = True) -> None:
         """Fail what runs: the process is of no use any more."""
         expected = self._stopping or (self._killed and self._verdict is None)
+        why = self._verdict
+        if why is None and not expected:
+            # A file that is just being written can end it before anybody looks at the file.
+            if self._file.change() == "overwritten":
+                why, requests_at_fault = WorkerCrashed(OVERWRITTEN), False
+            elif oom_kills() > self._oom_kills:
+                why = OutOfMemory(MEMORY_RAN_OUT)
         if requests_at_fault and not expected:
             self._totals.suspects.died(
                 self._model_path, [sent.request for sent in self._running.values()]
             )
-        why = self._verdict
-        if why is None and not expected and oom_kills() > self._oom_kills:
-            why = OutOfMemory(MEMORY_RAN_OUT)
         self._fail_all((why or WorkerCrashed(CRASHED)).info)
 
     def _end_process(self) -> None:

@@ -380,6 +380,24 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
     assert total <= 4000 + 4 * 200, "each may be one chunk ahead of what it knows of the other"
 
 
+def test_another_process_may_delete_the_folder_that_was_just_made(tmp_path: Path) -> None:
+    class Contested(Files):
+        deleted = 0
+
+        def make_folder(self, path: str, *, parents: bool = False) -> None:
+            super().make_folder(path, parents=parents)
+            if path.startswith(f"{tmp_path}/") and self.deleted < 3:
+                os.rmdir(path)
+                self.deleted += 1
+
+    files = Contested()
+    store = open_store(tmp_path, files)
+    keep(store, [1, 2])
+    assert store.close(10)
+    assert files.deleted == 3 and store.stats().errors == 0
+    assert recall(open_store(tmp_path), [1, 2]) == 2
+
+
 def test_a_dead_lock_holder_blocks_nobody(tmp_path: Path) -> None:
     hold = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_CREAT | os.O_RDWR), 2)"
     hold += "; print(flush=True); sys.stdin.read()"

@@ -23,6 +23,7 @@ from tests.chat.test_constraint import (
 )
 from tests.chat.test_syntax import fold, tool
 from tests.chat.vocabulary import ByteVocabulary
+from tests.sampling import rotated
 
 FORMATS = {
     "text": ResponseFormat("text"),
@@ -55,34 +56,32 @@ THOUGHTS: dict[str, tuple[dict[str, Any], str]] = {
 MARKERS = [[], [*HERMES_MARKERS, "<think>", "</think>"]]
 
 
-@pytest.mark.parametrize("thoughts", THOUGHTS)
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("demand", "markers"), rotated(itertools.product(FORMATS, CHOICES, THOUGHTS), MARKERS)
+)
 def test_every_demand_is_met_together_with_the_others(
-    format: str, choice: str, thoughts: str
+    demand: tuple[str, str, str], markers: list[str]
 ) -> None:
+    format, choice, thoughts = demand
     options, script = THOUGHTS[thoughts]
     free = format == "text" and choice in ("no tools", "none", "auto")
-    for seed, markers in enumerate(MARKERS):
-        d, vocabulary = build(markers=markers)
-        request = ChatRequest(
-            QUESTION, response_format=FORMATS[format], **CHOICES[choice], **options
-        )
-        prepared = d.prepare(1, request)
-        got = generate(prepared, vocabulary, script=script, seed=seed, max_tokens=800)
-        content, reasoning, calls = fold(got.deltas)
-        names = arguments(calls)
-        assert got.ended or free
-        assert free or bool(names) != bool(content)
-        assert names or not choice.startswith(("required", "named"))
-        assert not names or choice not in ("no tools", "none")
-        assert len(names) <= 1 or choice != "required, one call"
-        assert set(names) <= {"do-it"} or choice != "named"
-        if content and format != "text":
-            value = json.loads(content)
-            jsonschema.validate(value, SCHEMA if format == "json_schema" else {"type": "object"})
-        check_thought(thoughts, reasoning, free=free)
-        check_cuts(d.prepare(1, request).parser, got)
+    d, vocabulary = build(markers=markers)
+    request = ChatRequest(QUESTION, response_format=FORMATS[format], **CHOICES[choice], **options)
+    prepared = d.prepare(1, request)
+    got = generate(prepared, vocabulary, script=script, seed=len(markers), max_tokens=800)
+    content, reasoning, calls = fold(got.deltas)
+    names = arguments(calls)
+    assert got.ended or free
+    assert free or bool(names) != bool(content)
+    assert names or not choice.startswith(("required", "named"))
+    assert not names or choice not in ("no tools", "none")
+    assert len(names) <= 1 or choice != "required, one call"
+    assert set(names) <= {"do-it"} or choice != "named"
+    if content and format != "text":
+        value = json.loads(content)
+        jsonschema.validate(value, SCHEMA if format == "json_schema" else {"type": "object"})
+    check_thought(thoughts, reasoning, free=free)
+    check_cuts(d.prepare(1, request).parser, got)
 
 
 def check_thought(thoughts: str, reasoning: str, *, free: bool) -> None:

@@ -19,6 +19,7 @@ from tests.chat.generation import Answer, generate
 from tests.chat.published import TEMPLATES
 from tests.chat.test_syntax import DIALOGUES, fold, tool
 from tests.chat.vocabulary import ByteVocabulary
+from tests.sampling import rotated
 
 WEATHER = {
     "type": "object",
@@ -81,8 +82,7 @@ def arguments(calls: list[tuple[str | None, str]]) -> list[str]:
     return [name or "" for name, _ in calls]
 
 
-@pytest.mark.parametrize("spelled", [False, True])
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(("name", "spelled"), rotated(TEMPLATES, [False, True]))
 def test_required_is_a_valid_call_in_every_syntax(name: str, spelled: bool) -> None:
     markers = sorted(_markers(DIALOGUES[name].syntax)) if spelled else []
     vocabulary = ByteVocabulary(["<s>", "</s>", *markers], words=WORDS)
@@ -152,12 +152,9 @@ def test_auto_constrains_what_can_only_be_a_call(name: str, script: str, spelled
     markers = sorted(_markers(DIALOGUES[name].syntax)) if spelled else []
     vocabulary = ByteVocabulary(["<s>", "</s>", *markers], words=WORDS)
     prepared = Dialogue(TEMPLATES[name], vocabulary).prepare(1, ChatRequest(QUESTION, TOOLS))
-    for seed in range(2):
-        d = Dialogue(TEMPLATES[name], vocabulary)
-        prepared = d.prepare(1, ChatRequest(QUESTION, TOOLS))
-        got = generate(prepared, vocabulary, script=script, max_tokens=900, seed=seed)
-        assert got.n_masked
-        assert "get_weather" in arguments(fold(got.deltas)[2]), got.text
+    got = generate(prepared, vocabulary, script=script, max_tokens=900, seed=len(script))
+    assert got.n_masked
+    assert "get_weather" in arguments(fold(got.deltas)[2]), got.text
 
 
 @pytest.mark.parametrize("said", ["get_weather is a tool.", "to=user? No.", "get", "{}", "x"])

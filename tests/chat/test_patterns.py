@@ -20,6 +20,7 @@ from tests.chat.test_constraint import WORDS
 from tests.chat.test_shapes import FRAME, SHAPES
 from tests.chat.test_syntax import fold, tool
 from tests.chat.vocabulary import ByteVocabulary
+from tests.sampling import rotated
 
 FORMAT_CHECKER = jsonschema.Draft202012Validator.FORMAT_CHECKER
 TEXTS = [
@@ -94,9 +95,11 @@ RAW: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("name", ["tagged parameters", "names as closing tags", "a Python call"])
-@pytest.mark.parametrize("schema", RAW, ids=range(len(RAW)))
-def test_raw_values_validate(name: str, schema: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("schema", "name"),
+    rotated(RAW, ["tagged parameters", "names as closing tags", "a Python call"]),
+)
+def test_raw_values_validate(schema: dict[str, Any], name: str) -> None:
     whole = {
         "type": "object",
         "properties": {"p": schema, "q": {"type": "string"}},

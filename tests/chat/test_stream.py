@@ -126,13 +126,13 @@ HOSTILE = [
 @pytest.mark.parametrize("piece", HOSTILE)
 @pytest.mark.parametrize("step", [4, 10**7])
 def test_hostile_text_costs_linear_time(piece: str, step: int) -> None:
-    text = piece * (300_000 // len(piece))
+    text = piece * (100_000 // len(piece))
     parser = parse(THINKING)
     begin = time.process_time()
     for at in range(0, len(text), step):
         parser.feed(text[at : at + step])
     parser.close()
-    assert time.process_time() - begin < 3
+    assert time.process_time() - begin < 2
 
 
 @settings(max_examples=200, deadline=None)

@@ -16,6 +16,7 @@ from llm_server.chat.syntax.literal import common_prefix
 from llm_server.worker.messages import ChatRequest, Content, Delta, FunctionCall, Message, Reasoning
 from tests.chat.published import TEMPLATES
 from tests.chat.vocabulary import ByteVocabulary
+from tests.sampling import rotated
 
 PARAMETERS = {
     "type": "object",
@@ -143,8 +144,7 @@ def test_nearly_all_published_templates_have_a_measured_syntax() -> None:
     assert len(native) >= 42
 
 
-@pytest.mark.parametrize("step", [1, 5, 10**9])
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(("name", "step"), rotated(TEMPLATES, [1, 5, 1, 10**9]))
 def test_one_call_comes_back(name: str, step: int) -> None:
     d = DIALOGUES[name]
     for arguments in AWKWARD:

@@ -85,7 +85,8 @@ class Report:
             "descriptors of the server": (first.descriptors[0] + CLIENTS, last.descriptors[0]),
             "descriptors of the worker": (first.descriptors[1], last.descriptors[1]),
             "threads of the server": (first.threads[0] + 2, last.threads[0]),
-            "threads of the worker": (first.threads[1], last.threads[1]),
+            # Each of them begins with its first work.
+            "threads of the worker": (first.threads[1] + 2, last.threads[1]),
         }
         return [f"{name} grew to {now}" for name, (most, now) in pairs.items() if now > most]
 
