@@ -39,7 +39,7 @@ TEMPLATE = """\
 {{- 'You may call these functions:\\n<tools>' }}
 {%- for tool in tools %}{{- '\\n' + (tool | tojson) }}{% endfor %}
 {{- '\\n</tools>\\nWrite each call as JSON with its name and arguments between tags:\\n' }}
-{{- '<tool_call>\\n{"name": <name>, "arguments": <object>}\\n</tool_call><|im_end|>\\n' }}
+{{- '<tool_call>{"name": <name>, "arguments": <object>}</tool_call><|im_end|>\\n' }}
 {%- elif messages[0].role == 'system' %}
 {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
 {%- endif %}
@@ -51,9 +51,9 @@ TEMPLATE = """\
 {{- '<|im_start|>assistant' }}
 {%- if message.content %}{{- '\\n' + message.content }}{% endif %}
 {%- for call in message.tool_calls %}
-{{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+{{- '\\n<tool_call>{"name": "' + call.function.name + '", "arguments": ' }}
 {{- call.function.arguments | tojson }}
-{{- '}\\n</tool_call>' }}
+{{- '}</tool_call>' }}
 {%- endfor %}
 {{- '<|im_end|>\\n' }}
 {%- elif message.role != 'system' or not loop.first %}
@@ -63,6 +63,11 @@ TEMPLATE = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}
 """
 """ChatML with calls in Hermes' syntax: every server knows how to force those."""
+
+
+MARKERS = ("<tool_call>", "</tool_call>")
+"""Tokens of their own, as in Qwen2.5's vocabulary."""
+ADDED = (*MARKERS, *CONTROL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,7 @@ def documentation() -> str:
 
 
 def vocabulary(rng: np.random.Generator) -> tuple[list[str], list[str]]:
-    """(tokens, merges): `N_VOCAB` less the control tokens distinct byte strings, and their merges.
+    """(tokens, merges): `N_VOCAB` less the added tokens distinct byte strings, and their merges.
 
     Merges learned from text come first; the rest join two learned tokens at the lowest ranks, so
     they seldom fire, but tables and samplers have their real size.
@@ -110,7 +115,7 @@ def vocabulary(rng: np.random.Generator) -> tuple[list[str], list[str]]:
     words = [token for token in tokens if re.fullmatch("Ġ?[A-Za-z]{2,8}", token)]
     suffixes = [word for word in words if not word.startswith("Ġ")]
     known = set(tokens)
-    while len(tokens) < N_VOCAB - len(CONTROL):
+    while len(tokens) < N_VOCAB - len(ADDED):
         left, right = words[rng.integers(len(words))], suffixes[rng.integers(len(suffixes))]
         if left + right not in known:
             known.add(left + right)
@@ -194,8 +199,9 @@ def write_f16(path: Path, size: str, seed: int, *, chain: bool = False) -> None:
     tokens, merges = vocabulary(rng)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list([*tokens, *CONTROL])
-    writer.add_token_types([TokenType.NORMAL] * len(tokens) + [TokenType.CONTROL] * len(CONTROL))
+    writer.add_token_list([*tokens, *ADDED])
+    kinds = [TokenType.USER_DEFINED] * len(MARKERS) + [TokenType.CONTROL] * len(CONTROL)
+    writer.add_token_types([TokenType.NORMAL] * len(tokens) + kinds)
     writer.add_token_merges(merges)
     writer.add_eos_token_id(N_VOCAB - 1)
     writer.add_add_bos_token(False)
@@ -211,7 +217,7 @@ def write_f16(path: Path, size: str, seed: int, *, chain: bool = False) -> None:
     for name, dims, std in tensors(shape):
         tensor = values(dims, std, rng)
         if name == "token_embd.weight":
-            tensor[-len(CONTROL) :] *= 0.01  # tied to the output: their logits stay near 0
+            tensor[-len(ADDED) :] *= 0.01  # tied to the output: their logits stay near 0
             embeddings = tensor
         if chain and name.endswith(("attn_output.weight", "ffn_down.weight")):
             tensor[:] = 0
