@@ -7,7 +7,7 @@ tokens, not requests; `plan` builds it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,12 +43,14 @@ class Trigger:
     """A text that ends a free phase and begins a grammar.
 
     `token` is the one token that always spells it, -1 if there is none. `matcher` makes a fresh
-    matcher that begins with any text and then `text`. `anchored`: only where the answer starts.
+    matcher that begins with any text and then `text`, `announced` one behind which anything may
+    come. `anchored`: only where the answer starts.
     """
 
     text: bytes
     token: int
     matcher: Callable[[], LLMatcher]
+    announced: Callable[[], LLMatcher]
     anchored: bool = False
 
 
@@ -57,12 +59,13 @@ class Opening:
     """Calls where a message starts, announced by their whole header instead of a trigger.
 
     `complete` tells of a message's beginning whether it is the header of a call, or None while it
-    may become one. `matcher` makes a fresh matcher that begins with the header. A token that holds
-    the header's end and arguments that do not fit leaves the call unconstrained.
+    may become one. `matcher` makes a fresh matcher that begins with the header, `announced` one of
+    the header and anything behind it.
     """
 
     complete: Callable[[str], bool | None]
     matcher: Callable[[], LLMatcher]
+    announced: Callable[[], LLMatcher]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,7 @@ class Constraint:
                 bits[token // 32] |= np.uint32(1 << token % 32)
             return self._mask
         if self._matcher is None:
-            return None
+            return self._without_misfits()
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         self._check()
         return self._mask
@@ -183,6 +186,62 @@ class Constraint:
             self._advance(token)
         else:
             self._watch(token)
+
+    def _without_misfits(self) -> NDArray[np.int32] | None:
+        """Free text, but no token that ends a call's header and goes on as the call must not.
+
+        The grammar begins behind such a token: it would come too late. None where there is none.
+        """
+        bad = np.zeros_like(self._mask)
+        for start, tokens in self._headers():
+            bad |= self._misfits(start.matcher(), start.announced(), tokens)
+        if not bad.any():
+            return None
+        return np.invert(bad, out=self._mask)
+
+    def _headers(self) -> Iterator[tuple[Trigger | Opening, list[int]]]:
+        """What the next token may complete, and what was said of it."""
+        if self._plan.opening is not None and self._opened is not None:
+            yield self._plan.opening, self._opened
+        for trigger in self._by_text:
+            if (tokens := self._begun(trigger)) is not None:
+                yield trigger, tokens
+
+    def _begun(self, trigger: Trigger) -> list[int] | None:
+        """The last tokens if a trigger's text has begun in them; at the start it may always."""
+        tail, text = self._tail, trigger.text
+        lengths = range(len(text) - 1, 0, -1)
+        at = len(tail) - next((n for n in lengths if tail.endswith(text[:n])), 0)
+        if trigger.anchored:
+            return None if self._n_text or tail[:at].strip() else self._recent
+        return self._since(at) or None
+
+    def _since(self, at: int) -> list[int]:
+        """The tokens of free text from the one on that holds its byte `at`."""
+        start = 0
+        for n, token in enumerate(self._recent):
+            start += len(self._spellings[token])
+            if start > at:
+                return self._recent[n:]
+        return []
+
+    def _misfits(
+        self, call: LLMatcher, announced: LLMatcher, tokens: list[int]
+    ) -> NDArray[np.int32]:
+        """The tokens that may follow `tokens` in a header, but not in the call, as bits."""
+        bad, fits = np.zeros_like(self._mask), np.zeros_like(self._mask)
+        for matcher, mask in ((announced, bad), (call, fits)):
+            if matcher.validate_tokens(tokens) == len(tokens):
+                matcher.consume_tokens(tokens)
+                matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+            if matcher.is_error() or not mask.any():
+                return np.zeros_like(bad)
+        bad &= ~fits
+        # Of what is certain to come a mask has one spelling, though others are as good.
+        for token in np.flatnonzero(np.unpackbits(bad.view(np.uint8), bitorder="little")).tolist():
+            if token >= len(self._spellings) or call.validate_tokens([token]):
+                bad.view(np.uint32)[token // 32] &= ~np.uint32(1 << token % 32)
+        return bad
 
     # ---- phases --------------------------------------------------------------------------------
 
@@ -263,7 +322,7 @@ class Constraint:
         """Free text: look for a trigger at its end."""
         plan = self._plan
         for trigger in plan.triggers:
-            if self._is_marker(trigger, token):
+            if token == trigger.token:
                 self._enter(trigger.matcher(), [token])
                 return
         if self._opened is not None and self._opens(token):
@@ -290,10 +349,6 @@ class Constraint:
         self._opened = None
         return complete and self._enter(opening.matcher(), opened)
 
-    @staticmethod
-    def _is_marker(trigger: Trigger, token: int) -> bool:
-        return trigger.token >= 0 and token == trigger.token
-
     def _remember(self, token: int) -> None:
         """Keep the end of the text, whole tokens of it."""
         self._tail += self._spellings[token]
@@ -309,12 +364,7 @@ class Constraint:
         at = self._tail.find(trigger.text, max(len(self._tail) - last - len(trigger.text) + 1, 0))
         if at < 0 or (trigger.anchored and (self._n_text or self._tail[:at].strip())):
             return False
-        start = 0
-        for n, token in enumerate(self._recent):
-            start += len(self._spellings[token])
-            if start > at:
-                return self._enter(trigger.matcher(), self._recent[n:])
-        return False
+        return self._enter(trigger.matcher(), self._since(at))
 
     def _enter(self, matcher: LLMatcher, tokens: list[int]) -> bool:
         if matcher.validate_tokens(tokens) < len(tokens):

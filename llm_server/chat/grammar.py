@@ -36,6 +36,9 @@ MAX_MULTIPLE = 20_000
 CACHE_BYTES = 4 * 1024 * 1024
 """Budget of the compiled grammars that are kept, in bytes of their sources."""
 
+ANYTHING = "/(?s:.*)/"
+"""An expression for any text."""
+
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,  # llguidance's default: about 20 ms
     step_lexer_fuel=200_000,  # llguidance's default: about 15 ms for a mask
@@ -125,7 +128,7 @@ class Lark:
         self._rules.append(f"{name}: {body}")
         return name
 
-    def any_text_until(self, text: str, body: str = "/(?s:.*)/") -> str:
+    def any_text_until(self, text: str, body: str = ANYTHING) -> str:
         """An expression for text that fits `body`, without `text`, and then `text`."""
         lead, rest = self.leading(text)
         options = f"[suffix={_quoted(lead)}]" if lead else ""

@@ -17,7 +17,7 @@ from llguidance import LLMatcher
 
 from llm_server.chat.closing import WayOut
 from llm_server.chat.constraint import Constraint, Opening, Plan, Trigger
-from llm_server.chat.grammar import Grammars, Lark, Spelling, check_schema
+from llm_server.chat.grammar import ANYTHING, Grammars, Lark, Spelling, check_schema
 from llm_server.chat.stream import Where
 from llm_server.chat.syntax.call_grammar import CallGrammar, Choice
 from llm_server.chat.syntax.format import ParamArgs, Syntax, other_headers
@@ -245,7 +245,10 @@ class Planner:
         source = lark.source(self._calls(lark, demand).section_behind(headers))
         names = frozenset(tool["function"]["name"] for tool in demand.tools)
         matcher = self._compiled(source, demand.request)
-        return Opening(partial(header_complete, headers, names), matcher)
+        lark = Lark(self.grammars.markers)
+        source = lark.source(self._calls(lark, demand).headers(headers))
+        announced = self._compiled(source, demand.request)
+        return Opening(partial(header_complete, headers, names), matcher, announced)
 
     def _trigger(self, demand: Demand, text: str, opening: Literal, anchored: bool) -> Trigger:
         lark = Lark(self.grammars.markers)
@@ -258,7 +261,10 @@ class Planner:
             head = lark.any_text_until(text)
             body = f"{head} {calls.section(build(rest, *opening[1:]))}"
         matcher = self._compiled(lark.source(body), demand.request)
-        return Trigger(text.encode(), token, matcher, anchored)
+        lark = Lark(self.grammars.markers)
+        anything = lark.source(f"{lark.any_text_until(text)} {ANYTHING}")
+        announced = self._compiled(anything, demand.request)
+        return Trigger(text.encode(), token, matcher, announced, anchored)
 
     def _calls(self, lark: Lark, demand: Demand) -> CallGrammar:
         choice = Choice(demand.tools, demand.params, demand.request.parallel_tool_calls)

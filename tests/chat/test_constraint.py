@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from llm_server.chat.constraint import Constraint, GrammarTooComplex
@@ -155,6 +156,45 @@ def test_auto_constrains_what_can_only_be_a_call(name: str, script: str, spelled
     got = generate(prepared, vocabulary, script=script, max_tokens=900, seed=len(script))
     assert got.n_masked
     assert "get_weather" in arguments(fold(got.deltas)[2]), got.text
+
+
+MISFITS = {
+    None: ("Hm. <tool_cal", ["l>\n{", 'l>\n{"x', "l>!"]),
+    "meetkai-functionary-medium-v3.2": ("get_weather", ["\n{", '\n{"x', "\nIt"]),
+    "meta-llama-Llama-3.1-8B-Instruct": (
+        '{"name',
+        ['": "get', '": "x', '": "7'],
+    ),
+    "openai-gpt-oss-120b": (
+        "<|channel|>commentary to=functions.get_weather<|message",
+        ["|>{", '|>{"x', "|>It"],
+    ),
+}
+"""By template (None: Hermes' calls): the beginning of a header, and tokens that hold its end, the
+first with arguments that may follow."""
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_token_cannot_end_a_header_and_go_on_as_the_call_must_not(name: str | None) -> None:
+    if name not in TEMPLATES and name is not None:
+        pytest.skip("no published templates beside the checkout")
+    said, words = MISFITS[name]
+    vocabulary = ByteVocabulary(["<s>", "</s>"], words=words)
+    source = CHATML if name is None else TEMPLATES[name]
+    request = ChatRequest(QUESTION, TOOLS)
+    prepared = Dialogue(source, vocabulary).prepare(1, request)
+    assert prepared.constraint is not None
+    for token in vocabulary.tokenize(said, parse_special=True):
+        prepared.constraint.accept(token)
+    mask = prepared.constraint.mask()
+    assert mask is not None
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
+    assert bits[256 : 256 + len(words)].tolist() == [1, 0, 0]
+    assert bits[ord("x")], "another letter makes it plain text"
+    # A model of random weights that says so makes a valid call in one go.
+    again = Dialogue(source, vocabulary).prepare(1, request)
+    got = generate(again, vocabulary, script=said + words[0], max_tokens=900)
+    assert arguments(fold(got.deltas)[2])
 
 
 @pytest.mark.parametrize("said", ["get_weather is a tool.", "to=user? No.", "get", "{}", "x"])

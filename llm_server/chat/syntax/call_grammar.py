@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
-from llm_server.chat.grammar import Lark
+from llm_server.chat.grammar import ANYTHING, Lark
 from llm_server.chat.syntax.format import CallFormat, JsonArgs
-from llm_server.chat.syntax.literal import BLANKS, Literal, Slot, fill
+from llm_server.chat.syntax.literal import BLANKS, Literal, Slot, build, fill
 from llm_server.chat.syntax.param_grammar import ParamGrammar
 from llm_server.worker.messages import JsonObject
+
+BEHIND_SLOT = r"/[^\w.:-](?s:.*)/"
+"""An expression for what no name, id or number goes on with, and any text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +59,26 @@ class CallGrammar:
         parts = []
         for function, arguments in zip(self._tools, self._arguments, strict=True):
             name = function["name"]
-            heads = [self.literal(header, name, None, loose=True) for header in headers]
-            parts.append(f"/{BLANKS}/ ( {' | '.join(heads)} ) {arguments} {self._rest(name)}")
+            parts.append(f"{self._heads(headers, name)} {arguments} {self._rest(name)}")
         return self._lark.rule(" | ".join(parts))
+
+    def headers(self, headers: Sequence[Literal]) -> str:
+        """An expression for the same headers with any text behind them, where the parser takes them
+        for headers (`literal.header_complete`)."""
+        parts = []
+        for function, header in product(self._tools, headers):
+            *before, last = header
+            head, behind = header, BEHIND_SLOT
+            if isinstance(last, str):
+                head = build(*before, last.rstrip())
+                blanks = self._lark.text(last[len(last.rstrip()) :])
+                behind = f"( {blanks} | /{BLANKS}\\{{/ ) {ANYTHING}" if blanks else ANYTHING
+            parts.append(f"{self._heads([head], function['name'])} {behind}")
+        return self._lark.rule(" | ".join(parts))
+
+    def _heads(self, headers: Sequence[Literal], name: str) -> str:
+        heads = [self.literal(header, name, None, loose=True) for header in headers]
+        return f"/{BLANKS}/ ( {' | '.join(heads)} )"
 
     def _alternatives(self, opening: Literal, last: str | None) -> str:
         parts = []
