@@ -1,7 +1,8 @@
-"""The settings of the server: the only reader of flags and environment.
+"""The settings of the server: the only reader of flags, environment and configuration file.
 
-Every field of `Settings` is a flag (`--n-ctx`, `--n_ctx`) and a variable (`LLM_SERVER_N_CTX`);
-flags win. Nothing here touches models or the network.
+Every field of `Settings` is a flag (`--n-ctx`, `--n_ctx`), a variable (`LLM_SERVER_N_CTX`) and a
+key of `llm-server.toml`; flags win over variables, and those over the file. Only that has tables
+for single models (`config_file.py`). Nothing here touches models or the network.
 """
 
 from __future__ import annotations
@@ -23,8 +24,16 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
+from llm_server import config_file
+from llm_server.config_file import ConfigFileError, FileSource, ModelTable
 from llm_server.machine import Memory
 from llm_server.models.policy import budget_bytes, keep_alive_seconds
 from llm_server.models.registry import Registry
@@ -66,6 +75,11 @@ class Settings(BaseSettings):
         populate_by_name=True,
     )
 
+    config: Path | None = Field(
+        default=None,
+        description="file with settings by the names of these options, and with tables for single "
+        "models, default llm-server.toml here or in the per-user configuration folder",
+    )
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(
         default=8000, ge=0, le=65535, description="port to listen on, 0 for any free one"
@@ -181,6 +195,37 @@ class Settings(BaseSettings):
         default="text", description="text, or json: one object a line for a program to read"
     )
 
+    models: dict[str, ModelTable] = Field(
+        default={}, description="more names and own defaults of single models, by their names"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, environment, and the file that `config` names. Raises ConfigFileError."""
+        path = init_settings().get("config")
+        if path is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, FileSource(settings_cls, Path(path))
+
+    @field_validator("memory", "keep_alive", mode="before")
+    @classmethod
+    def _as_text(cls, told: object) -> object:
+        """A file may have plain numbers."""
+        return str(told) if isinstance(told, int | float) and not isinstance(told, bool) else told
+
+    @field_validator("models")
+    @classmethod
+    def _check_models(cls, told: dict[str, ModelTable]) -> dict[str, ModelTable]:
+        config_file.aliases_of(told)
+        return told
+
     @field_validator("memory")
     @classmethod
     def _check_memory(cls, told: str | None) -> str | None:
@@ -202,7 +247,12 @@ def default_models_dir() -> Path:
 
 def make_registry(settings: Settings, stand_in: Path | None) -> Registry:
     """The models folder as the settings want it read; nothing has been read yet."""
-    return Registry(settings.models_dir, stand_in, follow_symlinks=settings.follow_symlinks)
+    return Registry(
+        settings.models_dir,
+        stand_in,
+        aliases=config_file.aliases_of(settings.models),
+        follow_symlinks=settings.follow_symlinks,
+    )
 
 
 def cache_dir(settings: Settings) -> Path:
@@ -240,33 +290,54 @@ def user_data_dir() -> Path:
     return (told if told.is_absolute() else Path.home() / ".local" / "share") / "llm-server"
 
 
+def user_config_dir() -> Path:
+    """Where this user's configuration of the server lies, by the platform's custom."""
+    if sys.platform in ("darwin", "win32"):
+        return user_data_dir()
+    told = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    return (told if told.is_absolute() else Path.home() / ".config") / "llm-server"
+
+
 def settings_from_args(args: Sequence[str], prog: str) -> Settings:
-    """Settings from flags and environment. A wrong one is a line on stderr and exit status 2."""
-    parser = _parser(prog)
-    flags = vars(parser.parse_args(args))
-    try:
-        return Settings(**flags)
-    except ValidationError as error:
-        parser.exit(2, f"{prog}: {_explained(error, flags)}\n")
+    """Settings from flags, environment and file. A wrong one is a line on stderr and status 2."""
+    return _settings(vars(_parser(prog).parse_args(args)), prog)
 
 
 def settings_from_environment(given: Mapping[str, Any] | None = None) -> Settings:
-    """Settings from the environment, and `given` ones that win over it.
+    """Settings from environment and file, and `given` ones that win over them.
 
     A wrong one is a line on stderr and exit status 2.
     """
+    return _settings(given or {}, "llm-server")
+
+
+def _settings(given: Mapping[str, Any], prog: str) -> Settings:
+    told = given.get("config") or os.environ.get(_variable("config"))
+    path = Path(told).absolute() if told else config_file.found(user_config_dir())
     try:
-        return Settings(**(given or {}))
+        if told and path is not None and not path.is_file():
+            raise ConfigFileError(f"--config: there is no file {path}")
+        return Settings(**{**given, "config": path})
     except ValidationError as error:
-        print(f"llm-server: {_explained(error, {})}", file=sys.stderr)
-        sys.exit(2)
+        reason = _explained(error, given, path)
+    except (ConfigFileError, SettingsError) as error:
+        reason = str(error)
+    print(f"{prog}: {reason}", file=sys.stderr)
+    sys.exit(2)
 
 
-def _explained(error: ValidationError, flags: dict[str, str | bool]) -> str:
+def _explained(error: ValidationError, given: Mapping[str, Any], path: Path | None) -> str:
+    """The first thing that is wrong, and where it stands."""
     first = error.errors(include_url=False, include_input=False)[0]
     name = str(first["loc"][0])
-    source = _flag(name) if name in flags else f"LLM_SERVER_{name.upper()}"
-    return f"{source}: {first['msg'].lower()}"
+    if path is not None and name not in given and _variable(name) not in os.environ:
+        return config_file.explained(first, path, Settings)
+    source = _flag(name) if name in given else _variable(name)
+    return f"{source}: {first['msg'].removeprefix('Value error, ').lower()}"
+
+
+def _variable(name: str) -> str:
+    return f"LLM_SERVER_{name.upper()}"
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -278,6 +349,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     for name, field in Settings.model_fields.items():
+        if field.annotation == dict[str, ModelTable]:
+            continue  # A table of tables is for the file.
         shown = not field.default_factory and field.default not in (None, ())
         default = f" [{field.default}]" if shown else ""
         text = f"{field.description}{default}".replace("%", "%%")

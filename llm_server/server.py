@@ -67,6 +67,7 @@ def serve(
         from llm_server.running import run
 
         logs.say(banner(settings, registry, listener))
+        warn_of_unknown_models(settings, registry)
         return run(settings, listener, worker_argv, stand_in)
 
 
@@ -104,6 +105,15 @@ def check_models(settings: Settings, stand_in: Path | None) -> Registry:
     return registry
 
 
+def warn_of_unknown_models(settings: Settings, registry: Registry) -> None:
+    """Tables for models that are not there have no effect: they may come, or be misspelt."""
+    for name in settings.models:
+        try:
+            registry.find(name)
+        except ModelNotFound as error:
+            logger.warning("%s: [models.%s]: %s", settings.config, name, error)
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises CannotStart when the address is taken or not ours."""
     try:
@@ -130,10 +140,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def banner(settings: Settings, registry: Registry, listener: socket.socket) -> str:
-    """Where the server is and what it serves, in two lines; or what to do first."""
+    """Where the server is and what it serves, in few lines; or what to do first."""
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     first = f"llm-server {__version__} on http://{shown}:{port} (page at /ui, OpenAI API under /v1)"
+    if settings.config is not None:
+        first += f"\nSettings of {settings.config}"
     names = [model.name for model in registry.models()]
     if not names:
         return (
@@ -166,11 +178,12 @@ def _build_app() -> ASGIApp:
     """The app for `uvicorn llm_server.server:app`, from the environment."""
     settings = settings_from_environment()
     try:
-        check_models(settings, demo_model_path())
+        registry = check_models(settings, demo_model_path())
         check_keys(settings)
     except CannotStart as error:
         sys.exit(f"llm-server: {error}")
     configure_logging(settings)
+    warn_of_unknown_models(settings, registry)
     logger.warning(
         "This is not llm-server's own server but the app alone: slow clients meet no deadline, "
         "connections no limit, and a stop cuts answers off. `llm-server serve` has all of that."

@@ -82,6 +82,7 @@ def events(text: str) -> list[Any]:
 @contextlib.contextmanager
 def live_server(
     models: Path,
+    /,
     *,
     wait: bool = True,
     listen_port: int = 0,

@@ -71,6 +71,7 @@ def create_app(
         registry,
         budget=budget_bytes(settings.memory, memory()),
         defaults=load_defaults(settings),
+        by_model={name: table.defaults() for name, table in settings.models.items()},
         cache=cached is not None,
     )
     start_worker = partial(

@@ -16,8 +16,9 @@ from llm_server.api.body import read_body
 from llm_server.api.context import context_of
 from llm_server.api.errors import json_response
 from llm_server.api.fields import validated
+from llm_server.api.parameters import Wire
 from llm_server.api.schema import operation
-from llm_server.api.wire import ModelName, Wire
+from llm_server.api.wire import ModelName
 from llm_server.cache import survey
 from llm_server.cache.index import Stored
 from llm_server.worker.messages import CacheConfig

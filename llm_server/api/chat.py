@@ -36,6 +36,7 @@ from llm_server.worker.messages import (
     Logprobs,
     Progress,
     RequestEvent,
+    Sampling,
 )
 from llm_server.worker.stream import EventStream
 
@@ -101,6 +102,7 @@ class Answer:
         self._lease: Lease | None = None
         self._stream: EventStream | None = None
         self._progress: Progress | None = None
+        self._sampling = Sampling()
         self._beginning: asyncio.Task[object] | None = None
         self._cancelled = False
 
@@ -109,14 +111,14 @@ class Answer:
         """Who answers, once the call has begun."""
         assert self._lease is not None and self._stream is not None
         fingerprint = self._lease.worker.loaded.fingerprint
-        return Origin(self._lease.model.name, fingerprint, self._stream.ids, self._call.n)
+        name, ids = self._lease.model.name, self._stream.ids
+        return Origin(name, fingerprint, ids, self._call.n, sampling=self._sampling)
 
     async def begin(self) -> list[RequestEvent]:
         """The first batch with more in it than progress. Raises ServerError, also for Failed."""
         self._lease = await self._lease_of_pool()
         self._passage.model = self._lease.model.name
-        salted = [_salted(request, self._passage.cache_salt) for request in self._call.requests]
-        self._stream = self._lease.worker.submit(*salted)
+        self._stream = self._lease.worker.submit(*map(self._completed, self._call.requests))
         async for batch in self._stream:
             events = self._without_progress(batch)
             if events and isinstance(events[0], Failed):
@@ -143,6 +145,18 @@ class Answer:
         elif self._beginning is not None and not self._cancelled:
             self._cancelled = True
             self._beginning.cancel()
+
+    def _completed(self, request: Asked) -> Asked:
+        """The request with what the server knows: its cache namespace, its model's defaults."""
+        assert self._lease is not None
+        if not isinstance(request, ChatRequest | CompletionRequest):
+            return request
+        chosen, told = self._call.chosen, self._pool.planner.told(self._lease.model).sampling
+        own = {name: value for name, value in told.items() if name not in chosen}
+        self._sampling = msgspec.structs.replace(request.sampling, **own)
+        return msgspec.structs.replace(
+            request, sampling=self._sampling, cache_salt=self._passage.cache_salt
+        )
 
     def _placed(self, error: ErrorInfo) -> ErrorInfo:
         if error.param is None:
@@ -322,13 +336,6 @@ class StreamedResponse(Response):
         chunks = self._chunks
         told = chunks.framing.event(chunks.failed(info)) if chunks else sse.data(envelope(info))
         await writer.write(unsent + told, last=True)
-
-
-def _salted(request: Asked, salt: str) -> Asked:
-    """The request in a cache namespace of its own; what uses no cache stays as it is."""
-    if salt and isinstance(request, ChatRequest | CompletionRequest):
-        return msgspec.structs.replace(request, cache_salt=salt)
-    return request
 
 
 class _Late(RemoteError):

@@ -20,13 +20,13 @@ from llm_server.api.chat import FoldedResponse, PlainChunker, StreamedResponse
 from llm_server.api.context import context_of, ignored_header
 from llm_server.api.fields import (
     check_generation,
+    chosen_sampling,
     keep_alive_of,
-    overrides_of,
     prompts_of,
-    sampling_of,
     validated,
 )
 from llm_server.api.logprobs import TextColumns, TextLogprobs
+from llm_server.api.parameters import overrides_of
 from llm_server.api.requests import Call, choices
 from llm_server.api.schema import operation
 from llm_server.api.usage import Ends, Origin, TimingsJson, UsageJson, timings_json, usage_json
@@ -40,6 +40,7 @@ from llm_server.worker.messages import (
     FinishReason,
     Logprobs,
     RequestEvent,
+    Sampling,
 )
 
 router = APIRouter()
@@ -102,10 +103,9 @@ def completion_call(body: dict[str, Json]) -> Call:
     if wanted.echo and wanted.suffix is not None:
         raise InvalidRequest("A prompt with a suffix cannot be echoed.", param="echo")
     prompts = prompts_of(wanted.prompt)
-    sampling = sampling_of(wanted)
-    if sampling.max_tokens is None:
-        sampling = msgspec.structs.replace(sampling, max_tokens=DEFAULT_MAX_TOKENS)
-    sampling = msgspec.structs.replace(sampling, top_logprobs=wanted.logprobs)
+    chosen = chosen_sampling(wanted)
+    told = {"max_tokens": DEFAULT_MAX_TOKENS, "top_logprobs": wanted.logprobs} | chosen
+    sampling = Sampling(**told)
     return Call(
         [
             request
@@ -121,6 +121,7 @@ def completion_call(body: dict[str, Json]) -> Call:
         stream=bool(wanted.stream),
         include_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
         ignored=ignored,
+        chosen=chosen.keys(),
     )
 
 

@@ -20,7 +20,8 @@ from starlette.responses import Response
 from llm_server.api.body import Json, read_body
 from llm_server.api.chat import FoldedResponse
 from llm_server.api.context import context_of, ignored_header
-from llm_server.api.fields import check_names, overrides_of, prompts_of, validated
+from llm_server.api.fields import check_names, prompts_of, validated
+from llm_server.api.parameters import overrides_of
 from llm_server.api.requests import Call
 from llm_server.api.schema import operation
 from llm_server.api.usage import Origin

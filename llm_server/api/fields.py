@@ -1,7 +1,4 @@
-"""The fields of bodies, whatever the endpoint: which count, of which type, and how to pick tokens.
-
-This is where OpenAI's and llama.cpp's names for the same thing meet.
-"""
+"""The fields of bodies, whatever the endpoint: which count, of which type, how errors are told."""
 
 from __future__ import annotations
 
@@ -12,19 +9,15 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from llm_server.api.body import Json, printable
+from llm_server.api.parameters import SamplingFields, Wire, sampling_fields
 from llm_server.api.wire import (
     HARMLESS,
-    MAX_STOP_BYTES,
     NO_EFFECT,
     REFUSED,
     GenerationFields,
-    LoadFields,
-    SamplingFields,
     StreamOptions,
-    Wire,
 )
 from llm_server.errors import InvalidRequest, UnsupportedParameter
-from llm_server.models.lease import Overrides
 from llm_server.models.policy import keep_alive_seconds
 from llm_server.worker.messages import Sampling
 
@@ -102,37 +95,14 @@ def _param(location: tuple[int | str, ...]) -> str:
 
 
 def sampling_of(body: GenerationFields) -> Sampling:
-    """Top level over `inference_configs` over the defaults; an unset field is None in both."""
-    chosen = _set_fields(body.inference_configs) if body.inference_configs else {}
-    chosen |= _set_fields(body)
-    if isinstance(stop := chosen.get("stop"), str):
-        chosen["stop"] = [stop]
-    for text in chosen.get("stop", []):
-        if len(text.encode()) > MAX_STOP_BYTES:
-            message = f"A stop string is longer than {MAX_STOP_BYTES} bytes."
-            raise InvalidRequest(message, param="stop")
-    if (seed := chosen.get("seed")) is not None:
-        # -1 is llama.cpp's "draw one"; it takes 32 bits, and OpenAI's clients may send 64.
-        chosen["seed"] = None if seed == -1 else seed & 0xFFFFFFFF
-    if "logit_bias" in chosen:
-        chosen["logit_bias"] = {int(token): bias for token, bias in chosen["logit_bias"].items()}
-    return Sampling(**chosen)
+    """Top level over `inference_configs` over llama.cpp's defaults."""
+    return Sampling(**chosen_sampling(body))
 
 
-def _set_fields(fields: SamplingFields) -> dict[str, Any]:
-    """The fields that are set, under one name each."""
-    given = {
-        name: value
-        for name in SamplingFields.model_fields
-        if (value := getattr(fields, name)) is not None
-    }
-    for other, name in (
-        ("max_completion_tokens", "max_tokens"),
-        ("repetition_penalty", "repeat_penalty"),
-    ):
-        if other in given:
-            given[name] = given.pop(other)
-    return given
+def chosen_sampling(body: GenerationFields) -> dict[str, Any]:
+    """The fields of `Sampling` that a request sets; an unset field is None in both places."""
+    inner = sampling_fields(body.inference_configs) if body.inference_configs else {}
+    return inner | sampling_fields(body)
 
 
 def prompts_of(
@@ -143,14 +113,6 @@ def prompts_of(
         return [prompt]
     tokens = [token for token in prompt if isinstance(token, int)]
     return [tokens] if tokens else [text for text in prompt if not isinstance(text, int)]
-
-
-def overrides_of(fields: LoadFields | None) -> Overrides:
-    """How the model is to be loaded, as far as a request says."""
-    given = fields.model_dump(exclude_none=True) if fields is not None else {}
-    if (both := given.pop("kv_type", None)) is not None:
-        given = {"type_k": both, "type_v": both} | given
-    return given
 
 
 def keep_alive_of(told: float | str | None) -> float | None:

@@ -15,12 +15,14 @@ from starlette.responses import Response
 from llm_server.api.body import read_body
 from llm_server.api.context import Context, context_of
 from llm_server.api.errors import json_response
-from llm_server.api.fields import overrides_of, validated
+from llm_server.api.fields import validated
+from llm_server.api.parameters import overrides_of
 from llm_server.api.schema import operation
 from llm_server.api.wire import FitBody, UnloadBody
 from llm_server.errors import ModelLoadFailed
 from llm_server.models.lease import Resident
 from llm_server.models.memory import Memory
+from llm_server.models.plan import Planner
 from llm_server.models.registry import ModelFile
 
 router = APIRouter()
@@ -84,7 +86,7 @@ class SettingJson(msgspec.Struct):
 
 
 class PropsModelJson(msgspec.Struct):
-    """How one model is loaded, and what it takes."""
+    """How one model is loaded, and what it takes; `sampling` is its own, over the usual."""
 
     model: str
     running: int
@@ -92,6 +94,7 @@ class PropsModelJson(msgspec.Struct):
     memory: int
     estimate: MemoryJson
     settings: dict[str, SettingJson]
+    sampling: dict[str, Any]
 
 
 class PropsJson(msgspec.Struct):
@@ -159,15 +162,15 @@ async def props(request: Request) -> Response:
         PropsJson(
             default.name if default is not None else None,
             pool.planner.budget,
-            [_props_of(resident, pool.planner.sources(resident.plan)) for resident in pool.loaded],
+            [_props_of(resident, pool.planner) for resident in pool.loaded],
         )
     )
 
 
-def _props_of(resident: Resident, sources: dict[str, str]) -> PropsModelJson:
+def _props_of(resident: Resident, planner: Planner) -> PropsModelJson:
     settings = {
         name: {"value": getattr(resident.plan.config, name), "source": source}
-        for name, source in sources.items()
+        for name, source in planner.sources(resident.plan).items()
     }
     return PropsModelJson(
         model=resident.model.name,
@@ -176,6 +179,7 @@ def _props_of(resident: Resident, sources: dict[str, str]) -> PropsModelJson:
         memory=resident.memory,
         estimate=_memory_json(resident.plan.memory),
         settings=msgspec.convert(settings, dict[str, SettingJson]),
+        sampling=dict(planner.told(resident.model).sampling),
     )
 
 

@@ -7,7 +7,7 @@ It knows nothing of models, queues or answers; the fields that all endpoints sha
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -17,11 +17,11 @@ from llm_server.api.body import Json
 from llm_server.api.fields import (
     check_generation,
     check_names,
+    chosen_sampling,
     keep_alive_of,
-    overrides_of,
-    sampling_of,
     validated,
 )
+from llm_server.api.parameters import overrides_of
 from llm_server.api.wire import (
     MAX_SCHEMA_BYTES,
     CacheOptions,
@@ -44,6 +44,7 @@ from llm_server.worker.messages import (
     JsonObject,
     Message,
     ResponseFormat,
+    Sampling,
 )
 
 R = TypeVar("R", ChatRequest, CompletionRequest)
@@ -67,6 +68,8 @@ class Call:
     place: Callable[[str], str] = str
     keep_alive_s: float | None = None
     """How long the model stays loaded afterwards; None leaves that as it is."""
+    chosen: Collection[str] = ()
+    """The fields of `Sampling` that the request sets; the others may be the model's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,8 @@ def chat_call(body: dict[str, Json]) -> Call:
         ignored += check_names(options, CacheOptions, "prompt_cache_options.")
     chat = validated(ChatBody, body)
     ignored += ignored_in_tools([tool.function for tool in chat.tools or []])
-    request = _chat_request(chat)
+    chosen = chosen_sampling(chat)
+    request = _chat_request(chat, Sampling(**chosen))
     call = Call(
         choices(request, chat.n or 1),
         n=chat.n or 1,
@@ -97,6 +101,7 @@ def chat_call(body: dict[str, Json]) -> Call:
         stream=bool(chat.stream),
         include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
         ignored=ignored,
+        chosen=chosen.keys(),
     )
     prewarm = chat.prompt_cache_options is not None and chat.prompt_cache_options.prewarm
     return warming(call) if prewarm or request.sampling.max_tokens == 0 else call
@@ -107,9 +112,8 @@ def warming(call: Call) -> Call:
     request = call.requests[0]
     assert isinstance(request, ChatRequest)
     sampling = msgspec.structs.replace(request.sampling, max_tokens=0)
-    return replace(
-        call, requests=[msgspec.structs.replace(request, sampling=sampling, persist=True)], n=1
-    )
+    request = msgspec.structs.replace(request, sampling=sampling, persist=True)
+    return replace(call, requests=[request], n=1, chosen={*call.chosen, "max_tokens"})
 
 
 def choices(request: R, n: int) -> list[R]:
@@ -141,8 +145,7 @@ def set_model_call(body: dict[str, Json]) -> SetModelCall:
     )
 
 
-def _chat_request(chat: ChatBody) -> ChatRequest:
-    sampling = sampling_of(chat)
+def _chat_request(chat: ChatBody, sampling: Sampling) -> ChatRequest:
     if chat.logprobs:
         sampling = msgspec.structs.replace(sampling, top_logprobs=chat.top_logprobs or 0)
     elif chat.top_logprobs:

@@ -6,15 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from llm_server.api.parameters import MAX_INT32, Wire
 from llm_server.api.wire import (
-    MAX_INT32,
     MAX_MESSAGES,
     MAX_TOOLS,
     CacheOptions,
     GenerationFields,
     ReasoningEffort,
     ResponseFormatType,
-    Wire,
     WireFunction,
 )
 

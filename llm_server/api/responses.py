@@ -21,10 +21,10 @@ from llm_server.api.context import context_of, ignored_header
 from llm_server.api.fields import (
     check_generation,
     check_names,
-    overrides_of,
-    sampling_of,
+    chosen_sampling,
     validated,
 )
+from llm_server.api.parameters import overrides_of
 from llm_server.api.requests import (
     Call,
     ignored_in_tools,
@@ -56,6 +56,7 @@ from llm_server.worker.messages import (
     JsonObject,
     Message,
     ResponseFormat,
+    Sampling,
 )
 
 router = APIRouter()
@@ -91,7 +92,13 @@ class ResponsesCall:
     def start(self, origin: Origin) -> ResponseOut:
         """The response before its first event."""
         return ResponseOut(
-            id=new_id("resp"), created_at=origin.created, model=origin.model, **self.echo
+            id=new_id("resp"),
+            created_at=origin.created,
+            model=origin.model,
+            temperature=origin.sampling.temperature,
+            top_p=origin.sampling.top_p,
+            max_output_tokens=None if self.warming else origin.sampling.max_tokens,
+            **self.echo,
         )
 
 
@@ -112,7 +119,10 @@ def responses_call(body: dict[str, Json]) -> ResponsesCall:
     if asked.include and "message.output_text.logprobs" in asked.include:
         raise UnsupportedParameter("Log probabilities are not supported here.", param="include")
     ignored += ignored_in_tools(asked.tools or [])
-    request = _chat_request(asked)
+    chosen = chosen_sampling(asked)
+    if asked.max_output_tokens is not None:
+        chosen["max_tokens"] = asked.max_output_tokens
+    request = _chat_request(asked, Sampling(**chosen))
     call = Call(
         [request],
         model=asked.model,
@@ -120,6 +130,7 @@ def responses_call(body: dict[str, Json]) -> ResponsesCall:
         stream=bool(asked.stream),
         ignored=ignored,
         place=_place,
+        chosen=chosen.keys(),
     )
     options = asked.prompt_cache_options or CacheOptions()
     prompt_alone = bool(options.prewarm) or request.sampling.max_tokens == 0
@@ -153,11 +164,8 @@ def _is_other(kind: Json) -> bool:
     return isinstance(kind, str) and kind != "function"
 
 
-def _chat_request(asked: ResponsesBody) -> ChatRequest:
+def _chat_request(asked: ResponsesBody, sampling: Sampling) -> ChatRequest:
     choice, reasoning = asked.tool_choice, asked.reasoning or ReasoningOptions()
-    sampling = sampling_of(asked)
-    if asked.max_output_tokens is not None:
-        sampling = msgspec.structs.replace(sampling, max_tokens=asked.max_output_tokens)
     named = choice.name if isinstance(choice, FlatToolChoice) else None
     return ChatRequest(
         messages=_messages(asked),
@@ -266,9 +274,6 @@ def _echo(asked: ResponsesBody, request: ChatRequest) -> dict[str, Any]:
         "parallel_tool_calls": request.parallel_tool_calls,
         "text": {"format": _format_echo(asked.text)},
         "reasoning": {"effort": reasoning.effort, "summary": reasoning.summary},
-        "temperature": request.sampling.temperature,
-        "top_p": request.sampling.top_p,
-        "max_output_tokens": request.sampling.max_tokens,
         "metadata": asked.metadata or {},
     }
 

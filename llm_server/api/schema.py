@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from llm_server.api.wire import Wire
+from llm_server.api.parameters import Wire
 
 _REF = "#/components/schemas/"
 

@@ -22,8 +22,8 @@ from llm_server.api.body import read_body
 from llm_server.api.context import context_of
 from llm_server.api.errors import json_response
 from llm_server.api.fields import validated
+from llm_server.api.parameters import Wire
 from llm_server.api.schema import operation
-from llm_server.api.wire import Wire
 from llm_server.web.assets import Asset, assets
 
 router = APIRouter()

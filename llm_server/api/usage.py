@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from llm_server.worker.messages import Finished, Timings, Usage
+from llm_server.worker.messages import Finished, Sampling, Timings, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class Origin:
     ids: range
     n: int = 1
     created: int = field(default_factory=lambda: int(time.time()))
+    sampling: Sampling = Sampling()
+    """How tokens are picked: what the request set, over what the model's own defaults are."""
 
 
 class CachedJson(msgspec.Struct):

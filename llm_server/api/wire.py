@@ -10,27 +10,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
-KvType = Literal["f16", "q8_0", "q4_0"]
+from llm_server.api.parameters import (
+    MAX_INT32,
+    LoadFields,
+    SamplingFields,
+    Wire,
+    content_kind,
+)
+
 MAX_MESSAGES = 2048
 MAX_TOOLS = 128
-MAX_STOPS = 16
-MAX_STOP_BYTES = 256
 MAX_SCHEMA_BYTES = 256 * 1024
-MAX_INT32 = 2**31 - 1
 MAX_N = 8
 MAX_TOP_LOGPROBS = 20
 MAX_PROMPTS = 16
 MAX_INPUTS = 2048
-
-
-class Wire(BaseModel):
-    """Base of all request bodies. Unknown fields are dropped here and reported elsewhere."""
-
-    model_config = ConfigDict(
-        strict=True, extra="ignore", allow_inf_nan=False, protected_namespaces=(), frozen=True
-    )
 
 
 class TextPart(Wire):
@@ -40,14 +36,10 @@ class TextPart(Wire):
     text: str
 
 
-def _content_kind(value: object) -> str:
-    return "(parts)" if isinstance(value, list) else "(text)"
-
-
 Content = Annotated[
     Annotated[str | None, Tag("(text)")]
     | Annotated[list[TextPart], Field(fail_fast=True), Tag("(parts)")],
-    Discriminator(_content_kind),
+    Discriminator(content_kind),
 ]
 """A string, null, or a list of text parts. The tags never reach a client."""
 
@@ -150,78 +142,6 @@ ToolChoice = Annotated[
     | Annotated[NamedToolChoice, Tag("(object)")],
     Discriminator(_choice_kind),
 ]
-
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-PositiveProbability = Annotated[float, Field(gt=0, le=1)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
-StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_BYTES)]
-Breakers = Annotated[list[StopText], Field(max_length=MAX_STOPS)]
-
-
-class SamplingFields(Wire):
-    """How to pick tokens: OpenAI's names and llama.cpp's. Null is the default."""
-
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
-    top_p: PositiveProbability | None = None
-    min_p: Probability | None = None
-    typical_p: PositiveProbability | None = None
-    repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    repeat_last_n: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    seed: int | None = None
-    logit_bias: (
-        Annotated[
-            dict[
-                Annotated[str, Field(pattern=r"^[0-9]{1,10}\z")],
-                Annotated[float, Field(ge=-100, le=100)],
-            ],
-            Field(max_length=1024),
-        ]
-        | None
-    ) = None
-    stop: (
-        Annotated[
-            Annotated[StopText, Tag("(text)")]
-            | Annotated[list[StopText], Field(max_length=MAX_STOPS), Tag("(parts)")],
-            Discriminator(_content_kind),
-        ]
-        | None
-    ) = None
-    mirostat: Annotated[int, Field(ge=0, le=2)] | None = None
-    mirostat_tau: Annotated[float, Field(gt=0, le=100)] | None = None
-    mirostat_eta: PositiveProbability | None = None
-    dry_multiplier: Annotated[float, Field(ge=0, le=10)] | None = None
-    dry_base: Annotated[float, Field(ge=1, le=10)] | None = None
-    dry_allowed_length: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
-    dry_penalty_last_n: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
-    dry_sequence_breakers: Breakers | None = None
-    xtc_probability: Probability | None = None
-    xtc_threshold: Probability | None = None
-
-
-class LoadFields(Wire):
-    """How to load a model. A field left out stays as it is; an unknown one is refused."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    n_ctx: Annotated[int, Field(ge=0, le=1 << 24)] | None = None
-    n_batch: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    n_ubatch: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    n_threads: Annotated[int, Field(ge=0, le=1024)] | None = None
-    n_gpu_layers: Annotated[int, Field(ge=-1, le=10_000)] | None = None
-    parallel: Annotated[int, Field(ge=0, le=256)] | None = None
-    kv_type: KvType | None = None
-    type_k: KvType | None = None
-    type_v: KvType | None = None
-    flash_attn: Literal["auto", "on", "off"] | None = None
-    draft_max: Annotated[int, Field(ge=0, le=64)] | None = None
-    pooling: Literal["auto", "mean", "cls", "last"] | None = None
 
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]

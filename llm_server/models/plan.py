@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -14,6 +15,14 @@ from llm_server.models.registry import ModelFile, Registry
 from llm_server.worker.messages import LoadConfig
 
 GB = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDefaults:
+    """What the configuration says of one model: fields of `LoadConfig` and of `Sampling`."""
+
+    load: Mapping[str, object] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +53,14 @@ class Fit:
 class Planner:
     """Makes plans under one budget, and learns from what loads really took.
 
-    `by_model` are defaults for single models, by file name with or without `.gguf`; they win over
-    `defaults`.
+    `by_model` are defaults for single models, by any of their names; they win over `defaults`.
     """
 
     registry: Registry
     budget: int
     """Bytes that all loaded models may take together."""
     defaults: LoadConfig = field(default_factory=LoadConfig)
-    by_model: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    by_model: Mapping[str, ModelDefaults] = field(default_factory=dict)
     cache: bool = True
     """Whether there is a prompt cache on disk."""
     _corrections: dict[Identity, int] = field(default_factory=dict)
@@ -62,7 +70,7 @@ class Planner:
     ) -> LoadConfig:
         """What a request asks for: over what is in force (`base`), else over the defaults."""
         if base is None:
-            base = msgspec.structs.replace(self.defaults, **self._told(model))
+            base = msgspec.structs.replace(self.defaults, **self.told(model).load)
         return msgspec.structs.replace(base, **overrides)
 
     def plan(self, model: ModelFile, asked: LoadConfig) -> Plan:
@@ -110,7 +118,7 @@ class Planner:
         "default" is ours, "option" the command line or environment, "file" the configuration
         file, "request" a client; "fitted" was left open and settled.
         """
-        told = self._told(plan.model)
+        told = self.told(plan.model).load
         sources = {}
         for name in LoadConfig.__struct_fields__:
             asked, config = getattr(plan.asked, name), getattr(plan.config, name)
@@ -124,11 +132,10 @@ class Planner:
                 sources[name] = "default" if asked == getattr(LoadConfig(), name) else "option"
         return sources
 
-    def _told(self, model: ModelFile) -> Mapping[str, object]:
+    def told(self, model: ModelFile) -> ModelDefaults:
         """What the configuration file says of a model."""
-        return self.by_model.get(model.name) or self.by_model.get(
-            model.name.removesuffix(".gguf"), {}
-        )
+        means = self.registry.means
+        return next((d for name, d in self.by_model.items() if means(name, model)), ModelDefaults())
 
     def _extras(self, model: ModelFile) -> Extras:
         return Extras(cache=self.cache, correction=self._corrections.get(model.identity, 0))

@@ -45,7 +45,7 @@ class Registry:
     """The models of one folder as of the last scan. A missing folder is an empty one.
 
     While it is empty, the file `stand_in` is its one model, if that exists; it is not listed any
-    more as soon as there is another. `aliases` are more names for models, by their file names.
+    more as soon as there is another. Each of `aliases` stands for another name of a model.
     Links that lead out of the folder, and links to folders, count only with `follow_symlinks`.
     """
 
@@ -77,9 +77,10 @@ class Registry:
         for model in models.values():
             for name in _spellings(model):
                 meanings.setdefault(name, set()).add(model.name)
-        aliased = {a: models[name] for a, name in self._aliases.items() if name in models}
         # A file name always wins, then an alias; a short one counts only while it means one model.
         short = {name: models[min(of)] for name, of in meanings.items() if len(of) == 1}
+        known = short | models
+        aliased = {alias: known[name] for alias, name in self._aliases.items() if name in known}
         self._names = short | aliased | models
         self._ambiguous = {n: sorted(of) for n, of in meanings.items() if n not in self._names}
         self._models = models

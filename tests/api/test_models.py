@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from tests.fake_live import Live, add_models, live_server, until
+from llm_server.config_file import ModelTable
+from tests.fake_live import Live, add_models, chat_body, live_server, until
 from tests.gguf_bytes import gguf
 
 
@@ -50,6 +52,49 @@ def test_two_models_answer_side_by_side(tmp_path: Path) -> None:
         assert len(live.loads()) == 2
         # It was named last, and is the one for requests that name none.
         assert live.chat("hi").json()["model"] == live.client.get("/").json()["model"] == "b.gguf"
+
+
+def without_breakers(report: dict[str, dict[str, object]]) -> dict[str, object]:
+    """The sampling of a request where it is not the usual; that list is always written out."""
+    return {k: v for k, v in report["sampling"].items() if k != "dry_sequence_breakers"}
+
+
+def test_a_models_own_defaults_are_what_a_request_leaves_out(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+    own = ModelTable.model_validate(
+        {"alias": "gpt", "load": {"n_ctx": 512}, "sampling": {"temperature": 0, "max_tokens": 7}}
+    )
+    with live_server(tmp_path, models={"b": own}, n_ctx=1024) as live:
+
+        def sampling(**fields: object) -> dict[str, object]:
+            answer = live.chat("report", **fields).json()
+            report = json.loads(answer["choices"][0]["message"]["content"])
+            return without_breakers(report)
+
+        assert sampling(model="gpt") == {"temperature": 0, "max_tokens": 7}
+        assert sampling(model="b", temperature=1, top_k=3) == {
+            "temperature": 1,
+            "top_k": 3,
+            "max_tokens": 7,
+        }
+        assert sampling(model="b", inference_configs={"max_completion_tokens": 9}) == {
+            "temperature": 0,
+            "max_tokens": 9,
+        }
+        assert sampling(model="a") == {}
+        assert live.loads() == ["a.gguf n_ctx=1024", "b.gguf n_ctx=512"]
+        completion = {"prompt": "report", "model": "b"}
+        text = live.post("/v1/completions", completion).json()["choices"][0]["text"]
+        # The usual 16 tokens of that endpoint are a default as well.
+        assert without_breakers(json.loads(text)) == {"temperature": 0, "max_tokens": 7}
+        response = live.post("/v1/responses", {"input": "count:1", "model": "gpt"}).json()
+        assert (response["temperature"], response["max_output_tokens"]) == (0, 7)
+        assert listed(live)["b.gguf"]["aliases"] == ["gpt"]
+        in_force = {m["model"]: m for m in live.client.get("/props").json()["models"]}["b.gguf"]
+        assert in_force["settings"]["n_ctx"] == {"value": 512, "source": "file"}
+        assert in_force["sampling"] == {"temperature": 0, "max_tokens": 7}
+        # A prompt that is only to be computed generates nothing, whatever the defaults say.
+        assert live.post("/restore_cache", chat_body("hi", model="b")).status_code == 200
 
 
 def test_unloading_and_keep_alive(tmp_path: Path) -> None:

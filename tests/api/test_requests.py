@@ -9,6 +9,7 @@ import pytest
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 
+from llm_server.api.parameters import SamplingFields, Wire
 from llm_server.api.requests import Call, chat_call, restore_call, set_model_call
 from llm_server.api.responses import responses_call
 from llm_server.api.wire import (
@@ -17,8 +18,6 @@ from llm_server.api.wire import (
     REFUSED,
     ChatBody,
     CompletionBody,
-    SamplingFields,
-    Wire,
 )
 from llm_server.errors import ServerError
 from llm_server.worker.messages import ChatRequest, FunctionCall, Message, ResponseFormat, Sampling

@@ -151,7 +151,10 @@ def test_each_call_is_an_item(live: Live) -> None:
 
 def test_an_answer_that_runs_out_of_tokens_is_incomplete() -> None:
     asked = responses_call({"input": "hi", "max_output_tokens": 2})
-    fold = ResponseFold(Origin("a.gguf", "fp", range(1)), asked.start)
+    (request,) = asked.call.requests
+    assert isinstance(request, ChatRequest)
+    origin = Origin("a.gguf", "fp", range(1), sampling=request.sampling)
+    fold = ResponseFold(origin, asked.start)
     fold.add(Content(0, "a b"))
     fold.add(Finished(0, "length", Usage(1, 2, 0, reasoning_tokens=1), Timings(0, 1, 2)))
     response = checked(json.loads(msgspec.json.encode(fold.whole())))

@@ -516,7 +516,7 @@ def test_a_dead_worker_comes_back_by_itself_as_it_was(tmp_path: Path) -> None:
         os.kill(lease.worker.pid, signal.SIGKILL)
         await until(lambda: len(loads(tmp_path)) == 2 and pool.status().state == "ready")
         assert loads(tmp_path) == ["a.gguf n_ctx=512"] * 2
-        assert pool.status().running == pool.status().waiting == 0
+        await until(lambda: pool.status().running == pool.status().waiting == 0)
 
     with_pool(tmp_path, test)
 

@@ -1,0 +1,154 @@
+"""`llm-server.toml`: where it is looked for, what may stand in it, and what is wrong with it.
+
+It holds server settings by the names of the options, and a table for each model that needs its
+own. Flags and environment win over it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, TomlConfigSettingsSource
+
+from llm_server.api.parameters import (
+    LoadFields,
+    SamplingFields,
+    Wire,
+    overrides_of,
+    sampling_fields,
+)
+from llm_server.errors import InvalidRequest
+from llm_server.models.plan import ModelDefaults
+
+NAME = "llm-server.toml"
+
+_ELSEWHERE = {
+    "api_key": "keys do not belong into this file: use api_key_file, or LLM_SERVER_API_KEY",
+    "config": "this is the configuration file already",
+}
+"""Settings that may not stand in the file, and why."""
+
+
+class ConfigFileError(ValueError):
+    """What is wrong with the file, in one line for the person at the terminal."""
+
+
+class ModelSampling(SamplingFields):
+    """`[models.NAME.sampling]`: what requests get that leave it out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSampling:
+        if self.seed is not None:
+            raise ValueError("a seed for all requests makes equal ones alike: send it with them")
+        try:
+            sampling_fields(self)
+        except InvalidRequest as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+ModelAlias = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+
+
+class ModelTable(Wire):
+    """`[models.NAME]`: more names for a model, and its own defaults."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    alias: Annotated[
+        list[ModelAlias],
+        BeforeValidator(lambda told: [told] if isinstance(told, str) else told),
+        Field(validation_alias=AliasChoices("alias", "aliases")),
+    ] = []
+    load: LoadFields = LoadFields()
+    sampling: ModelSampling = ModelSampling()
+
+    def defaults(self) -> ModelDefaults:
+        """What loads and requests of this model start from."""
+        return ModelDefaults(overrides_of(self.load), sampling_fields(self.sampling))
+
+
+class FileSource(TomlConfigSettingsSource):
+    """The file as a source of settings. Relative paths in it begin at its own folder."""
+
+    def __init__(self, settings: type[BaseSettings], path: Path) -> None:
+        """Raises ConfigFileError."""
+        self._path = path
+        try:
+            super().__init__(settings, path)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigFileError(f"{path} is no TOML: {error}") from None
+        except UnicodeDecodeError:
+            raise ConfigFileError(f"{path} is not UTF-8 text") from None
+        except OSError as error:
+            raise ConfigFileError(f"{path} cannot be read: {error.strerror}") from None
+
+    def __call__(self) -> dict[str, Any]:
+        """The settings. Raises ConfigFileError for those that may not stand there."""
+        for name in self.toml_data:
+            # Keys of clients also have the names of their variables.
+            reason = _ELSEWHERE.get(name.lower().removeprefix("llm_server_").rstrip("s"))
+            if reason is not None:
+                raise ConfigFileError(f"{self._path}: {name}: {reason}")
+        values = super().__call__()
+        for name, value in values.items():
+            field = self.settings_cls.model_fields.get(name)
+            if field is not None and _is_path(field.annotation) and isinstance(value, str):
+                values[name] = self._path.parent / Path(value).expanduser()
+        return values
+
+
+def found(config_dir: Path) -> Path | None:
+    """The file of the working directory, else that of the user, if there is one."""
+    places = (Path(NAME).absolute(), config_dir / NAME)
+    return next((place for place in places if place.is_file()), None)
+
+
+def explained(error: ErrorDetails, path: Path, settings: type[BaseSettings]) -> str:
+    """What pydantic says of a value in the file at `path`, in one line."""
+    steps = [str(step) for step in error["loc"] if not str(step).startswith(("(", "["))]
+    place = ".".join(steps)
+    if error["type"] == "extra_forbidden":
+        near = get_close_matches(steps[-1], _names_at(steps[:-1], settings), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        return f"{path}: unknown key {place}{hint}"
+    return f"{path}: {place}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def aliases_of(models: Mapping[str, ModelTable]) -> dict[str, str]:
+    """Which model each alias stands for. Raises ValueError for one that is given twice."""
+    aliases: dict[str, str] = {}
+    for name, table in models.items():
+        for alias in table.alias:
+            if aliases.setdefault(alias, name) != name:
+                raise ValueError(f"the alias {alias} is given to {aliases[alias]} and to {name}")
+    return aliases
+
+
+def _names_at(steps: Sequence[str], settings: type[BaseSettings]) -> list[str]:
+    """The keys that are known where `steps` lead to."""
+    model: type[BaseModel] = settings
+    if steps:
+        tables: dict[str, type[BaseModel]] = {"load": LoadFields, "sampling": ModelSampling}
+        model = tables[steps[2]] if len(steps) > 2 else ModelTable
+    return [name for name in model.model_fields if name not in _ELSEWHERE]
+
+
+def _is_path(annotation: object) -> bool:
+    return annotation in (Path, Path | None)
