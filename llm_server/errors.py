@@ -160,6 +160,15 @@ class CrashesWorker(InvalidRequest):
     code = "request_crashes_worker"
 
 
+class RateLimitExceeded(ServerError):
+    """This API key has its share of the queue; there is room for others."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    retry_after = 1
+
+
 class Unavailable(ServerError):
     """Base of the 503s: the same request can succeed a little later."""
 

@@ -118,7 +118,8 @@ class Answer:
         """The first batch with more in it than progress. Raises ServerError, also for Failed."""
         self._lease = await self._lease_of_pool()
         self._passage.model = self._lease.model.name
-        self._stream = self._lease.worker.submit(*map(self._completed, self._call.requests))
+        requests = map(self._completed, self._call.requests)
+        self._stream = self._lease.worker.submit(*requests, owner=self._passage.owner)
         async for batch in self._stream:
             events = self._without_progress(batch)
             if events and isinstance(events[0], Failed):
@@ -131,7 +132,10 @@ class Answer:
         self._beginning = asyncio.current_task()
         try:
             return await self._pool.acquire(
-                self._call.model, self._call.overrides, keep_alive_s=self._call.keep_alive_s
+                self._call.model,
+                self._call.overrides,
+                keep_alive_s=self._call.keep_alive_s,
+                owner=self._passage.owner,
             )
         except asyncio.CancelledError:
             if not self._cancelled:

@@ -102,6 +102,8 @@ class _Exchange:
         self._passage.stranger = key is None and bool(access.keyring)
         if key is not None and not self._edge.shared_cache:
             self._passage.cache_salt = key.salt
+        if key is not None and access.keyring.several:
+            self._passage.owner = key.salt
         if _declared_length(headers) > self._left:
             raise RequestTooLarge(f"The request body is longer than {self._left} bytes.")
         await self._edge.app(self._scope, self.receive, self.send)

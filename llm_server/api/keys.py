@@ -46,6 +46,11 @@ class Keyring:
         """Whether keys are asked for at all."""
         return bool(self._given) or self._file is not None
 
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one, so that some have to be kept from others."""
+        return len(self._keys) > 1
+
     def reload(self) -> None:
         """Read the file again. Raises InvalidKey; the keys before it stay in force then."""
         read = read_key_file(self._file) if self._file is not None else []

@@ -161,7 +161,11 @@ async def set_model(request: Request) -> Response:
     """
     call = await read_body(request, set_model_call)
     lease = await context_of(request).pool.acquire(
-        call.model, call.overrides, keep_alive_s=call.keep_alive_s, make_default=True
+        call.model,
+        call.overrides,
+        keep_alive_s=call.keep_alive_s,
+        make_default=True,
+        owner=passage_of(request.scope).owner,
     )
     lease.release()
     loaded = lease.worker.loaded

@@ -16,6 +16,7 @@ ERRORS = {
     404: "There is no such model.",
     413: "The body is too long.",
     415: "The body is not declared as plain JSON.",
+    429: "This API key has its share of the queue: `retry-after` says when to try again.",
     500: "The server or the model's worker failed; `x-should-retry` says whether to try again.",
     503: "Not now: `retry-after` says when to try again.",
 }

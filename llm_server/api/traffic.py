@@ -69,6 +69,8 @@ class Passage:
     request_id: str
     cache_salt: str = ""
     """Separates the prompt cache of one API key from those of others."""
+    owner: str = ""
+    """Tells API keys apart where there are several: they take turns."""
     stranger: bool = False
     """Keys are asked for, and this request, of a public path, has none."""
     started: float = field(default_factory=time.monotonic)

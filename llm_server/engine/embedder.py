@@ -1,14 +1,13 @@
 """Texts to vectors, for many requests at once: who gets into the next batch, what comes out.
 
-Requests take turns text by text, so that a short one behind a long one is answered soon. Nothing is
-kept between batches, hence no cache. To its worker it looks like `engine.Engine`.
+Owners take turns, and the requests of each, text by text: a short one behind a long one is answered
+soon. Nothing is kept between batches, hence no cache. To its worker it looks like `engine.Engine`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from llm_server.engine.turns import Turns
 from llm_server.errors import ServerError
 from llm_server.worker.messages import Embedded, Failed, Finished, RequestEvent, Timings, Usage
 
@@ -49,6 +49,7 @@ class Texts:
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
     n_taken: int = 0
+    owner: str = ""
 
     @property
     def next(self) -> Sequence[int]:
@@ -64,21 +65,22 @@ class Embedder:
 
     def __init__(self, context: Computes) -> None:
         self._context = context
-        self._round: deque[Texts] = deque()
+        self._round: Turns[Texts] = Turns()
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to compute."""
         return not self._round
 
-    def submit(self, texts: Texts) -> None:
+    def submit(self, texts: Texts, owner: str = "") -> None:
         """Take a request."""
         assert all(0 < len(text) <= self._context.n_batch for text in texts.texts)
-        self._round.append(texts)
+        texts.owner = owner
+        self._round.add(owner, texts)
 
     def cancel(self, id: int) -> None:
         """Compute no more of that request. Unknown ids are fine."""
-        self._round = deque(request for request in self._round if request.id != id)
+        self._round.drop(lambda request: request.id == id)
 
     def step(self) -> list[RequestEvent]:
         """Compute the next batch. A request's vectors come in the order of its texts."""
@@ -116,22 +118,22 @@ class Embedder:
         batch: list[tuple[Texts, Sequence[int]]] = []
         room = self._context.n_shared
         while self._round and len(batch) < self._context.max_texts:
-            request = self._round[0]
+            request = self._round.first
             text = request.next
             if batch and len(text) > room:
                 break
-            self._round.popleft()
+            self._round.take()
             room -= len(text)
             batch.append((request, text))
             request.started = request.started or time.monotonic()
             request.n_taken += 1
             if request.n_taken < len(request.texts):
-                self._round.append(request)
+                self._round.add(request.owner, request)
         return batch
 
     def fail_all(self, error: ServerError) -> list[RequestEvent]:
         """End every request with `error`; used when the worker stops."""
-        ended, self._round = self._round, deque()
+        ended, self._round = self._round, Turns()
         return [Failed(request.id, error.info) for request in ended]
 
     def check(self) -> None:

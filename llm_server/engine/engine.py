@@ -17,7 +17,7 @@ from llm_server.cache.tree import common_prefix
 from llm_server.engine.answer import Vocabulary
 from llm_server.engine.draft import guesses
 from llm_server.engine.pace import Pace
-from llm_server.engine.scheduler import Want, plan
+from llm_server.engine.scheduler import Want, in_turn, plan
 from llm_server.engine.sequence import Prompt, Sequence
 from llm_server.errors import ErrorInfo, ServerError
 from llm_server.worker.messages import Failed, RequestEvent
@@ -101,12 +101,15 @@ class Engine:
         self._cancelled: set[int] = set()
         self._stalled = False
 
-    def submit(self, prompt: Prompt) -> None:
-        """Take a request whose prompt leaves room for at least one token of the context."""
+    def submit(self, prompt: Prompt, owner: str = "") -> None:
+        """Take a request whose prompt leaves room for at least one token of the context.
+
+        Owners take turns: one who submits much does not hold up another.
+        """
         assert 0 < len(prompt.tokens) < self._context.n_ctx, (
             "an over-long prompt reached the engine"
         )
-        sequence = Sequence(prompt, self._vocabulary, self._context.n_ctx)
+        sequence = Sequence(prompt, self._vocabulary, self._context.n_ctx, owner)
         if self._context.whole_state:
             sequence.boundaries = {prompt.head, *prompt.boundaries}
         self._waiting.append(sequence)
@@ -178,7 +181,9 @@ class Engine:
     def _admit(self) -> None:
         """Give waiting sequences a place, the most urgent first, while they would fit."""
         now = self._clock()
-        self._waiting.sort(key=lambda s: self._want(s, now).urgency)
+        wants = [self._want(s, now) for s in self._waiting]
+        order = in_turn(wants, served=[s.owner for s in self._running])
+        self._waiting = [self._waiting[i] for i in order]
         for sequence in list(self._waiting):
             if self._follows_another(sequence) or not self._looked_up(sequence):
                 continue
@@ -297,6 +302,7 @@ class Engine:
             waited,
             # Forced tokens go together; only after a preemption there are ever more to do.
             is_decode=n == 1 or (not sequence.is_prefilling and n <= MAX_FORCED),
+            owner=sequence.owner,
         )
 
     def _echo_rows(self) -> int:

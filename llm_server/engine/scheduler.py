@@ -6,7 +6,8 @@ one, or a few that a grammar forces. It knows no cells and no llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 _OVERSHOOT = 1.1  # finish a prompt a little over budget rather than leave a poor small rest
@@ -18,7 +19,7 @@ class Want:
 
     `n_first` is below `n` where a step must end at a boundary (a state worth keeping).
     `seconds` is the expected time for all `n`, `waited` how long it has been waiting for them.
-    `is_decode`: they continue an answer that somebody is reading.
+    `is_decode`: they continue an answer that somebody is reading. `owner` is who asked.
     """
 
     n: int
@@ -26,6 +27,7 @@ class Want:
     seconds: float
     waited: float
     is_decode: bool = False
+    owner: str = ""
 
     @property
     def urgency(self) -> float:
@@ -33,11 +35,25 @@ class Want:
         return self.seconds - self.waited
 
 
+def in_turn(wants: Sequence[Want], served: Iterable[str] = ()) -> list[int]:
+    """The order of `wants`, by index: the most urgent first, but owner by owner in turn.
+
+    `served` are the owners who have had turns already, each as often as they had one.
+    """
+    turns = Counter(served)
+    order = sorted(range(len(wants)), key=lambda i: wants[i].urgency)
+    turn = {}
+    for i in order:
+        turn[i] = turns[wants[i].owner]
+        turns[wants[i].owner] += 1
+    return sorted(order, key=turn.__getitem__)
+
+
 def plan(wants: Sequence[Want], budget: int, n_batch: int) -> Iterator[tuple[int, int]]:
     """Yield (index of a want, tokens to compute) in the order in which cells should be given out.
 
     Everybody who decodes gets what they want; `budget` prompt tokens, or a few more to finish
-    one, go to the most urgent prompts. Never more than `n_batch` rows in all.
+    one, go to the most urgent prompts of each owner in turn. Never more than `n_batch` rows in all.
     """
     room = n_batch
     for i, want in enumerate(wants):
@@ -46,10 +62,11 @@ def plan(wants: Sequence[Want], budget: int, n_batch: int) -> Iterator[tuple[int
             yield i, n
             room -= n
     prompts = [i for i, want in enumerate(wants) if not want.is_decode and want.n > 0]
-    for i in sorted(prompts, key=lambda i: wants[i].urgency):
+    for at in in_turn([wants[i] for i in prompts]):
         budget = min(budget, room)
         if budget <= 0:
             return
+        i = prompts[at]
         want = wants[i]
         fits = want.n_first <= min(budget * _OVERSHOOT, room)
         n = want.n_first if fits else budget

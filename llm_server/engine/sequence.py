@@ -93,14 +93,16 @@ class Prompt:
 class Sequence:
     """A request in the engine. `tokens` beyond `n_computed` have no cells yet.
 
+    `owner` is whose it is, for taking turns.
     `boundaries` are positions where a step must end because the state there is wanted;
     `shared_with` remembers how many first tokens it has in common with other sequences, by id.
     After a preemption it has no lease and nothing computed, but all its tokens, its sampler and
     its text stay: it goes on where it was.
     """
 
-    def __init__(self, prompt: Prompt, vocabulary: Vocabulary, n_ctx: int) -> None:
+    def __init__(self, prompt: Prompt, vocabulary: Vocabulary, n_ctx: int, owner: str = "") -> None:
         self.id = prompt.id
+        self.owner = owner
         self.tokens = list(prompt.tokens)
         self.n_prompt = len(prompt.tokens)
         self.namespace = prompt.namespace

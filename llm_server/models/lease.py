@@ -22,9 +22,16 @@ Overrides: TypeAlias = Mapping[str, object]
 class Lease:
     """The right to use a worker. While it is held, the worker's model stays loaded."""
 
-    def __init__(self, model: ModelFile, worker: Worker, release: Callable[[Lease], None]) -> None:
+    def __init__(
+        self,
+        model: ModelFile,
+        worker: Worker,
+        release: Callable[[Lease], None],
+        owner: str = "",
+    ) -> None:
         self.model = model
         self.worker = worker
+        self.owner = owner
         self._release = release
 
     def release(self) -> None:
@@ -87,6 +94,8 @@ class Ticket:
     """Whether the request named its model."""
     make_default: bool = False
     """Whether requests that name no model shall get this one from now on."""
+    owner: str = ""
+    """Whose request it is: owners take turns. Empty where nobody is told apart."""
 
     def wants_the_same(self, other: Ticket) -> bool:
         """Whether one load would serve, or fail, both."""

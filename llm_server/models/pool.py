@@ -1,7 +1,8 @@
 """Who is loaded: the one owner of every worker's life.
 
 Requests ask for a lease on a ready worker and wait in one queue. Those whose model is loaded go in
-at once; for the first of the others a model is brought in, one at a time. When the budget does not
+at once; for the others models are brought in, one at a time, in the order in which they came and
+owner by owner in turn. When the budget does not
 hold it beside the others, the least recently used go: they take no more requests, end those they
 have, and only then are ended themselves. Knows no HTTP and no wire format.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from llm_server.errors import (
     InsufficientMemory,
     ModelLoading,
     QueueFull,
+    RateLimitExceeded,
     ServerError,
     ShuttingDown,
 )
@@ -84,6 +87,7 @@ class Pool:
         self._waiting: deque[Ticket] = deque()
         self._bringing: asyncio.Task[None] | None = None
         self._brought_for: Ticket | None = None
+        self._last_turn: dict[str, float] = {}
         self._closing = False
 
     @property
@@ -111,21 +115,22 @@ class Pool:
         *,
         keep_alive_s: float | None = None,
         make_default: bool = False,
+        owner: str = "",
     ) -> Lease:
         """A lease on a ready worker with that model (None: the default one, else the first one).
 
         A model that is named becomes the default one if it generates text, and with
         `make_default` in any case. Waits for loads, and for requests that are in their way.
-        Raises ModelNotFound, QueueFull, ShuttingDown, and whatever a load fails with.
+        Raises ModelNotFound, QueueFull, RateLimitExceeded where the `owner` would leave too little
+        room for others, ShuttingDown, and whatever a load fails with.
         """
         file = await self._resolve(model)
         if self._closing:
             raise ShuttingDown("The server is shutting down.")
-        if self._residents.n_running + len(self._waiting) >= self._parallel() + self._queue_size:
-            raise QueueFull("Too many requests are waiting. Try again in a moment.")
+        self._check_room(owner)
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
-            file, overrides or {}, granted, keep_alive_s, model is not None, make_default
+            file, overrides or {}, granted, keep_alive_s, model is not None, make_default, owner
         )
         self._waiting.append(ticket)
         self._advance()
@@ -201,6 +206,25 @@ class Pool:
 
     # ---- the queue -----------------------------------------------------------------------------
 
+    def _check_room(self, owner: str) -> None:
+        """Raises QueueFull, and RateLimitExceeded for an owner with more places than are left.
+
+        So there is one left for somebody who has none: the first gets at most half of the places,
+        the next half of the rest. What can run at once is nobody's loss.
+        """
+        taken = self._residents.n_running + len(self._waiting)
+        left = self._parallel() + self._queue_size - taken
+        if left <= 0:
+            raise QueueFull("Too many requests are waiting. Try again in a moment.")
+        if not owner or taken < self._parallel():
+            return
+        waiting = sum(ticket.owner == owner for ticket in self._waiting)
+        if self._residents.held_by(owner) + waiting >= left:
+            raise RateLimitExceeded(
+                "Too many requests with this API key are waiting; what room is left is for others. "
+                "Try again in a moment."
+            )
+
     def _advance(self) -> None:
         """Do whatever can be done now: grant leases, and bring in the model that is due.
 
@@ -215,8 +239,10 @@ class Pool:
                 self._waiting.remove(ticket)
                 self._grant(ticket, resident)
         if self._waiting and self._bringing is None:
-            self._brought_for = self._waiting[0]
-            self._bringing = asyncio.get_running_loop().create_task(self._bring(self._waiting[0]))
+            due = min(self._waiting, key=lambda ticket: self._last_turn.get(ticket.owner, 0.0))
+            self._last_turn[due.owner] = time.monotonic()
+            self._brought_for = due
+            self._bringing = asyncio.get_running_loop().create_task(self._bring(due))
             self._bringing.add_done_callback(self._brought)
 
     def _grant(self, ticket: Ticket, resident: Resident) -> None:

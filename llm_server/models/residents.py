@@ -49,6 +49,10 @@ class Residents:
         """Leases held."""
         return sum(len(resident.leases) for resident in self)
 
+    def held_by(self, owner: str) -> int:
+        """Leases held by one owner."""
+        return sum(lease.owner == owner for resident in self for lease in resident.leases)
+
     async def all_idle(self) -> None:
         """Wait until no lease is held."""
         await self._idle.wait()
@@ -67,7 +71,9 @@ class Residents:
         if ticket.granted.done():
             return
         worker = resident.worker
-        lease = Lease(resident.model, worker, lambda lease: self._released(resident, lease))
+        lease = Lease(
+            resident.model, worker, lambda lease: self._released(resident, lease), ticket.owner
+        )
         resident.leases.add(lease)
         resident.idle.clear()
         self._idle.clear()

@@ -157,9 +157,9 @@ class Worker:
         """
         return self._check_file() != "none"
 
-    def submit(self, *requests: Asked) -> EventStream:
+    def submit(self, *requests: Asked, owner: str = "") -> EventStream:
         """Start requests that make one answer; their events come from the stream returned, which
-        must be closed. One that fails ends them all.
+        must be closed. One that fails ends them all. Owners take turns in the worker.
 
         On a dead worker the stream holds one `Failed`. Raises RequestTooLarge, QueueFull, and
         CrashesWorker for a request that has ended several workers.
@@ -173,7 +173,7 @@ class Worker:
             self._watchdog.heard()
         try:
             for id, request in zip(stream.ids, requests, strict=True):
-                body = frames.encode_command(Submit(id=id, request=request))
+                body = frames.encode_command(Submit(id, request, owner))
                 self._running[id] = _Sent(request, stream, len(body))
                 if self._usable:
                     self._write(body, droppable=True)

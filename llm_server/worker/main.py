@@ -68,7 +68,7 @@ class Worker:
         self._computed: queue.SimpleQueue[Finished] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._engine = self._engine_for(ready)
-        self._preparing: set[int] = set()
+        self._preparing: dict[int, str] = {}  # the owners of what is being prepared
         self._to_persist: set[int] = set()
         self._unsaved: list[Finished] = []
         self._stop: Stop | None = None
@@ -154,12 +154,12 @@ class Worker:
             case Prompt() | Texts() | Told() | Failed():
                 return self._prepared(arrived)
             case Submit():
-                self._preparing.add(arrived.id)
+                self._preparing[arrived.id] = arrived.owner
                 if isinstance(arrived.request, Request) and arrived.request.persist:
                     self._to_persist.add(arrived.id)
                 self._threads.submit(arrived)
             case Cancel():
-                self._preparing.discard(arrived.id)
+                self._preparing.pop(arrived.id, None)
                 self._engine.cancel(arrived.id)
             case Stop():
                 self._stop = arrived
@@ -169,16 +169,16 @@ class Worker:
 
     def _prepared(self, result: Work | Told | Failed) -> list[Event]:
         """A prompt is ready, or cannot be; nobody may want it any more."""
-        if result.id not in self._preparing:
+        owner = self._preparing.pop(result.id, None)
+        if owner is None:
             return []
-        self._preparing.discard(result.id)
         if isinstance(result, Told | Failed):
             return [result]
         match self._engine, result:
             case Engine() as engine, Prompt() as prompt:
-                engine.submit(prompt)
+                engine.submit(prompt, owner)
             case Embedder() as embedder, Texts() as texts:
-                embedder.submit(texts)
+                embedder.submit(texts, owner)
             case _:
                 raise RuntimeError("what was prepared is for another kind of model")
         return []

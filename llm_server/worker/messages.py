@@ -239,10 +239,14 @@ class Load(msgspec.Struct, frozen=True, tag=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Start a request. Ids are chosen by the API process and never used twice."""
+    """Start a request. Ids are chosen by the API process and never used twice.
+
+    Owners take turns where several wait; empty where nobody is told apart.
+    """
 
     id: int
     request: Asked
+    owner: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import TypeAlias
 
 from llm_server.engine.embedder import Texts
 from llm_server.engine.sequence import Prompt
+from llm_server.engine.turns import Turns
 from llm_server.errors import RequestTooComplex, ServerError
 from llm_server.worker.messages import Failed, Submit, Told
 
@@ -67,7 +67,8 @@ class PreparingThreads:
         self._seconds = seconds
         self._give_up = give_up
         self._guard = guard
-        self._waiting: queue.SimpleQueue[Submit] = queue.SimpleQueue()
+        self._waiting: Turns[Submit] = Turns()
+        self._submitted = threading.Condition()
         self._changed = threading.Condition()
         self._jobs: set[_Job] = set()
         self._n_forgotten = 0
@@ -79,15 +80,19 @@ class PreparingThreads:
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def submit(self, submit: Submit) -> None:
-        """Prepare this when a thread is free."""
-        self._waiting.put(submit)
+        """Prepare this when a thread is free, and its owner's turn has come."""
+        with self._submitted:
+            self._waiting.add(submit.owner, submit)
+            self._submitted.notify()
 
     def _add_thread(self) -> None:
         threading.Thread(target=self._run, name="prepare", daemon=True).start()
 
     def _run(self) -> None:
         while True:
-            submit = self._waiting.get()
+            with self._submitted:
+                self._submitted.wait_for(lambda: self._waiting)
+                submit = self._waiting.take()
             job = _Job(submit.id, time.monotonic() + self._seconds)
             with self._changed:
                 self._jobs.add(job)

@@ -259,6 +259,7 @@ class Bench:
         constraint: TokenConstraint | None = None,
         scores: Scores | None = None,
         echo: Echo | None = None,
+        owner: str = "",
     ) -> None:
         self.texts[id] = ""
         self.engine.submit(
@@ -276,7 +277,8 @@ class Bench:
                 persist=persist,
                 echo=echo,
                 arrived=self.clock.now,
-            )
+            ),
+            owner,
         )
 
     def step(self) -> list[RequestEvent]:

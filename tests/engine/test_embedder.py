@@ -78,6 +78,14 @@ def test_requests_take_turns(context: CountingContext, embedder: Embedder) -> No
     assert embedder.step() == []
 
 
+def test_owners_take_turns(context: CountingContext, embedder: Embedder) -> None:
+    for id in range(6):
+        embedder.submit(Texts(id, [[10 + id]]), "many")
+    embedder.submit(Texts(6, [[20], [21]]), "one")
+    embedder.step()
+    assert context.batches == [[[10], [20], [11], [21]]]
+
+
 def test_vectors_keep_the_order_of_their_texts_and_have_length_1(embedder: Embedder) -> None:
     embedder.submit(Texts(1, [[(-1) ** i * (i + 1)] * (i % 5 + 1) for i in range(9)]))
     found = vectors(run(embedder), 1)

@@ -78,6 +78,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "L2": (
         "engine/test_engine.py::test_the_shortest_prompt_goes_first_until_the_long_one_has_waited",
+        "engine/test_turns.py::test_who_submits_one_request_behind_many_of_another_is_next_but_one",
+        "hostile/test_load.py::test_a_key_that_fills_the_queue_leaves_room_for_others",
     ),
     "L5": (
         "hostile/test_load.py::test_idle_connections_and_readers_that_do_not_read_are_nobody_elses_business",
@@ -92,8 +94,6 @@ NOT_HERE = {
     "S5": "a poisoned template cannot be told from an honest one",
     "S8": "coalescing switches to the last one is not offered: the pool serves all who wait for a "
     "model together, and then the next model",
-    "L2": "requests of one key are not held back for those of another: the queue is in the worker, "
-    "which knows no keys; short prompts go first whoever sent them",
     "L3": "make soak",
     "L4": "each case of cases.py sees that descriptors are back; make soak for many",
     "L5": "make load for 1000 idle connections and 200 streams",

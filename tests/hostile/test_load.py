@@ -58,6 +58,46 @@ def test_ten_times_the_queue_is_taken_up_to_its_bound_and_nothing_is_lost(tmp_pa
         until(live.is_quiet)
 
 
+def test_a_key_that_fills_the_queue_leaves_room_for_others(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    gate = tmp_path / "gate"
+    many, one = {"x-api-key": "many"}, {"x-api-key": "one"}
+    with (
+        live_server(tmp_path, parallel=2, queue_size=6, api_key=("many", "one")) as live,
+        ThreadPoolExecutor(40) as clients,
+    ):
+
+        def ask(text: str, headers: dict[str, str]) -> httpx.Response:
+            return live.client.post("/chat/completions", json=chat_body(text), headers=headers)
+
+        asked = [clients.submit(ask, f"gate:{gate}", many) for _ in range(40)]
+        until(lambda: sum(future.done() for future in asked) == 36)
+        for refused in (future.result() for future in asked if future.done()):
+            assert refused.status_code == 429
+            error = refused.json()["error"]
+            assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+            assert int(refused.headers["retry-after"]) >= 1
+        assert ask("hello", one).json()["choices"][0]["message"]["content"] == "hello "
+        assert ask("hello", many).status_code == 429
+        gate.touch()
+        assert sum(future.result().status_code == 200 for future in asked) == 4
+
+
+def test_who_has_the_only_key_has_the_whole_queue(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    gate = tmp_path / "gate"
+    with (
+        live_server(tmp_path, parallel=2, queue_size=6, api_key=("only",)) as live,
+        ThreadPoolExecutor(20) as clients,
+    ):
+        live.client.headers["x-api-key"] = "only"
+        asked = [clients.submit(live.chat, f"gate:{gate}") for _ in range(20)]
+        until(lambda: sum(future.done() for future in asked) == 12)
+        assert {future.result().status_code for future in asked if future.done()} == {503}
+        gate.touch()
+        assert sum(future.result().status_code == 200 for future in asked) == 8
+
+
 def test_idle_connections_and_readers_that_do_not_read_are_nobody_elses_business(
     tmp_path: Path,
 ) -> None:

@@ -20,10 +20,12 @@ from llm_server.errors import (
     ModelLoading,
     ModelNotFound,
     QueueFull,
+    RateLimitExceeded,
     RemoteError,
     ServerError,
     ShuttingDown,
 )
+from llm_server.models.lease import Lease
 from llm_server.models.loader import Loader
 from llm_server.models.plan import Planner
 from llm_server.models.pool import Pool
@@ -318,6 +320,53 @@ def test_the_queue_is_bounded(tmp_path: Path) -> None:
         assert sum(isinstance(result, QueueFull) for result in results) == 2  # 4 + 2 fit.
 
     with_pool(tmp_path, test, queue_size=2)
+
+
+def test_no_owner_takes_all_places_and_each_takes_all_that_run(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        async def held_by(owner: str) -> int:
+            asked = [pool.acquire("a", owner=owner) for _ in range(16)]
+            results = await asyncio.gather(*asked, return_exceptions=True)
+            assert all(isinstance(r, RateLimitExceeded | Lease) for r in results)
+            return sum(isinstance(r, Lease) for r in results)
+
+        # Of 4 that run and 8 that wait.
+        assert [await held_by(owner) for owner in ("one", "two", "three")] == [6, 3, 2]
+        await pool.acquire("a", owner="four")
+        with pytest.raises(QueueFull):
+            await pool.acquire("a", owner="five")
+
+    with_pool(tmp_path, test, queue_size=8)
+
+
+def test_an_owner_without_others_beside_it_keeps_every_slot_busy(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        await asyncio.gather(*(pool.acquire("a", owner="one") for _ in range(4)))
+        with pytest.raises(QueueFull):
+            await pool.acquire("a", owner="one")
+
+    with_pool(tmp_path, test, queue_size=0)
+
+
+def test_owners_take_turns_in_choosing_the_next_model(tmp_path: Path) -> None:
+    names = [f"m{i}.gguf" for i in range(5)]
+    add_models(tmp_path, *names)
+
+    async def test(pool: Pool) -> None:
+        running = await pool.acquire("m0", owner="many")
+        waiting = []
+        for i, owner in ((1, "many"), (2, "many"), (3, "many"), (4, "one")):
+            waiting.append(asyncio.create_task(answers(pool, names[i], owner=owner)))
+            await until(lambda i=i: pool.status().waiting == i)  # type: ignore[misc]
+        running.release()
+        await asyncio.gather(*waiting)
+        assert [line[:2] for line in loads(tmp_path)] == ["m0", "m1", "m4", "m2", "m3"]
+
+    with_pool(tmp_path, test, memory=SCARCE)
 
 
 def test_a_waiting_request_can_give_up(tmp_path: Path) -> None:

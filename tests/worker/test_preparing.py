@@ -55,6 +55,18 @@ def test_results_and_refusals_come_out() -> None:
     assert (failed.id, failed.error.message) == (0, "no")
 
 
+def test_owners_take_turns() -> None:
+    desk = Desk(seconds=60)
+    desk.submit(1, 3)  # Both threads are busy.
+    for id in (2, 4, 6, 8):
+        desk.threads.submit(Submit(id, REQUEST, "many"))
+    desk.threads.submit(Submit(10, REQUEST, "one"))
+    desk.released.set()
+    order = [desk.next() for _ in range(7)]
+    # The two threads may pass each other by one.
+    assert order.index(10) < order.index(6)
+
+
 def test_a_late_request_is_refused_and_its_thread_replaced() -> None:
     desk = Desk(seconds=0.2)
     desk.submit(1, 3, 2)  # both threads are stuck before the third request
