@@ -70,6 +70,8 @@ class Resident:
             return False
         if self.worker.outdated:
             return False  # Another file has the name by now: that is the one that was asked for.
+        if not self.leases and self.worker.lost_cache:
+            return False  # The next worker makes the folder again; nobody has to wait for others.
         return all(self._in_force(name, value) for name, value in ticket.overrides.items())
 
     def _in_force(self, name: str, value: object) -> bool:

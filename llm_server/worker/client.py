@@ -31,6 +31,7 @@ from llm_server.errors import (
     WorkerCrashed,
 )
 from llm_server.worker import frames, process
+from llm_server.worker.cache_folder import CacheFolder
 from llm_server.worker.deaths import (
     CRASHED,
     MEMORY_RAN_OUT,
@@ -88,6 +89,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._model_path = load.model_path
         self._file = ModelFile(Path(load.model_path))
+        self._cache_folder: CacheFolder | None = None
         self._on_progress = on_progress
         self._totals = totals
         self._tick_s = limits.tick_s
@@ -133,6 +135,8 @@ class Worker:
         try:
             worker._send(load)
             worker.loaded = await worker._loading
+            if load.cache is not None and load.sandbox:
+                worker._cache_folder = CacheFolder(Path(load.cache.folder))
         except BaseException:
             worker.kill()
             await worker.wait()
@@ -156,6 +160,11 @@ class Worker:
         If even the bytes of the loaded file are others, its answers are wrong: it is ended.
         """
         return self._check_file() != "none"
+
+    @property
+    def lost_cache(self) -> bool:
+        """Whether the cache folder is one it has no access to by now. Looks at the disk."""
+        return self._cache_folder is not None and self._cache_folder.lost
 
     def submit(self, *requests: Asked, owner: str = "") -> EventStream:
         """Start requests that make one answer; their events come from the stream returned, which

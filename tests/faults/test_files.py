@@ -171,6 +171,22 @@ def test_a_cache_folder_that_is_taken_away_costs_no_request(serve: Serve, tmp_pa
     assert cache.read_text() == "a file"
 
 
+def test_a_cache_folder_that_is_deleted_is_made_again(serve: Serve, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    server = serve("--cache-dir", str(cache), "--cache-write", "all")
+    golden = answer(server)
+    prompt = body(WORDS * 20)
+    assert server.client.post("/restore_cache", json=prompt).json()["bytes"] > 0
+    shutil.rmtree(cache)
+    for _ in range(3):
+        assert answer(server) == golden
+    assert server.client.post("/restore_cache", json=prompt).json()["status"] == "ok"
+    assert list(cache.rglob("*.kv"))
+    assert server.log.count("The cache folder is gone.") == 1
+    assert server.log.count(" WARNING ") == 1 and " ERROR " not in server.log
+    invariants(server, golden)
+
+
 def test_two_servers_share_a_cache_folder(serve: Serve, tmp_path: Path) -> None:
     options = (
         "--cache-dir",

@@ -1,0 +1,44 @@
+"""Whether the cache folder is still the one that a confined worker may write to.
+
+Landlock's rule is for the folder that was there when the worker began, not for its name: of one that
+is made again in its place, the worker sees nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+class CacheFolder:
+    """The folder that a worker was given, from the moment it has it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._given = _identity(path)
+        self._told = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is gone, or another one by now. Looks at the disk; says so once in the log."""
+        lost = self._given is not None and _identity(self._path) != self._given
+        if lost and not self._told:
+            self._told = True
+            logger.warning(
+                "The cache folder is gone. Models are loaded anew when they are idle and asked for, "
+                "which makes it again; until then prompts are cached in memory alone."
+            )
+        return lost
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """(device, inode), or None if there is no such folder."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISDIR(status.st_mode) else None
