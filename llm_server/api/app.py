@@ -20,7 +20,7 @@ from llm_server.api.chat import Patience
 from llm_server.api.context import Context
 from llm_server.api.edge import Edge
 from llm_server.api.keys import Keyring
-from llm_server.api.schema import complete
+from llm_server.api.schema import document
 from llm_server.api.traffic import Traffic
 from llm_server.config import Settings, cache_config, make_registry
 from llm_server.errors import ServerError
@@ -45,12 +45,10 @@ class App(FastAPI):
         return self.make_edge(super().build_middleware_stack())
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, with the definitions our bodies use in the place for them."""
-        first = self.openapi_schema is None
-        document = super().openapi()
-        if first:
-            complete(document)
-        return document
+        """The OpenAPI document."""
+        if self.openapi_schema is None:
+            self.openapi_schema = document(self.title, self.version, self.routes)
+        return self.openapi_schema
 
 
 def create_app(

@@ -6,16 +6,17 @@ import asyncio
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from llm_server.api.context import context_of
+from llm_server.api.schema import plain_text
 from llm_server.api.traffic import Traffic
 from llm_server.models.pool import Pool
 
 router = APIRouter()
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", openapi_extra=plain_text("The families of metrics."))
 async def metrics(request: Request) -> Response:
     """Counters, gauges and histograms in Prometheus's text format."""
     context = context_of(request)

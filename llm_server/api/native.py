@@ -21,7 +21,7 @@ from llm_server.api.context import context_of, ignored_header
 from llm_server.api.errors import envelope, headers, json_response
 from llm_server.api.models import all_models
 from llm_server.api.requests import restore_call, set_model_call
-from llm_server.api.schema import operation
+from llm_server.api.schema import endpoints, operation
 from llm_server.api.traffic import passage_of
 from llm_server.api.usage import Ends, Origin
 from llm_server.api.wire import CHAT_EXAMPLE, ChatBody, SetModelBody
@@ -119,7 +119,7 @@ async def status(request: Request) -> Response:
             loading=loading,
             error=now.error,
             uptime_seconds=round(time.monotonic() - context.started, 3),
-            endpoints=_endpoints(request),
+            endpoints=endpoints(request.app.routes),
         ),
         headers={"vary": "accept"},
     )
@@ -235,12 +235,6 @@ def _health_message(now: Status) -> str:
         case "failed":
             return f"No model is loaded. The last load failed: {now.error}"
     return "No model is loaded. The next request loads one."
-
-
-def _endpoints(request: Request) -> list[str]:
-    """Method and path of everything the app documents."""
-    paths = request.app.openapi()["paths"]
-    return [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
 
 
 router.include_router(openai.shared)

@@ -1,7 +1,7 @@
 """Whether the cache folder is still the one that a confined worker may write to.
 
-Landlock's rule is for the folder that was there when the worker began, not for its name: of one that
-is made again in its place, the worker sees nothing.
+Landlock's rule is for the folder that was there when the worker began, not for its name: one that
+is made again in its place is out of the worker's reach.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class CacheFolder:
         if lost and not self._told:
             self._told = True
             logger.warning(
-                "The cache folder is gone. Models are loaded anew when they are idle and asked for, "
-                "which makes it again; until then prompts are cached in memory alone."
+                "The cache folder is gone. A model that is asked for while it is idle is loaded "
+                "anew, which makes it again; until then prompts are cached in memory alone."
             )
         return lost
 

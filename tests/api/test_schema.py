@@ -54,7 +54,7 @@ def test_every_operation_is_described(method: str, path: str, described: dict[st
         assert media["schema"]
     assert "422" not in responses
     if method == "post":
-        assert {"400", "404", "413", "415", "500", "503"} <= set(responses)
+        assert {"400", "404", "413", "415", "429", "500", "503"} <= set(responses)
     if method == "post" and "parameters" not in described:
         media = described["requestBody"]["content"]["application/json"]
         assert media["schema"]["properties"]
@@ -63,6 +63,8 @@ def test_every_operation_is_described(method: str, path: str, described: dict[st
 
 def test_the_document_is_served(live: Live) -> None:
     assert live.client.get("/openapi.json").json() == DOCUMENT
+    listed = live.client.get("/").json()["endpoints"]
+    assert listed == [f"{method.upper()} {path}" for method, path, _ in OPERATIONS]
 
 
 def test_every_reference_leads_somewhere() -> None:

@@ -34,6 +34,8 @@ CHECKS = [
     content_type_conformance,
     response_schema_conformance,
 ]
+STREAM_CHECKS = CHECKS[:3]
+"""schemathesis takes the schema of a stream for that of an event's fields, not of its data."""
 
 
 @pytest.fixture(scope="module")
@@ -62,4 +64,5 @@ def test_no_request_is_too_much(live: Live, label: str, data: st.DataObject) -> 
     if isinstance(case.body, dict):
         case.body.pop("load_model_configs", None)  # each would load the model anew
     response = case.call(base_url=str(live.client.base_url))
-    case.validate_response(response, checks=CHECKS)
+    is_stream = response.headers["content-type"][0].startswith("text/event-stream")
+    case.validate_response(response, checks=STREAM_CHECKS if is_stream else CHECKS)
