@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import selectors
 import socket
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +62,37 @@ def talk(url: str, data: bytes, responses: int = 0) -> Answer:
                 return Answer(received, True)
             received += piece
         return Answer(received, False)
+
+
+def post(path: str, body: object) -> bytes:
+    """A request with a JSON body."""
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return head.encode() + b"Content-Length: %d\r\n\r\n" % len(content) + content
+
+
+def talk_at_once(url: str, requests: Sequence[bytes]) -> list[tuple[Answer, float]]:
+    """Send each on a connection of its own before any answer is read; how long it took, in s.
+
+    One thread without a library: that of many threads is the library's time, not the server's.
+    """
+    answers: list[tuple[Answer, float]] = []
+    with selectors.DefaultSelector() as selector:
+        for data in requests:
+            connection = connect(url)
+            connection.sendall(data)
+            selector.register(connection, selectors.EVENT_READ, [time.monotonic(), b""])
+        while selector.get_map():
+            for key, _ in selector.select():
+                assert isinstance(key.fileobj, socket.socket)
+                piece = key.fileobj.recv(65536)
+                key.data[1] += piece
+                if not piece or _whole(key.data[1]):
+                    took = time.monotonic() - key.data[0]
+                    answers.append((Answer(key.data[1], not piece), took))
+                    selector.unregister(key.fileobj)
+                    key.fileobj.close()
+    return answers
 
 
 def _whole(received: bytes) -> int:

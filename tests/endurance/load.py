@@ -7,6 +7,7 @@ nobody reads, and models switched to and fro. Answers must be right and refusals
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import resource
 import socket
@@ -15,18 +16,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import msgspec
 import psutil
 
 from tests import tiny_models
 from tests.endurance.asking import PROMPTS, Outcome, ask, body
 from tests.live import LiveServer
-from tests.raw import connect
+from tests.raw import Answer, connect, post, talk_at_once
 
 QUEUE = 8
 PARALLEL = 2
@@ -81,13 +80,8 @@ class Load:
 
     def _all_at_once(self, n: int) -> list[tuple[Outcome, float]]:
         choose = random.Random(n)
-        requests = [body(PROMPTS[0], choose) for _ in range(n)]
-        limits = httpx.Limits(max_connections=n)
-        with (
-            httpx.Client(base_url=self._server.url, timeout=120, limits=limits) as client,
-            ThreadPoolExecutor(n) as pool,
-        ):
-            return list(pool.map(lambda request: _timed(client, request), requests))
+        requests = [post("/v1/chat/completions", body(PROMPTS[0], choose)) for _ in range(n)]
+        return [(_outcome(a), seconds) for a, seconds in talk_at_once(self._server.url, requests)]
 
     def _storm(self) -> None:
         # Nothing runs yet, so the queue is all the room there is; the start itself is in it.
@@ -127,12 +121,8 @@ class Load:
         """A stream of which the head is read and then nothing more."""
         connection = connect(self._server.url)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        content = msgspec.json.encode(body(PROMPTS[1], random.Random(), stream=True, max_tokens=99))
-        head = (
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
-            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-        )
-        connection.sendall(head % len(content) + content)
+        asked = body(PROMPTS[1], random.Random(), stream=True, max_tokens=99)
+        connection.sendall(post("/v1/chat/completions", asked))
         if not connection.recv(12).endswith(b" 200"):
             self.report.faults.append("a stream was refused")
         return connection
@@ -151,6 +141,15 @@ class Load:
         if held[-1] > held[1] + 4 or len(self._server.workers()) != 1:
             self.report.faults.append(f"switching leaves {held} and {self._server.workers()}")
         self._ask_golden("golden after the switches", 1)
+
+
+def _outcome(answer: Answer) -> Outcome:
+    if answer.statuses == [200]:
+        content = json.loads(answer.received.rpartition(b"\r\n\r\n")[2])
+        return Outcome(text=content["choices"][0]["message"]["content"])
+    if answer.statuses:
+        return Outcome(code=answer.error["code"])
+    return Outcome(lost="no answer")
 
 
 def _timed(client: httpx.Client, request: dict[str, object]) -> tuple[Outcome, float]:
