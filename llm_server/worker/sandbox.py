@@ -40,7 +40,7 @@ _GPU_LIBRARIES = (
     "/proc /sys /opt/rocm /usr/local/cuda /usr/share/vulkan /etc/vulkan /etc/OpenCL /etc/nvidia "
     "/etc/alternatives /usr/share/nvidia"
 ).split()
-_GPU_DEVICES = ("nvidia*", "nvidia-caps", "dri", "kfd", "dxg", "mali*", "davinci*")
+_GPU_DEVICES = ("nvidia*", "dri", "kfd", "dxg", "mali*", "davinci*")
 
 
 def enter() -> None:
@@ -79,7 +79,7 @@ def confine(*, readable: Iterable[Path], writable: Iterable[Path], gpu: bool) ->
     devices = [Path("/dev/null")]
     libraries = list(library_paths())
     if gpu:
-        devices += [path for pattern in _GPU_DEVICES for path in Path("/dev").glob(pattern)]
+        devices += gpu_devices(Path("/dev"))
         libraries += map(Path, _GPU_LIBRARIES)
     try:
         version = landlock.restrict(
@@ -98,6 +98,11 @@ def confine(*, readable: Iterable[Path], writable: Iterable[Path], gpu: bool) ->
     if missing:
         return f"partial ({'; '.join(missing)})"
     return f"full (Landlock ABI {version}, seccomp)"
+
+
+def gpu_devices(dev: Path) -> list[Path]:
+    """The nodes and folders of graphics cards in `/dev`, by the names their drivers give them."""
+    return sorted(path for pattern in _GPU_DEVICES for path in dev.glob(pattern))
 
 
 def library_paths() -> Iterator[Path]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from llm_server.worker import landlock, seccomp
+from llm_server.worker import landlock, sandbox, seccomp
 from llm_server.worker.frames import decode_events, encode_command, pack, read_frame
 from llm_server.worker.messages import CacheConfig, Load, LoadConfig, Loaded
 from llm_server.worker.process import WORKER_ARGV, worker_environment
@@ -182,6 +182,53 @@ def test_the_filter_is_well_formed(machine: str) -> None:
     assert int.from_bytes(code[-4:], "little") == 0x7FFF0000
     numbers = list(seccomp.refused(machine).values())
     assert len(numbers) == len(set(numbers)) > 50
+
+
+GPU_NODES = (
+    "nvidia0 nvidia1 nvidiactl nvidia-uvm nvidia-uvm-tools nvidia-modeset nvidia-caps/nvidia-cap1 "
+    "dri/card0 dri/renderD128 kfd dxg mali0"
+).split()
+OTHER_NODES = "sda nvme0n1 mem kvm tty0 input/event0 fuse net/tun shm/x snd/pcm nvram".split()
+
+
+@pytest.fixture
+def made_up_dev(tmp_path: Path) -> Path:
+    for name in (*GPU_NODES, *OTHER_NODES):
+        node = tmp_path / "dev" / name
+        node.parent.mkdir(parents=True, exist_ok=True)
+        node.write_text("node")
+    return tmp_path / "dev"
+
+
+def test_the_devices_of_graphics_cards_are_known_by_their_names(made_up_dev: Path) -> None:
+    found = sandbox.gpu_devices(made_up_dev)
+    granted = {
+        name
+        for name in (*GPU_NODES, *OTHER_NODES)
+        if any((made_up_dev / name).is_relative_to(path) for path in found)
+    }
+    assert granted == set(GPU_NODES)
+    assert sandbox.gpu_devices(made_up_dev / "nothing") == []
+
+
+@needs_landlock
+def test_of_dev_only_graphics_cards_can_be_used(made_up_dev: Path) -> None:
+    code = (
+        "import ctypes, sys\n"
+        "from pathlib import Path\n"
+        "from llm_server.worker import landlock, sandbox\n"
+        "dev = Path(sys.argv[1])\n"
+        "ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)\n"
+        "landlock.restrict(readable=[], devices=sandbox.gpu_devices(dev))\n"
+        "for name in sys.argv[2:]:\n"
+        "    try:\n"
+        "        open(dev / name, 'r+').close()\n"
+        "        print(name)\n"
+        "    except PermissionError: pass\n"
+    )
+    command = [sys.executable, "-c", code, str(made_up_dev), *GPU_NODES, *OTHER_NODES]
+    output = subprocess.run(command, capture_output=True, text=True)
+    assert output.stdout.split() == GPU_NODES, output.stderr
 
 
 def test_where_nothing_is_offered_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
