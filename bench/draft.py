@@ -67,10 +67,10 @@ def scenarios(words: Sequence[str], n_tokens: int) -> list[Scenario]:
     ]
     return [
         Scenario("copies, 1 stream", "".join(edited), 1, 1.8),
-        Scenario("copies, 4 streams", "".join(edited), 4, 1.0),
+        Scenario("copies, 8 streams", "".join(edited), 8, 1.0),
         Scenario("copies nothing, 1 stream", "".join(unrelated), 1, 0.97),
         Scenario("is misled, 1 stream", "".join(misleading), 1, 0.97),
-        Scenario("copies nothing, 4 streams", "".join(unrelated), 4, 0.97),
+        Scenario("copies nothing, 8 streams", "".join(unrelated), 8, 0.97),
     ]
 
 

@@ -7,24 +7,43 @@ what it samples, so a guess changes nothing but the speed. Pure bookkeeping: it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 _MATCH = 3  # tokens that must have occurred before, in a row, to guess what follows them
-_WEIGHT = 0.2  # of the newest token in the running share of right guesses
-_MARGIN = 1.05  # what a guess must promise to win, against errors in the estimates
-_SIZES = (2, 4, 8, 16, 32)
-"""Rows of a step worth considering: kernels compute them in tiles, so that those between cost as
-much as the next larger one."""
+_MEMORY = 0.98  # weight of what was seen a token earlier: some 50 tokens count
+_MARGIN = 1.1  # what guesses must promise to win, against errors in the estimates
+
+
+class Chance:
+    """How often something has come true lately; a half until anything is known."""
+
+    __slots__ = ("_n", "_n_right")
+
+    def __init__(self) -> None:
+        self._n = 2.0
+        self._n_right = 1.0
+
+    def learn(self, right: bool) -> None:
+        """It did, or did not."""
+        self._n = _MEMORY * self._n + 1
+        self._n_right = _MEMORY * self._n_right + right
+
+    @property
+    def value(self) -> float:
+        """Between 0 and 1."""
+        return self._n_right / self._n
 
 
 class Lookup:
     """Where the end of a text has stood before, and so what may follow it now.
 
-    `rate` is the share of its guesses that were right lately, also of those that nobody computed:
-    whether copying goes on is known before a single row is risked.
+    It judges all its guesses, also those that nobody computed: whether copying goes on is known
+    before a single row is risked. A guess behind a right one (`_goes_on`) has another chance than
+    the first one of a copy or the one behind an error (`_begins`): an edit is one wrong word in a
+    long run of right ones, and a false trail one right word after the other that leads nowhere.
     """
 
     def __init__(self, tokens: Sequence[int]) -> None:
@@ -32,7 +51,8 @@ class Lookup:
         self._next = _follow_ups(self._tokens)
         self._at: int | None = None
         self._sure = False
-        self.rate = 0.5
+        self._in_copy = False
+        self._begins, self._goes_on = Chance(), Chance()
 
     def extend(self, tokens: Sequence[int]) -> None:
         """The text goes on with `tokens`: judge the guesses for them."""
@@ -49,17 +69,21 @@ class Lookup:
             guess.append(self._tokens[at] if at < length else guess[at - length])
         return guess
 
-    def expected(self, n: int) -> float:
-        """How many of a guess of `n` tokens will be right: a geometric series of the rate."""
+    def chances(self, n: int) -> Iterator[float]:
+        """How likely it is for each of `n` guesses that it, and all before it, are right."""
         if self._at is None:
-            return 0.0
-        rate = min(self.rate, 0.99)
-        return float(rate * (1 - rate**n) / (1 - rate))
+            return
+        goes_on = self._goes_on.value
+        chance = goes_on if self._in_copy else self._begins.value
+        for _ in range(n):
+            yield chance
+            chance *= goes_on
 
     def _add(self, token: int) -> None:
         if self._at is not None:
             right = self._tokens[self._at] == token
-            self.rate += _WEIGHT * (right - self.rate)
+            (self._goes_on if self._in_copy else self._begins).learn(right)
+            self._in_copy = right
             # One word may be another and the copy go on behind it; if not, the next match tells.
             self._at += 1
             self._sure = self._sure and right
@@ -68,6 +92,7 @@ class Lookup:
             return
         key = _key(self._tokens[-_MATCH:])
         if not self._sure and key in self._next:
+            self._in_copy = self._in_copy and self._at == self._next[key]
             self._at, self._sure = self._next[key], True
         self._next[key] = len(self._tokens)
 
@@ -91,32 +116,39 @@ def guesses(
 
     `seconds` is the expected time of a step with that many rows, `room` how many it may have.
     """
-    lookups = [sequence.lookup for sequence in decoding]
     return {
-        sequence.id: sequence.lookup.guess(min(n, n_max, sequence.n_left - 1))
-        for sequence, n in zip(decoding, sizes(lookups, seconds, room), strict=True)
+        sequence.id: sequence.lookup.guess(n)
+        for sequence, n in zip(decoding, sizes(decoding, n_max, room, seconds), strict=True)
     }
 
 
-def sizes(lookups: Sequence[Lookup], seconds: Callable[[int], float], room: int) -> list[int]:
+def sizes(
+    decoding: Sequence[Guessable], n_max: int, room: int, seconds: Callable[[int], float]
+) -> list[int]:
     """How many tokens to guess for each of the sequences that decode in the next step.
 
-    As many as raise the expected tokens a second of all of them together.
+    Rows go to the likeliest guesses first, and as many are taken as raise the expected tokens a
+    second of all sequences together.
     """
-    n_rows, n_tokens = len(lookups), float(len(lookups))
-    chosen = [0] * len(lookups)
-    costs = [(size, seconds(size)) for size in _SIZES if n_rows < size <= room]
-    for i, lookup in enumerate(lookups):
-        if not lookup.expected(1):
-            continue
-        best_speed = _MARGIN * n_tokens / seconds(n_rows)
-        for size, cost in costs:
-            n = size - n_rows
-            speed = (n_tokens + lookup.expected(n)) / cost if n > 0 else 0.0
-            if speed > best_speed:
-                chosen[i], best_speed = n, speed
-        n_rows += chosen[i]
-        n_tokens += lookup.expected(chosen[i])
+    n = len(decoding)
+    chances = [
+        (chance, i)
+        for i, sequence in enumerate(decoding)
+        for chance in sequence.lookup.chances(min(n_max, sequence.n_left - 1))
+    ]
+    chosen = [0] * n
+    if not chances:
+        return chosen
+    # Each guess is less likely than the one before it, so that none is taken without that one.
+    chances.sort(reverse=True)
+    n_tokens, n_guesses = float(n), 0
+    best_speed = _MARGIN * n_tokens / seconds(n)
+    for n_rows, (chance, _) in enumerate(chances[: max(0, room - n)], n + 1):
+        n_tokens += chance
+        if (speed := n_tokens / seconds(n_rows)) > best_speed:
+            best_speed, n_guesses = speed, n_rows - n
+    for _, i in chances[:n_guesses]:
+        chosen[i] += 1
     return chosen
 
 

@@ -12,9 +12,8 @@ TILE = 8
 _LEAST = 4  # rows that are nearly free beside a decoding one, however slow the machine
 _SMOOTHING = 0.3  # weight of the newest step in the running means
 _FASTEST_S = 1e-6  # a coarse clock may measure nothing at all
-_ROW_COST = {1: 1.0, 2: 2.1, 4: 2.5, 8: 3.6, 16: 4.8, 32: 10.2, 64: 17.0}
-"""Cost of a step by its rows against one of one row, before anything was learnt: CPU kernels with
-quantized weights (Qwen2.5-0.5B's shape, 2 cores)."""
+_MEMORY = 500
+"""Steps after which a cost that was not seen again is forgotten: texts grow, machines get busy."""
 
 
 class Pace:
@@ -32,6 +31,8 @@ class Pace:
         self._token_s: float | None = None
         self._decode_s = 0.0
         self._rows_s: dict[int, float] = {}
+        self._seen: dict[int, int] = {}
+        self._n_steps = 0
 
     def prompt_budget(self, n_decoding: int) -> int:
         """Prompt tokens the next step may compute beside `n_decoding` rows of other sequences."""
@@ -46,8 +47,7 @@ class Pace:
     def learn(self, n_decoding: int, n_prompt: int, seconds: float, n_draft: int = 0) -> None:
         """A step of so many rows took `seconds`."""
         if n_prompt == 0:
-            size = _round_up(n_decoding + n_draft)
-            self._rows_s[size] = _mean(self._rows_s.get(size), max(seconds, _FASTEST_S))
+            self._learn_rows(_whole(n_decoding + n_draft), max(seconds, _FASTEST_S))
         if n_prompt == n_draft == 0:
             self._decode_s = _mean(self._decode_s or None, seconds)
         if n_prompt >= TILE:
@@ -60,20 +60,29 @@ class Pace:
 
     def decode_seconds(self, n_rows: int) -> float:
         """Expected time of a step of `n_rows` rows without prompts; only ratios mean something."""
-        size = _round_up(n_rows)
-        if size in self._rows_s:
-            return self._rows_s[size]
-        known = next(iter(self._rows_s), 1)
-        return self._rows_s.get(known, 1.0) * _row_cost(size) / _row_cost(known)
+        size = _whole(n_rows)
+        if size in self._rows_s or not self._rows_s:
+            return self._rows_s.get(size, _row_cost(size))
+        nearest = min(self._rows_s, key=lambda known: abs(known - size))
+        return self._rows_s[nearest] * _row_cost(size) / _row_cost(nearest)
+
+    def _learn_rows(self, size: int, seconds: float) -> None:
+        self._n_steps += 1
+        self._rows_s[size] = _mean(self._rows_s.get(size), seconds)
+        self._seen[size] = self._n_steps
+        for known in [s for s, n in self._seen.items() if n + _MEMORY < self._n_steps]:
+            del self._rows_s[known], self._seen[known]
 
 
-def _round_up(n_rows: int) -> int:
-    """The next power of 2."""
-    return 1 << (n_rows - 1).bit_length()
+def _whole(n_rows: int) -> int:
+    """Rows that cost as much: kernels compute them by fours, but for one and two."""
+    return n_rows if n_rows < 3 else -(-n_rows // 4) * 4
 
 
 def _row_cost(size: int) -> float:
-    return _ROW_COST.get(size, size / 4)
+    """Cost of a step against one of one row, before it was seen: CPU kernels with quantized weights
+    and a logit for every token of 152,000 (Qwen2.5-0.5B's shape, 2 cores)."""
+    return size if size < 3 else 1.3 + 0.3 * size
 
 
 def _mean(old: float | None, new: float) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,20 +37,66 @@ def test_a_short_repetition_is_guessed_on_and_on() -> None:
     assert lookup.guess(5) == [2, 1, 2, 1, 2]
 
 
-def test_only_what_comes_true_is_worth_rows() -> None:
-    def seconds(n_rows: int) -> float:
-        return Pace(512).decode_seconds(n_rows)
+@dataclass
+class Decoding:
+    """What a draft needs of a sequence."""
 
-    right = Lookup([*range(1, 100), 1, 2])
-    wrong = Lookup([*range(1, 100), 1, 2])
-    assert sizes([wrong], seconds, 32) == [0]
-    for i in range(3, 20):
-        right.extend([i])
-        wrong.extend([200 + i if i % 3 else i])
-    assert sizes([right], seconds, 32)[0] > 3
-    assert sizes([wrong], seconds, 32) == [0]
-    assert sizes([right], seconds, 4) == [3]
-    assert sum(sizes([right, wrong, right], seconds, 32)) <= 29
+    lookup: Lookup
+    n_left: int = 100
+    id: int = 0
+
+
+def chosen(*lookups: Lookup, n_max: int = 31, room: int = 64) -> list[int]:
+    return sizes([Decoding(lookup) for lookup in lookups], n_max, room, Pace(512).decode_seconds)
+
+
+def copying(n: int = 20, wrong: Callable[[int], bool] = lambda i: False) -> Lookup:
+    """It has copied `n` tokens, but for those that are `wrong`."""
+    lookup = Lookup([*range(1, 100), 1, 2])
+    lookup.extend([200 + i if wrong(i) else i for i in range(3, 3 + n)])
+    return lookup
+
+
+def test_only_what_comes_true_is_worth_rows() -> None:
+    fresh = Lookup([*range(1, 100), 1, 2, 3])
+    assert chosen(fresh) == [0]
+    assert chosen(copying())[0] > 7
+    assert chosen(copying(wrong=lambda i: i % 3 == 0)) == [0]
+
+
+def test_one_wrong_word_does_not_end_a_copy() -> None:
+    edited = copying(60, lambda i: i % 25 == 0)
+    assert chosen(edited)[0] > 7
+    edited.extend([300])
+    assert chosen(edited)[0] > 2
+    edited.extend([301, 302, 303, 304])
+    assert chosen(edited) == [0]
+
+
+def test_a_false_trail_is_not_followed() -> None:
+    """Three words as before, and then another: what follows them never comes."""
+    prompt = [token for i in range(0, 90, 3) for token in (i + 1, i + 2, i + 3, 500 + i)]
+    misled = Lookup([*prompt, 1, 2])
+    for i in range(3, 90):
+        misled.extend([i])
+        assert chosen(misled) == [0]
+
+
+def test_rows_go_to_those_who_copy() -> None:
+    idle = [Lookup([1, 2, 3]) for _ in range(7)]
+    assert chosen(copying(), *idle)[1:] == [0] * 7
+    half = copying(wrong=lambda i: i % 6 == 0)
+    sure, doubtful = chosen(copying(), half)
+    assert sure > doubtful
+    for n in (1, 8):
+        both = chosen(*[copying() for _ in range(n)], n_max=16, room=24)
+        assert n < n + sum(both) <= 24 and max(both) <= 16
+    assert chosen(copying(), room=1) == [0]
+    assert chosen() == []
+
+
+def test_a_guess_is_no_longer_than_the_answer() -> None:
+    assert sizes([Decoding(copying(), n_left=3)], 16, 64, Pace(512).decode_seconds) == [2]
 
 
 def test_copying_takes_fewer_steps() -> None:
