@@ -68,6 +68,16 @@ class ErrorJson(msgspec.Struct):
     message: str
 
 
+class LoadedModelJson(msgspec.Struct):
+    """A model that is loaded; `memory` in bytes, `keep_alive` in seconds, -1 for ever."""
+
+    model: str
+    n_ctx: int
+    running: int
+    memory: int
+    keep_alive: float
+
+
 class WorkerJson(msgspec.Struct):
     """The worker processes: what the newest gave up, and how many ended unasked since the start."""
 
@@ -99,7 +109,7 @@ class TotalsJson(msgspec.Struct):
 
 
 class ServerStatus(msgspec.Struct):
-    """The server at one moment.
+    """The server at one moment; `model` is the default one, `models` are all that are loaded.
 
     `history` and `sampling`, the defaults of requests, are in the first event of a stream alone,
     as is `interval_seconds`, the time between two samples of the history.
@@ -115,6 +125,7 @@ class ServerStatus(msgspec.Struct):
     waiting: int
     loading: LoadJson | None
     load_error: str | None
+    models: list[LoadedModelJson]
     worker: WorkerJson
     memory: MemoryNowJson
     requests: list[RunningJson]
@@ -220,6 +231,16 @@ async def moment(context: Context) -> ServerStatus:
         waiting=status.waiting,
         loading=LoadJson(status.loading, round(status.fraction, 3)) if status.loading else None,
         load_error=status.error,
+        models=[
+            LoadedModelJson(
+                resident.model.name,
+                resident.worker.loaded.n_ctx,
+                len(resident.leases),
+                resident.memory,
+                resident.keep_alive_s,
+            )
+            for resident in context.pool.loaded
+        ],
         worker=WorkerJson(status.sandbox, totals.worker_crashes),
         memory=MemoryNowJson(
             sample.server_bytes if sample else 0,

@@ -2,21 +2,28 @@
 
 import { get, post, words } from "./api.js";
 import { bar, bytes, button, count, field, h, show } from "./dom.js";
-import { live, subscribe } from "./live.js";
+import { subscribe } from "./live.js";
 
 const LOAD_FIELDS = [
   ["n_ctx", "Context", "number", "tokens; 0 or empty: what fits"],
   ["parallel", "Requests at once", "number", "0 or empty: the server chooses"],
   ["n_threads", "Threads", "number", "0 or empty: one per core"],
   ["n_gpu_layers", "Layers on the GPU", "number", "-1: all"],
-  ["kv_type", "Cache type", ["", "f16", "q8_0", "q4_0"], "smaller types hold more context"],
+  ["type_k", "Type of keys", ["", "f16", "q8_0", "q4_0"], "smaller types hold more context"],
+  ["type_v", "Type of values", ["", "f16", "q8_0", "q4_0"], "smaller types hold more context"],
 ];
+const PARTS = ["weights", "kv", "compute", "prompt_cache", "process"];
+const FIT_DELAY_MS = 250; // Typing a number is one question, not one a digit.
 
 /** Load a model, as POST /setModel does; progress is shown by the status of the page. */
 export function loadModel(name, settings) {
   const body = { model_name: name };
   if (settings && Object.keys(settings).length) body.load_model_configs = settings;
   return post("/setModel", body);
+}
+
+function named(part) {
+  return part === "kv" ? "context" : part.replace("_", " ");
 }
 
 export async function modelList() {
@@ -27,16 +34,14 @@ export function start(view) {
   const memory = h("div", {});
   const said = h("p", { role: "status", className: "said" });
   const rows = h("ul", { className: "rows cards" });
-  let endpoints = null;
 
   async function refresh() {
     if (view.hidden) return;
     try {
-      endpoints ??= new Set((await get("/")).endpoints);
       const [models, props] = await Promise.all([
-        modelList(), endpoints.has("GET /props") ? get("/props") : null]);
-      show(rows, JSON.stringify([models, live.status?.model]), () => models.length
-        ? models.map(row)
+        modelList(), get("/props")]);
+      show(rows, JSON.stringify([models, props.default]), () => models.length
+        ? models.map((model) => row(model, props.default))
         : h("li", { className: "quiet" }, "No model yet. Put a .gguf file into the models folder."));
       drawMemory(props);
     } catch (error) {
@@ -44,26 +49,24 @@ export function start(view) {
     }
   }
 
-  function drawMemory(props) {
-    const now = live.status?.memory;
-    if (props) {
-      const parts = props.models.map((model, i) => [model.model, model.memory, `k${(i % 4) + 1}`]);
-      const used = props.models.reduce((sum, model) => sum + model.memory, 0);
-      memory.replaceChildren(
-        h("p", {}, `Loaded models take ${bytes(used)} of a budget of ${bytes(props.budget)}.`),
-        bar(parts, props.budget, `${bytes(used)} of ${bytes(props.budget)}`));
-    } else if (now) {
-      const parts = [["workers", now.workers, "k1"], ["server", now.server, "k2"]];
-      memory.replaceChildren(
-        h("p", {}, `${bytes(now.available)} of ${bytes(now.total)} of this machine are free.`),
-        bar(parts, now.total, "memory"));
-    }
+  function drawMemory({ models, budget }) {
+    const used = models.reduce((sum, model) => sum + model.memory, 0);
+    const sums = PARTS.map((part) => models.reduce((sum, model) => sum + share(model, part), 0));
+    const text = `${bytes(used)} of ${bytes(budget)}`;
+    memory.replaceChildren(
+      h("p", {}, `Loaded models take ${text} that they may have.`),
+      bar(PARTS.map((part, i) => [named(part), sums[i], `k${i + 1}`]), budget, text));
   }
 
-  function row(model) {
-    const loaded = model.state ? model.state === "loaded" : model.id === live.status?.model;
+  // What was measured after the load beyond the estimate, or short of it, is the process's.
+  function share({ memory, estimate }, part) {
+    return Math.max(0, part === "process" ? memory - estimate.total + estimate.process : estimate[part]);
+  }
+
+  function row(model, standard) {
+    const loaded = model.state === "loaded";
     const facts = [
-      model.size && bytes(model.size), model.n_params && `${(model.n_params / 1e6).toFixed(0)} M parameters`,
+      model.size && bytes(model.size), model.n_params && `${(model.n_params / 1e6).toFixed(model.n_params < 1e7 ? 1 : 0)} M parameters`,
       model.quantization, model.architecture,
       model.n_ctx && `context ${count(model.n_ctx)} of ${count(model.n_ctx_train)}`,
       model.memory && `${loaded ? "takes" : "would take"} ${bytes(model.memory)}`,
@@ -76,12 +79,15 @@ export function start(view) {
     }, { ariaExpanded: "false" });
     return h("li", {},
       h("div", { className: "grow" },
-        h("b", {}, model.id), " ", loaded ? h("span", { className: "tag" }, "loaded") : null,
+        h("b", {}, model.id), " ",
+        model.state === "available" ? null : h("span", { className: "tag" }, model.state), " ",
+        loaded && model.id === standard ? h("span", { className: "tag" }, "default") : null,
         h("p", { className: "quiet" }, facts.join(" · ")),
         model.problem ? h("p", { className: "bad" }, `Cannot be loaded: ${model.problem}`) : null),
       h("div", { className: "actions" },
         loaded ? null : button("Load", () => load(model.id), { className: "primary" }), open,
-        loaded && endpoints.has("POST /models/unload") ? button("Unload", () => unload(model.id)) : null),
+        loaded && model.id !== standard ? button("Make default", () => load(model.id)) : null,
+        loaded ? button("Unload", () => unload(model.id)) : null),
       form);
   }
 
@@ -97,24 +103,30 @@ export function start(view) {
       event.preventDefault();
       load(model.id, settingsOf(form));
     } }, controls, h("div", { className: "actions" }, h("button", { className: "primary" }, "Load so")));
-    if (endpoints.has("POST /models/fit")) form.addEventListener("input", () => fit(model.id, form, preview));
-    if (endpoints.has("POST /models/fit")) fit(model.id, form, preview);
+    let later = 0;
+    form.addEventListener("input", () => {
+      clearTimeout(later);
+      later = setTimeout(() => fit(model.id, form, preview), FIT_DELAY_MS);
+    });
+    fit(model.id, form, preview);
     return [form, preview];
   }
 
   function settingsOf(form) {
     const settings = {};
     for (const [name, value] of new FormData(form)) {
-      if (value !== "") settings[name] = name === "kv_type" ? value : Number(value);
+      if (value !== "") settings[name] = name.startsWith("type_") ? value : Number(value);
     }
     return settings;
   }
 
   async function fit(model, form, preview) {
+    const asked = settingsOf(form);
+    const outdated = () => JSON.stringify(asked) !== JSON.stringify(settingsOf(form));
     try {
-      const found = await post("/models/fit", { model, load_model_configs: settingsOf(form) });
-      const parts = ["weights", "kv", "compute", "prompt_cache", "process"]
-        .map((name) => `${name.replace("_", " ")} ${bytes(found.memory[name])}`).join(", ");
+      const found = await post("/models/fit", { model, load_model_configs: asked });
+      if (outdated()) return;
+      const parts = PARTS.map((part) => `${named(part)} ${bytes(found.memory[part])}`).join(", ");
       preview.textContent = `${found.fits ? "Fits" : "Does not fit"}: ${bytes(found.memory.total)} of `
         + `${bytes(found.budget)} with a context of ${count(found.n_ctx)} (${parts}). `
         + `The longest that fits is ${count(found.largest_n_ctx)}.`;
@@ -154,7 +166,7 @@ export function start(view) {
     if (status?.loading) progress.value = status.loading.progress;
     const text = status?.load_error ? `The last load failed: ${status.load_error}` : "";
     if (failure.textContent !== text) failure.textContent = text;
-    const key = `${status?.model} ${status?.state}`;
+    const key = JSON.stringify([status?.model, status?.state, status?.models, status?.loading?.model]);
     if (key !== seen) refresh();
     seen = key;
   });

@@ -139,6 +139,30 @@ def test_switching_models_while_one_streams(page: Page, tmp_path: Path) -> None:
     expect(page.locator(".message.assistant h2").nth(1)).to_have_text("b.gguf")
 
 
+def test_models_are_loaded_with_settings_beside_each_other_and_unloaded(page: Page) -> None:
+    page.goto("/ui#models")
+    a, b = (page.locator("#models li", has_text=f"{name}.gguf") for name in "ab")
+    expect(a).to_contain_text("default")
+    b.get_by_role("button", name="Load with settings").click()
+    expect(b).to_contain_text("Fits:")
+    b.locator("input[name=n_ctx]").fill("99999999")
+    expect(b).to_contain_text("should be less than or equal to")
+    b.locator("input[name=n_ctx]").fill("1024")
+    b.locator("select[name=type_k]").select_option("q8_0")
+    expect(b).to_contain_text("with a context of 1,024")
+    b.get_by_role("button", name="Load so").click()
+    expect(b).to_contain_text("context 1,024 of 4,096")
+    expect(b).to_contain_text("default")
+    expect(a).to_contain_text("loaded")
+    memory = page.locator("#models .bar")
+    expect(memory.locator(".part")).to_have_count(5)
+    a.get_by_role("button", name="Make default").click()
+    expect(a).to_contain_text("default")
+    b.get_by_role("button", name="Unload").click()
+    expect(b).not_to_contain_text("loaded")
+    expect(b).to_contain_text("would take")
+
+
 def test_why_a_load_failed_is_said_in_words(page: Page) -> None:
     page.get_by_role("link", name="Models").click()
     row = page.locator("#models li", has_text="broken.gguf")
