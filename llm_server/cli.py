@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from llm_server.commands import bench, cache, doctor, models, run
+from llm_server.commands import bench, cache, doctor, fit, models, run
 
 app = typer.Typer(
     name="llm-server",
@@ -39,6 +39,7 @@ app.command()(run.run)
 app.command()(models.pull)
 app.command("list")(models.list_models)
 app.command()(models.show)
+app.command()(fit.fit)
 app.command()(models.rm)
 app.add_typer(cache.app, name="cache")
 app.command()(doctor.doctor)

@@ -34,10 +34,11 @@ from pydantic_settings import (
 
 from llm_server import config_file
 from llm_server.config_file import ConfigFileError, FileSource, ModelTable
-from llm_server.machine import Memory
+from llm_server.machine import Memory, memory
+from llm_server.models.plan import Planner
 from llm_server.models.policy import budget_bytes, keep_alive_seconds
 from llm_server.models.registry import Registry
-from llm_server.worker.messages import CacheConfig
+from llm_server.worker.messages import CacheConfig, LoadConfig
 
 CacheWrite = Literal["all", "auto", "off"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -252,6 +253,23 @@ def make_registry(settings: Settings, stand_in: Path | None) -> Registry:
         stand_in,
         aliases=config_file.aliases_of(settings.models),
         follow_symlinks=settings.follow_symlinks,
+    )
+
+
+def make_planner(settings: Settings, registry: Registry) -> Planner:
+    """How models are loaded with these settings, and what they may take."""
+    return Planner(
+        registry,
+        budget=budget_bytes(settings.memory, memory()),
+        defaults=LoadConfig(
+            n_ctx=settings.n_ctx,
+            parallel=settings.parallel,
+            n_threads=settings.threads,
+            draft_max=settings.draft_max,
+            n_gpu_layers=settings.n_gpu_layers,
+        ),
+        by_model={name: table.defaults() for name, table in settings.models.items()},
+        cache=cache_config(settings) is not None,
     )
 
 

@@ -22,15 +22,12 @@ from llm_server.api.edge import Edge
 from llm_server.api.keys import Keyring
 from llm_server.api.schema import document
 from llm_server.api.traffic import Traffic
-from llm_server.config import Settings, cache_config, make_registry
+from llm_server.config import Settings, cache_config, make_planner, make_registry
 from llm_server.errors import ServerError
-from llm_server.machine import memory
 from llm_server.models.loader import Loader
-from llm_server.models.plan import Planner
-from llm_server.models.policy import budget_bytes, keep_alive_seconds
+from llm_server.models.policy import keep_alive_seconds
 from llm_server.models.pool import Pool
 from llm_server.worker.client import Worker
-from llm_server.worker.messages import LoadConfig
 from llm_server.worker.process import WORKER_ARGV
 from llm_server.worker.watchdog import Limits
 
@@ -65,20 +62,13 @@ def create_app(
     """
     registry = make_registry(settings, stand_in)
     cached = cache_config(settings)
-    planner = Planner(
-        registry,
-        budget=budget_bytes(settings.memory, memory()),
-        defaults=load_defaults(settings),
-        by_model={name: table.defaults() for name, table in settings.models.items()},
-        cache=cached is not None,
-    )
     start_worker = partial(
         Worker.start,
         argv=worker_argv or WORKER_ARGV,
         limits=Limits(memory=settings.worker_memory),
     )
     pool = Pool(
-        planner,
+        make_planner(settings, registry),
         Loader(
             cached,
             log_level=settings.log_level,
@@ -128,17 +118,6 @@ def access_of(settings: Settings) -> Access:
     hosts = {*settings.allowed_hosts, settings.host}
     keyring = Keyring(keys, settings.api_key_file)
     return Access(hosts, settings.allowed_origins, keyring, settings.insecure_no_auth)
-
-
-def load_defaults(settings: Settings) -> LoadConfig:
-    """How models are loaded unless a request says otherwise."""
-    return LoadConfig(
-        n_ctx=settings.n_ctx,
-        parallel=settings.parallel,
-        n_threads=settings.threads,
-        draft_max=settings.draft_max,
-        n_gpu_layers=settings.n_gpu_layers,
-    )
 
 
 @contextlib.asynccontextmanager

@@ -22,7 +22,7 @@ from llm_server.api.wire import FitBody, UnloadBody
 from llm_server.errors import ModelLoadFailed
 from llm_server.models.lease import Resident
 from llm_server.models.memory import Memory
-from llm_server.models.plan import Planner
+from llm_server.models.plan import Fit, Planner
 from llm_server.models.registry import ModelFile
 
 router = APIRouter()
@@ -139,18 +139,22 @@ async def fit(request: Request) -> Response:
         context.registry.scan()
         model = context.registry.find(wanted.model)
         asked = planner.asked(model, overrides_of(wanted.load_model_configs))
-        found = planner.fit(model, asked)
-        return FitJson(
-            model.name,
-            found.fits,
-            found.plan.config.n_ctx,
-            found.largest_n_ctx,
-            found.facts.n_ctx_train,
-            _memory_json(found.plan.memory),
-            found.budget,
-        )
+        return fit_json(planner.fit(model, asked))
 
     return json_response(await asyncio.to_thread(answer))
+
+
+def fit_json(found: Fit) -> FitJson:
+    """What is told of a fit, here and by the command."""
+    return FitJson(
+        found.plan.model.name,
+        found.fits,
+        found.plan.config.n_ctx,
+        found.largest_n_ctx,
+        found.facts.n_ctx_train,
+        _memory_json(found.plan.memory),
+        found.budget,
+    )
 
 
 @router.get("/props", openapi_extra=operation(PropsJson, errors=()))

@@ -27,11 +27,19 @@ Url = Annotated[
     str | None,
     typer.Option(help="a running server, such as http://127.0.0.1:8000; default: an own one"),
 ]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(help="key for --url; default: LLM_SERVER_API_KEY", show_default=False),
+]
 System = Annotated[str, typer.Option(help="system prompt", show_default=False)]
 
 
 def run(
-    model: Model = None, url: Url = None, system: System = "", models_dir: ModelsDir = None
+    model: Model = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    system: System = "",
+    models_dir: ModelsDir = None,
 ) -> None:
     """Chat with a model in the terminal.
 
@@ -50,10 +58,13 @@ def run(
     piped = None if sys.stdin.isatty() else sys.stdin.read().strip()
     if piped == "":
         output.fail("there is no message on standard input", 2)
+    if api_key is not None and url is None:
+        output.fail("--api-key is for a server that runs: say where with --url", 2)
+    key = _key(api_key)
     screen = Screen(sys.stdout, _is_styled())
     with ExitStack() as stack:
         try:
-            client, model = _connected(stack, screen, model, url, models_dir)
+            client, model = _connected(stack, screen, model, url, key, models_dir)
             chat = Chat(client, screen, model, system)
             if piped is None:
                 screen.note(f"{model} (/help lists commands, Ctrl-D leaves)")
@@ -71,14 +82,19 @@ def run(
 
 
 def _connected(
-    stack: ExitStack, screen: Screen, model: str | None, url: str | None, models_dir: Path | None
+    stack: ExitStack,
+    screen: Screen,
+    model: str | None,
+    url: str | None,
+    key: str | None,
+    models_dir: Path | None,
 ) -> tuple[ChatClient, str]:
     """A client of the server that is meant, and the full name of the model that is loaded there."""
     from llm_server.terminal.child import OwnServer
     from llm_server.terminal.client import ChatClient
 
     if url is not None:
-        client = stack.enter_context(ChatClient(url))
+        client = stack.enter_context(ChatClient(url, key))
         return client, client.load(model) if model else client.wait_ready(screen.status)
     options = ["--log-level", "warning"]
     if models_dir is not None:
@@ -87,8 +103,23 @@ def _connected(
         options += ["--model-name", model]
     screen.status("Starting ...")
     own = stack.enter_context(OwnServer(options))
-    client = stack.enter_context(ChatClient(own.url))
+    client = stack.enter_context(ChatClient(own.url, key))
     return client, client.wait_ready(screen.status)
+
+
+def _key(given: str | None) -> str | None:
+    """The key to show: as given, else one of those that a server with these settings accepts."""
+    from llm_server.api.keys import InvalidKey, check_key, read_key_file
+
+    settings = output.settings()
+    try:
+        if given is not None:
+            return check_key(given)
+        if settings.api_key:
+            return check_key(settings.api_key[0].get_secret_value())
+        return read_key_file(settings.api_key_file)[0] if settings.api_key_file else None
+    except InvalidKey as error:
+        output.fail(f"--api-key: {error}", 2)
 
 
 def _is_styled() -> bool:

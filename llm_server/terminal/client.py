@@ -61,13 +61,19 @@ Message: TypeAlias = Mapping[str, str]
 
 
 class ChatClient:
-    """A client of the server at `url`, to be closed by leaving its block."""
+    """A client of the server at `url`, to be closed by leaving its block.
 
-    def __init__(self, url: str) -> None:
+    `key` is one of the server's API keys, where it asks for them.
+    """
+
+    def __init__(self, url: str, key: str | None = None) -> None:
         # A long prompt on a small machine may take minutes; the server keeps the line alive.
         timeout = httpx2.Timeout(120, connect=5)
         # No proxy: this is for servers nearby.
-        self._http = httpx2.Client(base_url=url.rstrip("/"), timeout=timeout, trust_env=False)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx2.Client(
+            base_url=url.rstrip("/"), headers=headers, timeout=timeout, trust_env=False
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -145,6 +145,21 @@ def test_show_of_a_broken_and_of_an_unknown_model(folder: Path) -> None:
     assert result.exit_code == 1 and "Did you mean whole.gguf?" in result.stderr
 
 
+def test_fit(folder: Path) -> None:
+    result = cli(folder, "fit", "whole")
+    assert result.exit_code == 0
+    assert "weights" in result.output and "fits. Its longest context, 4096 tokens" in result.output
+    tight = cli(folder, "fit", "whole", "--n-ctx", "4096", "--memory", "44MB", "--json")
+    told = json.loads(tight.output)
+    assert tight.exit_code == 1 and told["fits"] is False
+    assert (told["n_ctx"], told["budget"]) == (4096, 44_000_000)
+    assert 0 <= told["largest_n_ctx"] < 4096
+    smaller = cli(folder, "fit", "whole", "--n-ctx", "4096", "--kv-type", "q4_0", "--json")
+    assert json.loads(smaller.output)["memory"]["kv"] < told["memory"]["kv"]
+    assert cli(folder, "fit", "split").exit_code == cli(folder, "fit", "nope").exit_code == 1
+    assert cli(folder, "fit", "whole", "--kv-type", "q3").exit_code == 2
+
+
 def test_rm_asks_and_takes_all_parts(folder: Path) -> None:
     refused = cli(folder, "rm", "split", answer="n\n")
     assert refused.exit_code == 1 and "2 files, 200 B" in refused.output

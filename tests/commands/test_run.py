@@ -41,6 +41,27 @@ def test_a_model_of_a_running_server(url: str) -> None:
     assert result.stderr.startswith("llm-server: The model `c` does not exist.")
 
 
+def test_a_server_that_asks_for_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_models(tmp_path, "a.gguf")
+    (tmp_path / "keys").write_text("# mine\none\n")
+    with live_server(tmp_path, wait=False, api_key=("one",)) as live:
+        url = str(live.client.base_url)
+        assert "API key" in run("a", "--url", url, text="hi").stderr
+        assert run("a", "--url", url, "--api-key", "two", text="hi").exit_code == 1
+        assert run("a", "--url", url, "--api-key", "one", text="hi").output == "hi \n"
+        monkeypatch.setenv("LLM_SERVER_API_KEY", "one,two")
+        assert run("a", "--url", url, text="hi").output == "hi \n"
+        monkeypatch.delenv("LLM_SERVER_API_KEY")
+        monkeypatch.setenv("LLM_SERVER_API_KEY_FILE", str(tmp_path / "keys"))
+        assert run("a", "--url", url, text="hi").output == "hi \n"
+    assert run("a", "--api-key", "one", text="hi").exit_code == 2
+    result = run("a", "--url", url, "--api-key", "k\u00e9y", text="hi")
+    assert (result.exit_code, result.stderr.count("\n")) == (
+        2,
+        1,
+    ) and "k\u00e9y" not in result.stderr
+
+
 def test_nothing_to_say_and_nobody_to_say_it_to() -> None:
     assert run(text=" \n").exit_code == 2
     result = run("--url", "http://127.0.0.1:9", text="hi")
