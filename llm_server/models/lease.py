@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import msgspec
+
 from llm_server.models.plan import Plan
 from llm_server.models.registry import ModelFile
 from llm_server.worker.client import Worker
@@ -96,9 +98,24 @@ class Ticket:
     """Whether the request named its model."""
     make_default: bool = False
     """Whether requests that name no model shall get this one from now on."""
+    revives: bool = False
+    """Nobody asks: a model whose worker died is to be there again, if it is in nobody's way."""
     owner: str = ""
     """Whose request it is: owners take turns. Empty where nobody is told apart."""
 
     def wants_the_same(self, other: Ticket) -> bool:
         """Whether one load would serve, or fail, both."""
         return self.model == other.model and self.overrides == other.overrides
+
+
+def revival(resident: Resident) -> Ticket:
+    """Brings a model back as it was, and gives the lease back at once."""
+    granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+    granted.add_done_callback(_give_back)
+    asked = msgspec.structs.asdict(resident.plan.asked)
+    return Ticket(resident.model, asked, granted, resident.keep_alive_s, revives=True)
+
+
+def _give_back(granted: asyncio.Future[Lease]) -> None:
+    if not granted.cancelled() and granted.exception() is None:
+        granted.result().release()

@@ -18,8 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import msgspec
-
 from llm_server.errors import (
     InsufficientMemory,
     ModelLoading,
@@ -28,7 +26,7 @@ from llm_server.errors import (
     ServerError,
     ShuttingDown,
 )
-from llm_server.models.lease import Lease, Overrides, Resident, Ticket
+from llm_server.models.lease import Lease, Overrides, Resident, Ticket, revival
 from llm_server.models.loader import Loader
 from llm_server.models.plan import Plan, Planner
 from llm_server.models.policy import MAX_REVIVALS
@@ -130,7 +128,13 @@ class Pool:
         self._check_room(owner)
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
-            file, overrides or {}, granted, keep_alive_s, model is not None, make_default, owner
+            file,
+            overrides or {},
+            granted,
+            keep_alive_s,
+            named=model is not None,
+            make_default=make_default,
+            owner=owner,
         )
         self._waiting.append(ticket)
         self._advance()
@@ -145,7 +149,10 @@ class Pool:
 
         Raises ModelNotFound.
         """
-        resident = self._residents.get(await self._resolve(model))
+        file = await self._resolve(model)
+        for ticket in [t for t in self._waiting if t.revives and t.model.name == file.name]:
+            self._drop_revival(ticket)
+        resident = self._residents.get(file)
         if resident is None:
             return False
         await self._residents.let_go([resident])
@@ -289,6 +296,9 @@ class Pool:
             asked = self.planner.asked(ticket.model, ticket.overrides, base)
             plan = await asyncio.to_thread(self.planner.plan, ticket.model, asked)
             gone = self._residents.in_the_way(plan, self.planner.budget)
+            if ticket.revives and (gone or any(t.model != ticket.model for t in self._waiting)):
+                self._drop_revival(ticket)
+                return
             await self._residents.let_go(gone)
             await self._load(plan)
         except ServerError as error:
@@ -325,17 +335,20 @@ class Pool:
                 await self._load(resident.plan)
 
     def _died(self, resident: Resident) -> None:
-        """Nobody wanted that end: bring the model back, unless it keeps dying."""
+        """A worker has crashed: bring its model back, unless it was to go or keeps dying."""
         crashes = self._loader.note_crash(resident.model, resident.worker, resident.since)
         if self._closing:
             return
-        if 0 < crashes <= MAX_REVIVALS:
-            granted = asyncio.get_running_loop().create_future()
-            granted.add_done_callback(_give_back)
-            asked = msgspec.structs.asdict(resident.plan.asked)
-            ticket = Ticket(resident.model, asked, granted, resident.keep_alive_s)
-            self._waiting.appendleft(ticket)
+        if crashes <= MAX_REVIVALS and not resident.leaving:
+            self._waiting.appendleft(revival(resident))
         self._advance()
+
+    def _drop_revival(self, ticket: Ticket) -> None:
+        """The model need not come back after all, also if it is being loaded for that."""
+        self._waiting.remove(ticket)
+        ticket.granted.cancel()
+        if ticket is self._brought_for and self._bringing is not None:
+            self._bringing.cancel()
 
     # ---- small questions -----------------------------------------------------------------------
 
@@ -381,9 +394,3 @@ class Pool:
         if self._loader.loading is not None:
             return "loading"
         return "failed" if self._loader.last_error is not None else "empty"
-
-
-def _give_back(granted: asyncio.Future[Lease]) -> None:
-    """Nobody waits for this lease: the model was to be there again, and that is all."""
-    if not granted.cancelled() and granted.exception() is None:
-        granted.result().release()

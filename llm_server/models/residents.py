@@ -90,7 +90,7 @@ class Residents:
         resident.used = time.monotonic()
         if not resident.leases:
             resident.idle.set()
-            if resident.keep_alive_s >= 0:
+            if resident.keep_alive_s >= 0 and self.get(resident.model) is resident:
                 loop = asyncio.get_running_loop()
                 resident.expiry = loop.call_later(resident.keep_alive_s, self._expire, resident)
         self._note_idle()
@@ -103,12 +103,16 @@ class Residents:
     # ---- leaving -------------------------------------------------------------------------------
 
     def in_the_way(self, plan: Plan, budget: int) -> list[Resident]:
-        """Who must leave before a load: the same model, and whom the budget has no room for."""
-        same = self.get(plan.model)
-        others = [resident for resident in self if resident is not same]
-        holdings = [Holding(r.memory, r.used, bool(r.leases)) for r in others]
-        evicted = [others[i] for i in whom_to_evict(plan.memory.total, budget, holdings)]
-        return evicted if same is None else [same, *evicted]
+        """Who must be gone before a load: the same model, whom the budget has no room for, and
+        who is on the way out where there is no room until then."""
+        same = [resident for resident in self if resident.model.name == plan.model.name]
+        others = [resident for resident in self if resident not in same]
+        if plan.memory.total + sum(resident.memory for resident in others) <= budget:
+            return same
+        staying = [resident for resident in others if resident.stopping is None]
+        holdings = [Holding(r.memory, r.used, bool(r.leases)) for r in staying]
+        evicted = [staying[i] for i in whom_to_evict(plan.memory.total, budget, holdings)]
+        return same + [r for r in others if r in evicted or r.stopping is not None]
 
     async def let_go(self, residents: Sequence[Resident]) -> None:
         """Let them end what they have, then end them. Cancelled before that, they stay."""
@@ -122,11 +126,11 @@ class Residents:
             for resident in residents:
                 resident.leaving -= 1
             raise
-        await asyncio.gather(*map(self._remove, residents))
+        await self._end(residents)
 
     async def close(self) -> None:
         """End all workers now; what still runs is failed."""
-        await asyncio.gather(*map(self._remove, list(self)))
+        await self._end(list(self))
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -140,29 +144,40 @@ class Residents:
         for resident in self:
             resident.worker.kill()
 
-    async def _remove(self, resident: Resident) -> None:
-        """End a worker, whatever it does. Safe to repeat."""
+    async def _end(self, residents: Sequence[Resident]) -> None:
+        """End workers, whatever they do. Safe to repeat; cancelled, they end nevertheless."""
+        await asyncio.gather(*[asyncio.shield(self._begin_end(r)) for r in residents])
+        for resident in residents:
+            self._forget(resident)
+
+    def _begin_end(self, resident: Resident) -> asyncio.Task[None]:
         if resident.expiry is not None:
             resident.expiry.cancel()
-        if self.get(resident.model) is resident:
-            del self._residents[resident.model.name]
         if resident.stopping is None:
             resident.stopping = self._spawn(_stop(resident))
-        await asyncio.shield(resident.stopping)
-        self._note_idle()
+        return resident.stopping
 
     def _expire(self, resident: Resident) -> None:
         """Nobody has asked for a model in the time it was to be kept."""
         resident.leaving += 1
-        self._spawn(self._remove(resident))
+        self._begin_end(resident)
 
     async def _watch(self, resident: Resident) -> None:
-        """Wait for a worker's end, and tell the pool if nobody wanted it."""
+        """Wait for a worker's end. Until then it counts: its memory is not free before."""
         await resident.worker.wait()
+        self._forget(resident)
+        if resident.worker.crashed_at is not None:
+            self._on_death(resident)
+        else:
+            self._on_change()
+
+    def _forget(self, resident: Resident) -> None:
+        """Its process is no more. Safe to repeat."""
+        if resident.expiry is not None:
+            resident.expiry.cancel()
         if self.get(resident.model) is resident:
             del self._residents[resident.model.name]
-            self._note_idle()
-            self._on_death(resident)
+        self._note_idle()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

@@ -1,0 +1,237 @@
+"""What may happen to a model at the same moment: the pool on fake workers, event by event."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_server.errors import ModelLoadFailed, RemoteError, ServerError
+from llm_server.models.lease import Lease
+from llm_server.models.loader import Loader
+from llm_server.models.pool import Pool
+from llm_server.worker.client import Worker
+from llm_server.worker.messages import Load
+from tests.fake_live import add_models
+from tests.gguf_bytes import gguf
+from tests.models.test_pool import FAKE_START, SCARCE, answers, loads, until, with_pool
+
+
+async def turns(n: int) -> None:
+    """Let the loop go round that often."""
+    for _ in range(n):
+        await asyncio.sleep(0)
+
+
+def names(pool: Pool) -> list[str]:
+    return [resident.model.name for resident in pool.loaded]
+
+
+def test_a_model_that_is_unloaded_does_not_come_back_from_a_crash_before(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        lease = await pool.acquire("a")
+        lease.release()
+        os.kill(lease.worker.pid, signal.SIGKILL)
+        # It is on its way back: its pause after a crash is half a second.
+        await until(lambda: pool.status().loading == "a.gguf")
+        assert not await pool.unload("a")
+        await until(lambda: pool.status().loading is None)
+        assert pool.status().waiting == 0 and pool.status().state == "empty"
+        assert len(loads(tmp_path)) == 1
+        assert await answers(pool, "a") == "a.gguf"
+
+    with_pool(tmp_path, test)
+
+
+def test_a_worker_that_dies_while_it_is_unloaded_does_not_come_back(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        lease = await pool.acquire("a")
+        unloading = asyncio.create_task(pool.unload("a"))
+        await until(lambda: any(r.leaving for r in pool.loaded))
+        os.kill(lease.worker.pid, signal.SIGKILL)
+        await lease.worker.wait()
+        lease.release()
+        assert await unloading
+        await turns(10)
+        assert (pool.status().waiting, pool.status().loading) == (0, None)
+        assert len(loads(tmp_path)) == 1
+
+    with_pool(tmp_path, test)
+
+
+def test_a_worker_that_dies_while_the_pool_closes_does_not_come_back(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        lease = await pool.acquire("a")
+        pool.begin_close()
+        os.kill(lease.worker.pid, signal.SIGKILL)
+        await lease.worker.wait()
+        lease.release()
+        assert await pool.drained(10)
+        assert pool.status().waiting == 0
+
+    with_pool(tmp_path, test)
+
+
+@pytest.mark.parametrize("n", range(4))
+def test_an_unload_that_is_given_up_is_done_or_not(tmp_path: Path, n: int) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        lease = await pool.acquire("a")
+        lease.release()
+        unloading = asyncio.create_task(pool.unload("a"))
+        await turns(n)
+        unloading.cancel()
+        await asyncio.wait({unloading})
+        # Either it stays and serves, or it goes; nothing is left in between.
+        await until(lambda: all(not r.leaving for r in pool.loaded))
+        if names(pool):
+            assert await answers(pool, "a") == "a.gguf"
+            assert len(loads(tmp_path)) == 1
+        else:
+            await lease.worker.wait()
+
+    with_pool(tmp_path, test)
+
+
+def test_two_unloads_of_which_one_is_given_up(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        lease = await pool.acquire("a")
+        first, second = (asyncio.create_task(pool.unload("a")) for _ in range(2))
+        await until(lambda: any(r.leaving == 2 for r in pool.loaded))
+        first.cancel()
+        await asyncio.wait({first})
+        lease.release()
+        assert await second
+        assert names(pool) == [] and not lease.worker.alive
+
+    with_pool(tmp_path, test)
+
+
+def test_memory_is_free_when_the_process_is_gone_and_not_before(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+
+    async def test(pool: Pool) -> None:
+        lease = await pool.acquire("a")
+        lease.release()
+        os.kill(lease.worker.pid, signal.SIGSTOP)
+        unloading = asyncio.create_task(pool.unload("a"))
+        await until(lambda: not lease.worker.alive)
+        asking = asyncio.create_task(pool.acquire("b"))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(asking), 0.5)
+        assert pool.status().loading is None
+        os.kill(lease.worker.pid, signal.SIGCONT)
+        assert await unloading
+        assert (await asking).model.name == "b.gguf"
+
+    with_pool(tmp_path, test, memory=SCARCE)
+
+
+def test_a_request_at_the_moment_when_the_time_of_its_model_is_up(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        for n in range(8):
+            lease = await pool.acquire("a", keep_alive_s=0)
+            lease.release()
+            await turns(n)
+            again = await pool.acquire("a", keep_alive_s=-1)
+            assert again.worker.alive
+            again.release()
+
+    with_pool(tmp_path, test)
+
+
+def test_time_that_is_up_while_others_wait_for_another_setting(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        running = await pool.acquire("a", keep_alive_s=0)
+        waiting = [
+            asyncio.create_task(pool.acquire("a", {"n_ctx": n_ctx}, keep_alive_s=0))
+            for n_ctx in (512, 1024)
+        ]
+        await until(lambda: pool.status().waiting == 2)
+        running.release()
+        for task in waiting:
+            (await task).release()
+        await until(lambda: names(pool) == [])
+        assert [line.split("=")[1] for line in loads(tmp_path)] == ["4096", "512", "1024"]
+
+    with_pool(tmp_path, test)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 4, 8, 50])
+def test_closing_at_any_moment_of_a_switch(tmp_path: Path, n: int) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+
+    async def test(pool: Pool) -> None:
+        (await pool.acquire("a")).release()
+        asking = asyncio.create_task(ended(pool.acquire("b")))
+        await turns(n)
+        await pool.close()
+        await asking
+        assert names(pool) == []
+
+    with_pool(tmp_path, test, memory=SCARCE)
+
+
+async def ended(asking: Awaitable[Lease]) -> bool:
+    """Whether it came to a lease, which is given back, and not to an error of ours."""
+    try:
+        (await asking).release()
+    except ServerError:
+        return False
+    return True
+
+
+def test_a_model_that_cannot_be_put_back_is_loaded_when_it_is_asked_for(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "broken.gguf")
+    broken = asyncio.Event()
+
+    async def start(load: Load, **kwargs: Any) -> Worker:
+        if broken.is_set() and not load.model_path.endswith("broken.gguf"):
+            raise ModelLoadFailed("not now")
+        return await FAKE_START(load, **kwargs)
+
+    async def test(pool: Pool) -> None:
+        (await pool.acquire("a")).release()
+        broken.set()
+        with pytest.raises(RemoteError):
+            await pool.acquire("broken")
+        broken.clear()
+        assert await answers(pool, None) == "a.gguf"
+        assert pool.status().waiting == 0
+
+    with_pool(tmp_path, test, memory=SCARCE, loader=Loader(start_worker=start))
+
+
+def test_a_model_that_is_replaced_while_it_is_waited_for(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+
+    async def test(pool: Pool) -> None:
+        running = await pool.acquire("a")
+        waiting = asyncio.create_task(pool.acquire("b"))
+        await until(lambda: pool.status().waiting == 1)
+        (tmp_path / "new").write_bytes(gguf())
+        (tmp_path / "new").rename(tmp_path / "b.gguf")
+        running.release()
+        (await waiting).release()
+        assert await answers(pool, "b") == "b.gguf"
+        assert [line.split(".")[0] for line in loads(tmp_path)] == ["a", "b"]
+
+    with_pool(tmp_path, test, memory=SCARCE)
