@@ -36,7 +36,7 @@ export function start(view) {
   const composer = h("form", { className: "composer", onsubmit: (event) => { event.preventDefault(); send(); } },
     input, sendButton, stopButton);
 
-  view.append(drawer,
+  view.append(h("h1", { className: "unseen" }, "Chat"), drawer,
     h("div", { className: "middle" },
       h("div", { className: "bar-top" }, drawerButton, picker, settingsButton),
       thread, said, composer),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from tests.fake_live import Live, add_models, live_server
@@ -260,6 +262,28 @@ def test_controls_have_names_and_nothing_is_wider_than_the_screen(page: Page, wi
     for view in ("Chat", "Models", "Now", "Cache"):
         page.get_by_role("link", name=view).click()
         assert page.evaluate(LOOK)[:2] == [[], False], view
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_barrier(
+    browser: Browser, live: Live, scheme: Literal["light", "dark"]
+) -> None:
+    # The page's own policy would refuse the script that looks at it.
+    context = browser.new_context(
+        base_url=str(live.client.base_url), color_scheme=scheme, bypass_csp=True
+    )
+    page = context.new_page()
+    page.goto("/ui")
+    expect(page.locator("#state")).to_contain_text("a.gguf")
+    settings(page)
+    ask(page, "some **bold** words and `code`")
+    expect(page.locator(".message.assistant .stats")).to_contain_text("tokens/s")
+    for view in ("chat", "models", "now", "cache"):
+        page.goto(f"/ui#{view}")
+        expect(page.locator(f"#{view} h1, #{view} textarea").first).to_be_visible()
+        found = Axe().run(page).response["violations"]
+        assert [(barrier["id"], barrier["nodes"][0]["html"]) for barrier in found] == [], view
+    context.close()
 
 
 def test_it_works_from_the_keyboard_alone(page: Page) -> None:
