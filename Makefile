@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-JOBS ?= 3
+JOBS ?= 4
 NODE := tests/clients/javascript/node_modules
 
 .PHONY: help serve test lint types unit exhaustive soak chaos load screenshots fuzz clients bench lock clean
