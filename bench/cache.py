@@ -85,6 +85,14 @@ def first_ms(server: Server, body: dict[str, Any]) -> float:
     return 1000 * (answer.ended - answer.sent)
 
 
+def second(model: Path) -> Path:
+    """A copy of the model under another name, beside it; made if it is not there."""
+    other = model.with_name("other-" + model.name)
+    if not other.exists():
+        shutil.copy(model, other)
+    return other
+
+
 class Cases:
     """All measurements of one round, on folders of its own."""
 
@@ -173,9 +181,7 @@ def main() -> None:
     args = parser.parse_args()
     log.install()
     model = synthetic.build(args.size)
-    other = model.with_name("other-" + model.name)
-    if not other.exists():
-        shutil.copy(model, other)
+    other = second(model)
     options = ["--threads", str(args.threads), "--n-ctx", "8192"]
     rounds = []
     for i in range(args.rounds):

@@ -2,7 +2,8 @@
 
 In every round each scenario runs on all servers, one after the other, while the others idle;
 figures are medians over the rounds, targets are ratios. Nothing is asserted: read the table.
-`python -m bench.compare --llama-server PATH` writes table, JSON and plots to bench/results/.
+`python -m bench.compare --llama-server PATH` writes table, JSON and plots to bench/results/; with
+`--models 0.5b 1.5b demo` for each of them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import tempfile
 from collections import defaultdict
@@ -20,9 +22,10 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from bench import synthetic
+from bench import embeddings, synthetic
 from bench.peers import Peer, llama_cpp_python, llama_server, ours
 from bench.scenarios import FIGURES, SCENARIOS, Site
+from llm_server.demo import demo_model_path
 
 RESULTS = Path(__file__).parent / "results"
 US = "llm-server"
@@ -82,6 +85,17 @@ def _round(sites: dict[str, Site], results: Results, n: int) -> None:
                 print(
                     f"round {n}, {name}, {figure}: {value:.4g} {FIGURES[figure].unit}", flush=True
                 )
+
+
+def measure_embeddings(
+    results: Results, rounds: int, threads: int, llama_server: Path | None
+) -> None:
+    """Texts a second of an encoder, whatever model the rest is about."""
+    for one in embeddings.rounds_of(rounds, threads, llama_server):
+        figures = results.figures[f"embeddings, {embeddings.N_TEXTS} texts of {one.n_words} words"]
+        figures[US].append(one.ours)
+        if one.theirs is not None:
+            figures["llama-server"].append(one.theirs)
 
 
 def table(results: Results, peers: list[Peer]) -> Table:
@@ -158,6 +172,7 @@ def compare(
         absent["llama_cpp.server"] = str(error)
     results = measure(peers, model, rounds, threads)
     results.errors.update(absent)
+    measure_embeddings(results, rounds, threads, binary)
     console = Console(record=True, width=130)
     console.print(table(results, peers))
     for what, reason in results.errors.items():
@@ -172,18 +187,37 @@ def compare(
     return results
 
 
+def find(name: str, threads: int) -> Path:
+    """The model that a size, "demo" or a path means; copied or built in build/ if need be."""
+    if name in synthetic.SHAPES:
+        return synthetic.build(name, n_threads=threads)
+    if name != "demo":
+        return Path(name)
+    copy = synthetic.BUILD / "demo" / demo_model_path().name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    # A copy: a server serves all files of a folder, and may be given a second one there.
+    shutil.copy(demo_model_path(), copy)
+    return copy
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Compare this server with its peers.")
     parser.add_argument("--llama-server", type=Path, help="llama.cpp's server binary")
-    parser.add_argument("--size", choices=sorted(synthetic.SHAPES), default="0.5b")
-    parser.add_argument("--model", type=Path, help="a GGUF file instead of a synthetic one")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=["0.5b"],
+        help="sizes of synthetic models (0.5b, 1.5b), demo, or GGUF files, one after the other",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="a folder in it a model")
     args = parser.parse_args()
-    model = args.model or synthetic.build(args.size, n_threads=args.threads)
-    compare(args.llama_server, model, rounds=args.rounds, threads=args.threads, folder=args.results)
+    for name in args.models:
+        model = find(name, args.threads)
+        folder = args.results / model.stem
+        compare(args.llama_server, model, rounds=args.rounds, threads=args.threads, folder=folder)
 
 
 if __name__ == "__main__":

@@ -79,22 +79,24 @@ def measure(ours: httpx.Client, theirs: httpx.Client | None, n_words: int, seed:
     return Round(n_words, speed, their_speed, closest)
 
 
-def rounds_of(args: argparse.Namespace, model: Path) -> Iterator[Round]:
+def rounds_of(n_rounds: int, n_threads: int, llama_server: Path | None) -> Iterator[Round]:
     """All rounds, after one of each kind that only warms everything up."""
     with ExitStack() as stack:
-        threads = str(args.threads)
+        path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "bge-small-shape.gguf"
+        model = tiny_encoders.build_bert(path, PoolingType.CLS, shape=BGE_SMALL)
+        threads = str(n_threads)
         server = stack.enter_context(running(model, "--threads", threads, "--log-level", "warning"))
         ours = stack.enter_context(httpx.Client(base_url=server.url, timeout=300))
         theirs = None
-        if args.llama_server:
+        if llama_server:
             port = free_port()
-            command = [str(args.llama_server), "-m", str(model), "--port", str(port)]
+            command = [str(llama_server), "-m", str(model), "--port", str(port)]
             command += ["--embeddings", "-t", threads, "-np", "8"]
             other = stack.enter_context(running_command(command, port))
             theirs = stack.enter_context(httpx.Client(base_url=other.url, timeout=300))
         for n_words in N_WORDS:
             measure(ours, theirs, n_words, -1)
-        for i in range(args.rounds):
+        for i in range(n_rounds):
             for n_words in N_WORDS:
                 yield measure(ours, theirs, n_words, i)
 
@@ -122,10 +124,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "bge-small-shape.gguf"
-        model = tiny_encoders.build_bert(path, PoolingType.CLS, shape=BGE_SMALL)
-        rounds = list(rounds_of(args, model))
+    rounds = list(rounds_of(args.rounds, args.threads, args.llama_server))
     show(rounds)
     if args.json:
         args.json.write_text(json.dumps([asdict(r) for r in rounds], indent=1))

@@ -35,6 +35,8 @@ class Peer:
     name: str
     command: Callable[[Place], list[str]]
     probe: str = "/health"
+    switches: bool = False
+    """Whether another model of the folder can be asked for (`POST /setModel`)."""
 
     @contextmanager
     def running(self, model: Path, folder: Path, threads: int) -> Iterator[Server]:
@@ -59,7 +61,7 @@ def ours() -> Peer:
             *["--cache-dir", str(place.folder), "--log-level", "warning"],
         ]
 
-    return Peer("llm-server", command)
+    return Peer("llm-server", command, switches=True)
 
 
 def llama_server(binary: Path) -> Peer:

@@ -17,7 +17,15 @@ import httpx
 import psutil
 
 from bench import tools
-from bench.cache import N_AGENTS, SHARED_TOKENS, SYSTEM_TOKENS, conversation, first_ms, words
+from bench.cache import (
+    N_AGENTS,
+    SHARED_TOKENS,
+    SYSTEM_TOKENS,
+    conversation,
+    first_ms,
+    second,
+    words,
+)
 from bench.cache import ask as ask_all
 from bench.client import Answer, Server, Stream
 from bench.engine import decode, prompt
@@ -54,7 +62,10 @@ FIGURES = {
     "JSON schema": Figure("s", target=0.45),
     "required tool call": Figure("s", target=0.45),
     "restart, ask again": Figure("ms", target=0.016),
+    "switch to another model and back": Figure("ms"),
     "memory after all this": Figure("MB"),
+    "embeddings, 64 texts of 16 words": Figure("texts/s", higher_is_better=True),
+    "embeddings, 64 texts of 100 words": Figure("texts/s", higher_is_better=True),
 }
 
 
@@ -63,7 +74,7 @@ class Site:
 
     def __init__(self, peer: Peer, model: Path, folder: Path, threads: int) -> None:
         self._peer = peer
-        self._model = model
+        self.model = model
         self._folder = folder
         self._threads = threads
         self._running: AbstractContextManager[Server] | None = None
@@ -77,7 +88,7 @@ class Site:
 
     def start(self) -> None:
         """Start the server; RuntimeError if it does not come up."""
-        running = self._peer.running(self._model, self._folder, self._threads)
+        running = self._peer.running(self.model, self._folder, self._threads)
         self._server = running.__enter__()
         self._running = running
 
@@ -86,6 +97,16 @@ class Site:
         if self._running is not None:
             self._running.__exit__(None, None, None)
             self._running = self._server = None
+
+    def other(self) -> Path:
+        """A copy of the model under another name, in its folder.
+
+        Raises:
+            RuntimeError: the server cannot switch to it.
+        """
+        if not self._peer.switches:
+            raise RuntimeError("it serves one model")
+        return second(self.model)
 
     def memory_mb(self) -> float:
         """Proportional set size of the server and its children, in MB."""
@@ -195,6 +216,20 @@ def restart(site: Site, seed: str) -> dict[str, float]:
     return {"restart, ask again": first_ms(site.server, conversation(system, "who are people"))}
 
 
+def switch(site: Site, seed: str) -> dict[str, float]:
+    """A conversation, another model, and back to it: the first token once it is loaded.
+
+    Raises:
+        RuntimeError: the server serves one model only, or there is no second file to switch to.
+    """
+    talk = conversation(words(SYSTEM_TOKENS, f"{seed} talk"), "what is water")
+    first_ms(site.server, talk)
+    for name in (site.other().name, site.model.name):
+        body = {"model_name": name}
+        httpx.post(f"{site.server.url}/setModel", json=body, timeout=120).raise_for_status()
+    return {"switch to another model and back": first_ms(site.server, talk)}
+
+
 def memory(site: Site, seed: str) -> dict[str, float]:
     """What all the scenarios before have left behind."""
     return {"memory after all this": site.memory_mb()}
@@ -211,5 +246,6 @@ SCENARIOS: list[Callable[[Site, str], dict[str, float]]] = [
     calls("JSON schema", tools.SCHEMA),
     calls("required tool call", tools.CALL),
     restart,
+    switch,
     memory,
 ]
