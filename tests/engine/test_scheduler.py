@@ -69,7 +69,7 @@ def test_the_budget_is_what_the_latency_target_leaves() -> None:
     for _ in range(50):
         pace.learn(1, 0, 0.014)
         pace.learn(0, 128, 0.430)
-    assert pace.prompt_budget(0) == 144  # 0.5 s at 3.36 ms are 148
+    assert pace.prompt_budget(0) == 148  # 0.5 s at 3.36 ms are 148.8
     assert pace.prompt_budget(1) == 39  # (0.15 - 0.014) s, 40 rows with the decoding one
     assert (pace.prompt_budget(3) + 3) % TILE == 0
 
@@ -84,5 +84,5 @@ def test_a_fast_machine_gets_whole_batches_and_a_slow_one_a_few_rows() -> None:
 
 
 def test_before_anything_is_known_the_first_steps_are_careful() -> None:
-    assert Pace(2048).prompt_budget(1) == 2 * TILE
-    assert Pace(2048).prompt_budget(0) == 16 * TILE
+    assert Pace(2048).prompt_budget(1) == 4 * TILE
+    assert Pace(2048).prompt_budget(0) == 32 * TILE
