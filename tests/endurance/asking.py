@@ -5,13 +5,27 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from tests import tiny_models
+
 STORY = "the way of water is long and all people call it by her name then "
 PROMPTS = [f"{word} {STORY * n}" for n in (1, 6, 20) for word in ("hello", "look", "write", "many")]
 """Short ones and long ones; the long ones are worth keeping on disk."""
+SEEDS = {"a": 1, "b": 7}
+"""Two models and the seeds of their weights: by these, no token of the answers has a close second,
+which rounding in a batch of another shape would put before it."""
+MODELS = tuple(SEEDS)
+
+
+def build_models(folder: Path) -> None:
+    """Both of them, in a new folder."""
+    folder.mkdir()
+    for name, seed in SEEDS.items():
+        tiny_models.build_attention(folder / f"{name}.gguf", seed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,15 @@
 """`python -m tests.endurance.chaos [SECONDS]`: a server under load while disasters happen.
 
-Workers are killed and stopped, chunk files damaged and deleted, the cache's disk filled and freed.
-Whoever asks must get the right answer or one clear error, and answers must come again soon.
+Two models are loaded. Workers are killed and stopped, chunk files damaged and deleted, the cache's
+disk filled and freed, models unloaded and kept for no time. Whoever asks must get the right answer
+or one clear error, and answers must come again soon.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import random
 import signal
 import statistics
@@ -23,8 +25,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests import tiny_models
-from tests.endurance.asking import PROMPTS, ask, body
+from tests.endurance.asking import MODELS, PROMPTS, Outcome, ask, body, build_models
 from tests.live import LiveServer
 
 CLIENTS = 6
@@ -65,7 +66,7 @@ class Chaos:
         self._cache = cache
         self._seconds = seconds
         self._pause_s = pause_s
-        self._golden: dict[str, str] = {}
+        self._golden: dict[tuple[str, str], str] = {}
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._killed_at: float | None = None
@@ -74,10 +75,10 @@ class Chaos:
 
     def run(self) -> Report:
         """Load and disasters side by side, then a quiet end in which all must be well."""
-        for prompt in PROMPTS:
-            text = ask(self._server.client, body(prompt, self._choose)).text
+        for model, prompt in itertools.product(MODELS, PROMPTS):
+            text = ask(self._server.client, body(prompt, self._choose, model=model)).text
             assert text is not None
-            self._golden[prompt] = text
+            self._golden[model, prompt] = text
         started = time.monotonic()
         clients = [threading.Thread(target=self._ask_on, args=(i,)) for i in range(CLIENTS)]
         for client in clients:
@@ -99,29 +100,35 @@ class Chaos:
         choose = random.Random(number)
         with httpx.Client(base_url=self._server.url, timeout=120) as client:
             while not self._stop.is_set():
-                prompt = choose.choice(PROMPTS)
+                model, prompt = choose.choice(MODELS), choose.choice(PROMPTS)
+                fields = {"model": model, "stream": choose.random() < 0.5}
+                if choose.random() < 0.02:
+                    fields["keep_alive"] = choose.choice([0, "5m"])
                 asked = time.monotonic()
-                outcome = ask(client, body(prompt, choose, stream=choose.random() < 0.5))
+                outcome = ask(client, body(prompt, choose, **fields))
                 with self._lock:
-                    self._note(prompt, asked, outcome.text, outcome.code, outcome.lost)
+                    self._note((model, prompt), asked, outcome)
 
-    def _note(
-        self, prompt: str, asked: float, text: str | None, code: str | None, lost: str | None
-    ) -> None:
+    def _note(self, which: tuple[str, str], asked: float, outcome: Outcome) -> None:
+        text, code, lost = outcome.text, outcome.code, outcome.lost
         self.report.outcomes[code or lost or "answered"] += 1
-        if text is not None and text != self._golden[prompt]:
-            self.report.wrong.append(f"wrong answer to {prompt[:20]!r}: {text!r}")
+        if text is not None and text != self._golden[which]:
+            self.report.wrong.append(f"wrong answer to {which}: {text!r}")
         elif lost is not None or (code is not None and code not in CLEAR_ERRORS):
-            self.report.wrong.append(f"{prompt[:20]!r}: {code or lost}")
+            self.report.wrong.append(f"{which}: {code or lost}")
         elif text is not None and self._killed_at is not None and asked > self._killed_at:
             self.report.recoveries.append(time.monotonic() - self._killed_at)
             self._killed_at = None
 
     def _all_is_well(self) -> None:
-        for prompt in PROMPTS:
-            outcome = ask(self._server.client, body(prompt, self._choose))
-            if outcome.text != self._golden[prompt]:
-                self.report.wrong.append(f"afterwards, {prompt[:20]!r}: {outcome}")
+        for model, prompt in itertools.product(MODELS, PROMPTS):
+            outcome = ask(self._server.client, body(prompt, self._choose, model=model))
+            if outcome.text != self._golden[model, prompt]:
+                self.report.wrong.append(f"afterwards, {model}, {prompt[:20]!r}: {outcome}")
+        for model in MODELS:
+            self._server.client.post("/models/unload", json={"model": model})
+        if self._server.workers():
+            self.report.wrong.append("workers are left of models that were unloaded")
         status = self._server.client.get("/").json()
         if status["running"] or status["waiting"]:
             self.report.wrong.append(f"afterwards: {status}")
@@ -141,6 +148,7 @@ class Chaos:
             self._delete,
             self._fill_the_disk,
             self._free_the_disk,
+            self._unload,
         ]
 
     def _kill(self, signum: int = signal.SIGKILL) -> None:
@@ -160,6 +168,12 @@ class Chaos:
                 worker.suspend()
                 self._stop.wait(self._choose.uniform(0.05, 1.0))
                 worker.resume()
+
+    def _unload(self) -> None:
+        body = {"model": self._choose.choice(MODELS)}
+        answer = self._server.client.post("/models/unload", json=body)
+        if answer.status_code != 200:
+            self.report.wrong.append(f"unloading: {answer.text}")
 
     def _damage(self) -> None:
         for path in self._chunks(5):
@@ -203,8 +217,7 @@ def small_disk(path: Path) -> Iterator[Path]:
 def chaos(folder: Path, seconds: float, pause_s: float) -> Report:
     """Run against a server of its own, with its model and cache in `folder`."""
     models = folder / "models"
-    models.mkdir()
-    tiny_models.build_attention(models / "a.gguf")
+    build_models(models)
     with small_disk(folder / "disk") as disk:
         cache = disk / "cache"
         options = ["--n-ctx", "4096", "--cache-dir", str(cache), "--cache-size", "6MB"]

@@ -1,7 +1,8 @@
 """`python -m tests.endurance.soak [REQUESTS]`: mixed requests for hours, in minutes.
 
-A fifth are aborted and a tenth are wrong; the rest have known answers. Afterwards descriptors,
-threads, leases and memory must be where they were once the server was warm.
+A fifth are aborted and a tenth are wrong; the rest have known answers. Some go to a second model,
+which is unloaded now and then. Afterwards descriptors, threads, leases and memory must be where
+they were once the server was warm.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ import httpx
 import psutil
 
 from llm_server.worker.watchdog import own_memory
-from tests import tiny_models
-from tests.endurance.asking import PROMPTS, ask, body
+from tests.endurance.asking import MODELS, PROMPTS, ask, body, build_models
 from tests.live import LiveServer
 
 CLIENTS = 8
+MODEL, OTHER = MODELS
 WARM_SHARE = 4
 """The first part of the requests only warms up: caches fill, allocators find their size."""
 MAX_SLOPE = 1024.0
@@ -116,18 +117,19 @@ class Soak:
         self._clients = [httpx.Client(base_url=server.url, timeout=60) for _ in range(CLIENTS)]
         self._free = list(self._clients)
         self._lock = threading.Lock()
-        self._golden: dict[str, str] = {}
+        self._golden: dict[tuple[str, str], str] = {}
         self.report = Report()
 
     def run(self) -> Report:
         """Ask everything; the report says what was wrong."""
         choose = random.Random(1)
-        for prompt in PROMPTS:
-            text = ask(self._clients[0], body(prompt, choose)).text
+        for model, prompt in (*((MODEL, prompt) for prompt in PROMPTS), (OTHER, PROMPTS[0])):
+            text = ask(self._clients[0], body(prompt, choose, model=model)).text
             assert text is not None
-            self._golden[prompt] = text
+            self._golden[model, prompt] = text
+        self._unload_other()
         # The cache's writing thread begins with the first write; it is no growth.
-        warmed = self._clients[0].post("/restore_cache", json=body(PROMPTS[0], choose))
+        warmed = self._clients[0].post("/restore_cache", json=body(PROMPTS[0], choose, model=MODEL))
         assert warmed.status_code == 200, warmed.text
         (worker,) = self._server.workers()
         started = time.monotonic()
@@ -137,6 +139,7 @@ class Soak:
                 if done >= self._n // WARM_SHARE:
                     self.report.samples.append(self._sample(worker, done + self._batch))
         self.report.seconds = time.monotonic() - started
+        self._unload_other()
         if self._server.workers() != [worker]:
             self.report.faults.append("the worker is another one")
         for client in self._clients:
@@ -153,8 +156,13 @@ class Soak:
                 outcome = self._abort(client, choose)
             elif kind < 0.3:
                 outcome = self._wrong(client, choose)
+            elif kind < 0.31:
+                outcome = self._unload_other()
+            elif kind < 0.33:
+                keep_alive = choose.choice([0, "5m"])
+                outcome = self._right(client, choose, OTHER, PROMPTS[0], keep_alive=keep_alive)
             else:
-                outcome = self._right(client, choose)
+                outcome = self._right(client, choose, MODEL, choose.choice(PROMPTS))
         finally:
             with self._lock:
                 self._free.append(client)
@@ -162,7 +170,7 @@ class Soak:
             self.report.outcomes[outcome] += 1
 
     def _abort(self, client: httpx.Client, choose: random.Random) -> str:
-        request = body(choose.choice(PROMPTS), choose, stream=True, max_tokens=500)
+        request = body(choose.choice(PROMPTS), choose, model=MODEL, stream=True, max_tokens=500)
         n_lines = choose.randrange(8)
         with client.stream("POST", "/v1/chat/completions", json=request) as response:
             for _, _line in zip(range(n_lines), response.iter_lines(), strict=False):
@@ -178,14 +186,23 @@ class Soak:
             self.report.faults.append(f"{name}: {response.status_code} {seen}")
         return "refused"
 
-    def _right(self, client: httpx.Client, choose: random.Random) -> str:
-        prompt = choose.choice(PROMPTS)
-        outcome = ask(client, body(prompt, choose, stream=choose.random() < 0.5))
-        if outcome.text != self._golden[prompt]:
-            self.report.faults.append(f"{prompt[:20]!r}: {outcome}")
+    def _right(
+        self, client: httpx.Client, choose: random.Random, model: str, prompt: str, **fields: Any
+    ) -> str:
+        stream = choose.random() < 0.5
+        outcome = ask(client, body(prompt, choose, model=model, stream=stream, **fields))
+        if outcome.text != self._golden[model, prompt]:
+            self.report.faults.append(f"{model}, {prompt[:20]!r}: {outcome}")
         return "answered"
 
+    def _unload_other(self) -> str:
+        answer = self._server.client.post("/models/unload", json={"model": OTHER})
+        if answer.status_code != 200:
+            self.report.faults.append(f"unloading: {answer.text}")
+        return "unloaded"
+
     def _sample(self, worker: psutil.Process, requests: int) -> Sample:
+        self._unload_other()
         deadline = time.monotonic() + 10
         while (status := self._clients[0].get("/").json())["running"] or status["waiting"]:
             if time.monotonic() > deadline:
@@ -209,8 +226,7 @@ class Soak:
 def soak(folder: Path, requests: int, batch: int) -> Report:
     """Run against a server of its own, with its model and cache in `folder`."""
     models = folder / "models"
-    models.mkdir()
-    tiny_models.build_attention(models / "a.gguf")
+    build_models(models)
     server = LiveServer(models, ["--n-ctx", "4096", "--cache-size", "20MB"])
     with contextlib.closing(server):
         server.wait_ready()
