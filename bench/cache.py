@@ -27,7 +27,7 @@ from bench.client import Answer, Server, Stream, running
 from llm_server.llama import log
 from llm_server.llama.context import Context
 from llm_server.llama.model import Model
-from llm_server.worker.messages import LoadConfig
+from llm_server.worker.config import LoadConfig
 from tests.tiny_models import WORDS
 
 SYSTEM_TOKENS = 1400

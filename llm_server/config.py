@@ -38,7 +38,7 @@ from llm_server.machine import Memory, memory
 from llm_server.models.plan import Planner
 from llm_server.models.policy import budget_bytes, keep_alive_seconds
 from llm_server.models.registry import Registry
-from llm_server.worker.messages import CacheConfig, LoadConfig
+from llm_server.worker.config import CacheConfig, LoadConfig
 
 CacheWrite = Literal["all", "auto", "off"]
 LogLevel = Literal["debug", "info", "warning", "error"]

@@ -32,6 +32,7 @@ import msgspec
 
 from llm_server.errors import ErrorInfo
 from llm_server.worker import frames
+from llm_server.worker.config import Pooling
 from llm_server.worker.messages import (
     Cancel,
     ChatRequest,
@@ -48,7 +49,6 @@ from llm_server.worker.messages import (
     LoadFailed,
     LoadProgress,
     Logprobs,
-    Pooling,
     Progress,
     Question,
     Reasoning,

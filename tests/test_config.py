@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm_server.config import MAX_CACHE_BYTES, cache_config, settings_from_args, user_data_dir
-from llm_server.worker.messages import CacheConfig
+from llm_server.worker.config import CacheConfig
 
 
 def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from llm_server.api.schema import operation
 from llm_server.api.wire import ModelName
 from llm_server.cache import survey
 from llm_server.cache.index import Stored
-from llm_server.worker.messages import CacheConfig
+from llm_server.worker.config import CacheConfig
 
 router = APIRouter()
 

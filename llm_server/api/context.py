@@ -14,7 +14,7 @@ from llm_server.api.traffic import Traffic
 from llm_server.models.pool import Pool
 from llm_server.models.registry import Registry
 from llm_server.web.renderer import Renderer
-from llm_server.worker.messages import CacheConfig
+from llm_server.worker.config import CacheConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> N
 
     from llm_server.errors import ServerError
     from llm_server.models import memory
-    from llm_server.worker.messages import LoadConfig
+    from llm_server.worker.config import LoadConfig
 
     registry = _registry(models_dir)
     try:

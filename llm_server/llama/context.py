@@ -17,7 +17,7 @@ from llm_server.llama import pages
 from llm_server.llama.batch import Batch
 from llm_server.llama.lib import lib
 from llm_server.llama.model import Model
-from llm_server.worker.messages import LoadConfig
+from llm_server.worker.config import LoadConfig
 
 MAX_SEQUENCES = 256
 """LLAMA_MAX_SEQ: sequence ids that a unified memory can tell apart."""

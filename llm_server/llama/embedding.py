@@ -16,7 +16,7 @@ from llm_server.llama.batch import Batch
 from llm_server.llama.context import FLASH_ATTENTION, ContextError, DecodeError
 from llm_server.llama.lib import lib
 from llm_server.llama.model import Model
-from llm_server.worker.messages import Pooling
+from llm_server.worker.config import Pooling
 
 POOLING: dict[Pooling, int] = {
     "mean": lib.LLAMA_POOLING_TYPE_MEAN,

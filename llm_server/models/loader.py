@@ -14,7 +14,8 @@ from llm_server.models.plan import Plan
 from llm_server.models.policy import Crashes
 from llm_server.models.registry import ModelFile
 from llm_server.worker.client import Worker
-from llm_server.worker.messages import CacheConfig, Load
+from llm_server.worker.config import CacheConfig
+from llm_server.worker.messages import Load
 from llm_server.worker.totals import Totals
 
 logger = logging.getLogger(__name__)

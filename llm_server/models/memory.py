@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from llm_server.models.facts import Facts, Shape
-from llm_server.worker.messages import (
+from llm_server.worker.config import (
     PARALLEL,
     PARALLEL_WHOLE_STATE,
     TEXT_N_CTX,

@@ -12,7 +12,7 @@ from llm_server.errors import InsufficientMemory
 from llm_server.models.facts import Facts, Identity
 from llm_server.models.memory import Extras, Memory, estimate, largest_n_ctx, settled
 from llm_server.models.registry import ModelFile, Registry
-from llm_server.worker.messages import LoadConfig
+from llm_server.worker.config import LoadConfig
 
 GB = 1_000_000_000
 

@@ -16,18 +16,8 @@ from llm_server.llama.embedding import POOLING, EmbeddingContext
 from llm_server.llama.lib import lib
 from llm_server.llama.model import Model
 from llm_server.machine import physical_cores
-from llm_server.worker.messages import (
-    TEXT_N_CTX,
-    TEXTS,
-    TEXTS_BYTES,
-    Asked,
-    Detokenize,
-    Embed,
-    LoadConfig,
-    Pooling,
-    Tokenize,
-    Told,
-)
+from llm_server.worker.config import TEXT_N_CTX, TEXTS, TEXTS_BYTES, LoadConfig, Pooling
+from llm_server.worker.messages import Asked, Detokenize, Embed, Tokenize, Told
 from llm_server.worker.prepare import CHEAP_BYTES, check_tokens, tell_text, tell_tokens
 
 logger = logging.getLogger(__name__)

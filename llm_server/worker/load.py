@@ -23,17 +23,9 @@ from llm_server.llama.embedding import EmbeddingContext
 from llm_server.llama.lib import lib, version
 from llm_server.llama.model import LoadError, Model
 from llm_server.machine import physical_cores
+from llm_server.worker.config import PARALLEL, PARALLEL_WHOLE_STATE, LoadConfig, Pooling
 from llm_server.worker.embedding import TextPreparer, open_embedding, pooling_of
-from llm_server.worker.messages import (
-    PARALLEL,
-    PARALLEL_WHOLE_STATE,
-    Asked,
-    Load,
-    LoadConfig,
-    Loaded,
-    Pooling,
-    Told,
-)
+from llm_server.worker.messages import Asked, Load, Loaded, Told
 from llm_server.worker.prepare import Preparer, open_dialogue
 from llm_server.worker.preparing import Work
 

@@ -14,7 +14,8 @@ from llm_server.engine.sequence import Prompt
 from llm_server.llama.context import Context
 from llm_server.llama.model import Model
 from llm_server.llama.sampler import Sampler
-from llm_server.worker.messages import Content, Failed, Finished, LoadConfig, Sampling
+from llm_server.worker.config import LoadConfig
+from llm_server.worker.messages import Content, Failed, Finished, Sampling
 from tests.engine.fake_context import Text
 
 GREEDY = Sampling(temperature=0, max_tokens=16)

@@ -10,8 +10,9 @@ import pytest
 from llm_server.cache.disk import DiskTier
 from llm_server.cache.store import ChunkStore
 from llm_server.llama.context import Context
+from llm_server.worker.config import CacheConfig, LoadConfig
 from llm_server.worker.load import open_cache, state_fingerprint
-from llm_server.worker.messages import CacheConfig, Load, LoadConfig, Sampling
+from llm_server.worker.messages import Load, Sampling
 from tests.engine.real import Runner, assert_greedy, open_context
 
 KINDS = ["attention", "spm", "sliding", "recurrent", "hybrid"]

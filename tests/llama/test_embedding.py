@@ -14,7 +14,7 @@ from llm_server.llama.batch import Batch
 from llm_server.llama.embedding import EmbeddingContext
 from llm_server.llama.lib import lib
 from llm_server.llama.model import Model
-from llm_server.worker.messages import Pooling
+from llm_server.worker.config import Pooling
 from tests import tiny_encoders
 
 TEXTS = ["hello world", "the time", "people could find a long day", "a", "name part system made"]

@@ -23,7 +23,8 @@ from llm_server.models.memory import (
     settled,
 )
 from llm_server.worker.client import Worker
-from llm_server.worker.messages import Load, LoadConfig
+from llm_server.worker.config import LoadConfig
+from llm_server.worker.messages import Load
 from tests import tiny_encoders
 
 MIB = 1 << 20

@@ -31,7 +31,8 @@ from llm_server.models.plan import Planner
 from llm_server.models.pool import Pool
 from llm_server.models.registry import Registry
 from llm_server.worker.client import Worker
-from llm_server.worker.messages import CacheConfig, Load, LoadConfig
+from llm_server.worker.config import CacheConfig, LoadConfig
+from llm_server.worker.messages import Load
 from tests.fake_live import FAKE_WORKER, add_models
 from tests.fake_worker import UNLUCKY_N_CTX
 

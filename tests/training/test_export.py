@@ -14,7 +14,7 @@ import pytest
 
 from llm_server.llama.context import Context
 from llm_server.llama.model import Model
-from llm_server.worker.messages import LoadConfig
+from llm_server.worker.config import LoadConfig
 from training.tokenizer import load
 
 torch = pytest.importorskip("torch")

@@ -15,6 +15,7 @@ import jsonschema
 import msgspec
 import pytest
 
+from llm_server.worker.config import CacheConfig, LoadConfig
 from llm_server.worker.frames import (
     decode_events,
     encode_command,
@@ -22,7 +23,6 @@ from llm_server.worker.frames import (
     write_frame,
 )
 from llm_server.worker.messages import (
-    CacheConfig,
     Cancel,
     ChatRequest,
     Command,
@@ -31,7 +31,6 @@ from llm_server.worker.messages import (
     Failed,
     Finished,
     Load,
-    LoadConfig,
     Loaded,
     LoadFailed,
     Message,

@@ -18,8 +18,9 @@ import msgspec
 import pytest
 
 from llm_server.worker import landlock, sandbox, seccomp
+from llm_server.worker.config import CacheConfig, LoadConfig
 from llm_server.worker.frames import decode_events, encode_command, pack, read_frame
-from llm_server.worker.messages import CacheConfig, Load, LoadConfig, Loaded
+from llm_server.worker.messages import Load, Loaded
 from llm_server.worker.process import WORKER_ARGV, worker_environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
