@@ -72,7 +72,7 @@ class Resident:
             return False
         if self.worker.outdated:
             return False  # Another file has the name by now: that is the one that was asked for.
-        if not self.leases and self.worker.lost_cache:
+        if not self.leases and self.worker.cache_folder.lost:
             return False  # The next worker makes the folder again; nobody has to wait for others.
         return all(self._in_force(name, value) for name, value in ticket.overrides.items())
 

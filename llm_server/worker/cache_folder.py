@@ -11,15 +11,17 @@ import os
 import stat
 from pathlib import Path
 
+from llm_server.worker.config import CacheConfig
+
 logger = logging.getLogger(__name__)
 
 
 class CacheFolder:
-    """The folder that a worker was given, from the moment it has it."""
+    """The folder that a confined worker was given, from the moment it has it; or none."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._given = _identity(path)
+    def __init__(self, given: CacheConfig | None) -> None:
+        self._path = Path(given.folder) if given is not None else None
+        self._given = _identity(self._path)
         self._told = False
 
     @property
@@ -35,8 +37,10 @@ class CacheFolder:
         return lost
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path | None) -> tuple[int, int] | None:
     """(device, inode), or None if there is no such folder."""
+    if path is None:
+        return None
     try:
         status = os.stat(path)
     except OSError:

@@ -8,15 +8,11 @@ when a worker should live: the pool does.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import msgspec
 
@@ -51,20 +47,18 @@ from llm_server.worker.messages import (
     Loaded,
     LoadFailed,
     LoadProgress,
+    ProtocolError,
     Stop,
     Submit,
     Told,
 )
 from llm_server.worker.model_file import Change, ModelFile
-from llm_server.worker.process import WORKER_ARGV
+from llm_server.worker.process import WORKER_ARGV, Process
 from llm_server.worker.stream import EventStream
 from llm_server.worker.totals import Totals
 from llm_server.worker.watchdog import Limits, Watchdog, oom_kills, own_memory
 
 logger = logging.getLogger(__name__)
-
-MAX_UNSENT = 64 * 1024 * 1024
-"""Bytes of commands that may wait for a worker that does not read its pipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +83,6 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._model_path = load.model_path
         self._file = ModelFile(Path(load.model_path))
-        self._cache_folder: CacheFolder | None = None
         self._on_progress = on_progress
         self._totals = totals
         self._tick_s = limits.tick_s
@@ -99,7 +92,7 @@ class Worker:
         self._splitter = frames.FrameSplitter()
         self._running: dict[int, _Sent] = {}
         self._last_id = 0
-        self._transport: asyncio.SubprocessTransport
+        self._process: Process
         self._ticking: asyncio.TimerHandle
         self._loading: asyncio.Future[Loaded] = loop.create_future()
         self._exited: asyncio.Future[int] = loop.create_future()
@@ -109,6 +102,7 @@ class Worker:
         self._verdict: ServerError | None = None
         self.crashed_at: float | None = None
         """When it was reaped, by the monotonic clock, if nobody had told it to end."""
+        self.cache_folder: CacheFolder
         self.loaded: Loaded
         """What the worker said about its model."""
 
@@ -135,8 +129,7 @@ class Worker:
         try:
             worker._send(load)
             worker.loaded = await worker._loading
-            if load.cache is not None and load.sandbox:
-                worker._cache_folder = CacheFolder(Path(load.cache.folder))
+            worker.cache_folder = CacheFolder(load.cache if load.sandbox else None)
         except BaseException:
             worker.kill()
             await worker.wait()
@@ -146,7 +139,7 @@ class Worker:
     @property
     def pid(self) -> int:
         """The process id."""
-        return self._transport.get_pid()
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -160,11 +153,6 @@ class Worker:
         If even the bytes of the loaded file are others, its answers are wrong: it is ended.
         """
         return self._check_file() != "none"
-
-    @property
-    def lost_cache(self) -> bool:
-        """Whether the cache folder is one it has no access to by now. Looks at the disk."""
-        return self._cache_folder is not None and self._cache_folder.lost
 
     def submit(self, *requests: Asked, owner: str = "") -> EventStream:
         """Start requests that make one answer; their events come from the stream returned, which
@@ -219,7 +207,7 @@ class Worker:
 
     def fail_running(self, error: ErrorInfo) -> None:
         """End every open stream with `error`, cancelling the requests in the worker."""
-        for stream in self._streams():
+        for stream in {sent.stream for sent in self._running.values()}:
             self.fail(stream, error)
 
     def fail(self, stream: EventStream, error: ErrorInfo) -> None:
@@ -229,9 +217,9 @@ class Worker:
 
     # ---- what the pipes report -----------------------------------------------------------------
 
-    def connected(self, transport: asyncio.SubprocessTransport) -> None:
+    def connected(self, process: Process) -> None:
         """The process runs."""
-        self._transport = transport
+        self._process = process
         self._tick_later()
 
     def received(self, data: bytes) -> None:
@@ -241,7 +229,7 @@ class Worker:
             for body in self._splitter.feed(data):
                 for event in frames.decode_events(body):
                     self._route(event, touched)
-        except (frames.FrameError, msgspec.DecodeError, _ProtocolError) as error:
+        except (frames.FrameError, msgspec.DecodeError, ProtocolError) as error:
             logger.error("worker %d broke the protocol: %s", self.pid, error)
             self._end(WorkerCrashed(CRASHED))
         for stream in touched:
@@ -274,7 +262,7 @@ class Worker:
         if not self._exited.done():
             self._exited.set_result(status)
         self._died()
-        self._transport.close()
+        self._process.close()
 
     # ---- the details ---------------------------------------------------------------------------
 
@@ -289,7 +277,7 @@ class Worker:
         sent = self._running.get(event.id)
         if sent is None:
             if not 0 < event.id <= self._last_id:
-                raise _ProtocolError(f"an event for request {event.id}, which was never made")
+                raise ProtocolError(f"an event for request {event.id}, which was never made")
             return  # Cancelled here while the event was on its way.
         touched.add(sent.stream)
         self._watchdog.heard()
@@ -308,7 +296,7 @@ class Worker:
 
     def _route_load(self, event: LoadProgress | Loaded | LoadFailed) -> None:
         if self._loading.done():
-            raise _ProtocolError(f"{type(event).__name__} after the model was loaded")
+            raise ProtocolError(f"{type(event).__name__} after the model was loaded")
         if isinstance(event, LoadProgress):
             if self._on_progress is not None:
                 self._on_progress(min(max(event.fraction, 0.0), 1.0))
@@ -369,9 +357,7 @@ class Worker:
     def _end_process(self) -> None:
         self._usable = False
         if not self._exited.done():
-            # Not by the transport: asyncio's polls first, and steals the exit status from the loop.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+            self._process.kill()
 
     def _cancel(self, stream: EventStream) -> None:
         if self._withdraw(stream):
@@ -394,30 +380,19 @@ class Worker:
             stream.add(Failed(id=stream.ids[0], error=error))
 
     def _fail_all(self, error: ErrorInfo) -> None:
-        streams = self._streams()
+        streams = {sent.stream for sent in self._running.values()}
         self._running = {}
         for stream in streams:
             stream.add(Failed(id=stream.ids[0], error=error))
             stream.wake()
-
-    def _streams(self) -> set[EventStream]:
-        return {sent.stream for sent in self._running.values()}
 
     def _send(self, command: Command) -> None:
         self._write(frames.encode_command(command))
 
     def _write(self, body: bytes, *, droppable: bool = False) -> None:
         """Send a frame. Raises RequestTooLarge, and QueueFull for one that may be refused."""
-        pipe = cast("asyncio.WriteTransport | None", self._transport.get_pipe_transport(0))
-        if pipe is None or pipe.is_closing():
-            return  # The process is ending; its exit tells everyone.
-        if droppable and pipe.get_write_buffer_size() > MAX_UNSENT:
-            raise QueueFull("The worker does not take requests at the moment.")
         try:
-            pipe.write(frames.pack(body))
+            data = frames.pack(body)
         except frames.FrameTooLong:
             raise RequestTooLarge("The request is too large.") from None
-
-
-class _ProtocolError(Exception):
-    """A well-formed event that cannot be right."""
+        self._process.write(data, droppable=droppable)

@@ -1,4 +1,4 @@
-"""The process of a worker: how it is spawned, and what it is given.
+"""The process of a worker: how it is spawned, what it is given, and how it is ended.
 
 It knows no protocol: bytes and ends go to an `Owner`.
 """
@@ -6,13 +6,16 @@ It knows no protocol: bytes and ends go to an `Owner`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
 import llm_server
+from llm_server.errors import QueueFull
 
 WORKER_ARGV = (sys.executable, "-P", "-m", "llm_server.worker")
 """-P: no file of the folder the server was started in shall pass for a library."""
@@ -24,11 +27,45 @@ _ENVIRONMENT = frozenset(
 _ENVIRONMENT_PREFIXES = ("LC_", "OMP_", "GGML_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "VK_")
 _SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
+MAX_UNSENT = 64 * 1024 * 1024
+"""Bytes that may wait for a process that does not read its pipe."""
+
+
+class Process:
+    """A process that runs, or has just ended."""
+
+    def __init__(self, transport: asyncio.SubprocessTransport) -> None:
+        self._transport = transport
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        return self._transport.get_pid()
+
+    def write(self, data: bytes, *, droppable: bool) -> None:
+        """Send to its standard input. Raises QueueFull for what may be refused."""
+        pipe = cast("asyncio.WriteTransport | None", self._transport.get_pipe_transport(0))
+        if pipe is None or pipe.is_closing():
+            return  # It is ending; its exit tells everyone.
+        if droppable and pipe.get_write_buffer_size() > MAX_UNSENT:
+            raise QueueFull("The worker does not take requests at the moment.")
+        pipe.write(data)
+
+    def kill(self) -> None:
+        """End it now; for one that has not been reaped."""
+        # Not by the transport: asyncio's polls first, and steals the exit status from the loop.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close its pipes, once it has been reaped."""
+        self._transport.close()
+
 
 class Owner(Protocol):
     """Who is told what happens to a process, in the event loop's thread."""
 
-    def connected(self, transport: asyncio.SubprocessTransport) -> None:
+    def connected(self, process: Process) -> None:
         """The process runs."""
 
     def received(self, data: bytes) -> None:
@@ -84,7 +121,7 @@ class _Pipes(asyncio.SubprocessProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.SubprocessTransport, transport)
-        self._owner.connected(self._transport)
+        self._owner.connected(Process(self._transport))
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         self._owner.received(data)
