@@ -444,4 +444,59 @@ _MODELS = [
     _chat("S11", "another model", {"model": "not-loaded"}, _error("model_not_found", "model", 404)),
 ]
 
-CASES = [*_JSON, *_MESSAGES, *_TOOLS, *_SCHEMAS, *_MODELS]
+_POOL = [
+    *(
+        _on(
+            "S1",
+            path,
+            f"{path} {name[:20]!a}",
+            {"model": name},
+            _error("model_not_found", "model", 404),
+        )
+        for path in ("/models/unload", "/models/fit")
+        for name in ("../x", "/etc/passwd", "a\0b", "x" * 300, "a/../a.gguf", "not-there")
+    ),
+    *(
+        _on("S1", path, f"{path} {fields}", fields, error)
+        for path in ("/models/unload", "/models/fit")
+        for fields, error in (
+            ({}, _error("missing_required_parameter", "model")),
+            ({"model": ""}, _value("model")),
+            ({"model": ["a"]}, _error("invalid_type", "model")),
+            ({"model": {"a": 1}}, _error("invalid_type", "model")),
+        )
+    ),
+    *(
+        _on(
+            "S6",
+            "/models/fit",
+            f"fit {name} {value}",
+            {"model": "a.gguf", "load_model_configs": {name: value}},
+            error,
+        )
+        for name, value, error in (
+            ("n_ctx", -1, _value("load_model_configs.n_ctx")),
+            ("n_ctx", 10**9, _value("load_model_configs.n_ctx")),
+            ("n_ctx", 1 << 24, OK),
+            ("parallel", 10**9, _value("load_model_configs.parallel")),
+            ("n_ubatch", "many", _error("invalid_type", "load_model_configs.n_ubatch")),
+        )
+    ),
+    *(
+        _chat("S6", f"keep_alive {str(value)[:20]}", {"keep_alive": value}, error)
+        for value, error in (
+            ("", _value("keep_alive")),
+            ("1h", OK),
+            ("-1", OK),
+            ("soon", _value("keep_alive")),
+            ("5m5", _value("keep_alive")),
+            ("9" * 40, _value("keep_alive")),
+            (-2, _value("keep_alive")),
+            (1e300, _value("keep_alive")),
+            ([5], _error("invalid_type", "keep_alive")),
+            (True, _error("invalid_type", "keep_alive")),
+        )
+    ),
+]
+
+CASES = [*_JSON, *_MESSAGES, *_TOOLS, *_SCHEMAS, *_MODELS, *_POOL]
