@@ -47,6 +47,11 @@ ROWS: dict[str, tuple[str, ...]] = {
         "api/test_access.py::test_hangup_reads_the_keys_again_and_nothing_of_them_is_logged",
     ),
     "H8": ("api/test_access.py::test_a_path_never_comes_from_the_name",),
+    "H9": (
+        "api/test_ui.py::test_hostile_output_of_a_model_stays_inert",
+        "api/test_ui.py::test_a_stream_with_hostile_text_is_framed_as_any_other",
+        "web/test_page.py::test_hostile_output_stays_inert",
+    ),
     "J6": ("hostile/test_cases.py::test_every_field_refuses_every_wrong_type",),
     "M2": ("chat/test_template.py::test_a_refusal_carries_the_templates_own_words",),
     "M13": (
@@ -89,7 +94,6 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 NOT_HERE = {
     "H7": "a statistical test of times is worth nothing on a machine that others use",
-    "H9": "there is no web page yet",
     "M16": "images are not served: every image part is refused by its type, none is fetched",
     "S5": "a poisoned template cannot be told from an honest one",
     "S8": "coalescing switches to the last one is not offered: the pool serves all who wait for a "
