@@ -33,6 +33,7 @@ from pydantic_settings import (
 )
 
 from llm_server import config_file
+from llm_server.api.parameters import GpuLayers
 from llm_server.config_file import ConfigFileError, FileSource, ModelTable
 from llm_server.machine import Memory, memory
 from llm_server.models.plan import Planner
@@ -106,8 +107,8 @@ class Settings(BaseSettings):
     threads: int = Field(
         default=0, ge=0, le=1024, description="threads to compute with, 0 for one per physical core"
     )
-    n_gpu_layers: int = Field(
-        default=-1, ge=-1, le=10_000, description="layers to put on the GPU, -1 for all"
+    n_gpu_layers: GpuLayers = Field(
+        default=-1, description="layers to put on the GPU, -1 for all, auto for as many as fit"
     )
     draft_max: int = Field(
         default=16,

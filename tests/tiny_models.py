@@ -234,6 +234,26 @@ def build_attention(path: Path, seed: int = 1) -> Path:
     return builder.write()
 
 
+def build_lora(path: Path, seed: int = 9, rank: int = 4) -> Path:
+    """A LoRA adapter of `build_attention`'s models: changed queries and outputs of attention."""
+    random = np.random.default_rng(seed)
+    writer = GGUFWriter(path, "qwen2")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", float(rank))
+    for layer in range(2):
+        for name, n_out, n_in in (("q", N_HEAD * HEAD, N_EMBD), ("output", N_EMBD, N_HEAD * HEAD)):
+            base = f"blk.{layer}.attn_{name}.weight"
+            for part, shape in (("a", (rank, n_in)), ("b", (n_out, rank))):
+                values = random.normal(0, 0.5, shape).astype(np.float32)
+                writer.add_tensor(f"{base}.lora_{part}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def build_spm(path: Path, seed: int = 2) -> Path:
     """A `llama` model with the SentencePiece vocabulary."""
     builder = _Builder(path, "llama", spm_vocabulary(), n_layer=2, seed=seed)

@@ -19,7 +19,7 @@ from llm_server.api.fields import validated
 from llm_server.api.parameters import overrides_of
 from llm_server.api.schema import operation
 from llm_server.api.wire import FitBody, UnloadBody
-from llm_server.errors import ModelLoadFailed
+from llm_server.errors import ServerError
 from llm_server.models.lease import Resident
 from llm_server.models.memory import Memory
 from llm_server.models.plan import Fit, Planner
@@ -233,7 +233,7 @@ def _model_json(
     try:
         facts = registry.facts(model)
         plan = resident.plan if resident else context.pool.planner.weigh(model)
-    except ModelLoadFailed as error:
+    except ServerError as error:
         described.problem = str(error)
         return described
     described.architecture = facts.architecture

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from llm_server.errors import InvalidRequest
+from llm_server.worker.config import Adapter
 
 KvType = Literal["f16", "q8_0", "q4_0"]
 MAX_STOPS = 16
@@ -84,6 +85,26 @@ class SamplingFields(Wire):
     xtc_threshold: Probability | None = None
 
 
+class AdapterFields(Wire):
+    """A LoRA adapter of the models folder."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=512)]
+    scale: Annotated[float, Field(ge=-100, le=100)] = 1.0
+
+
+Yarn = Annotated[float, Field(ge=-1, le=1024)]
+
+
+GpuLayers = Annotated[
+    Annotated[Literal["auto"], Tag("(text)")]
+    | Annotated[Annotated[int, Field(ge=-1, le=10_000)], Tag("(number)")],
+    Discriminator(lambda value: "(text)" if value == "auto" else "(number)"),
+]
+"""A number of layers, -1 for all, or what fits."""
+
+
 class LoadFields(Wire):
     """How to load a model. A field left out stays as it is; an unknown one is refused."""
 
@@ -93,7 +114,7 @@ class LoadFields(Wire):
     n_batch: Annotated[int, Field(ge=1, le=65_536)] | None = None
     n_ubatch: Annotated[int, Field(ge=1, le=65_536)] | None = None
     n_threads: Annotated[int, Field(ge=0, le=1024)] | None = None
-    n_gpu_layers: Annotated[int, Field(ge=-1, le=10_000)] | None = None
+    n_gpu_layers: GpuLayers | None = None
     parallel: Annotated[int, Field(ge=0, le=256)] | None = None
     kv_type: KvType | None = None
     type_k: KvType | None = None
@@ -101,6 +122,24 @@ class LoadFields(Wire):
     flash_attn: Literal["auto", "on", "off"] | None = None
     draft_max: Annotated[int, Field(ge=0, le=64)] | None = None
     pooling: Literal["auto", "mean", "cls", "last"] | None = None
+    rope_scaling_type: Literal["auto", "none", "linear", "yarn", "longrope"] | None = None
+    rope_freq_base: Annotated[float, Field(ge=0, le=1e12)] | None = None
+    rope_freq_scale: Annotated[float, Field(ge=0, le=1024)] | None = None
+    yarn_ext_factor: Yarn | None = None
+    yarn_attn_factor: Yarn | None = None
+    yarn_beta_fast: Yarn | None = None
+    yarn_beta_slow: Yarn | None = None
+    yarn_orig_ctx: Annotated[int, Field(ge=0, le=1 << 24)] | None = None
+    lora: Annotated[list[AdapterFields], Field(max_length=8)] | None = None
+    chat_template: Annotated[str, Field(max_length=512)] | None = None
+
+    @field_validator("lora")
+    @classmethod
+    def _check_lora(cls, lora: list[AdapterFields] | None) -> list[AdapterFields] | None:
+        names = [adapter.name.removesuffix(".gguf") for adapter in lora or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("An adapter is named twice")
+        return lora
 
 
 def sampling_fields(fields: SamplingFields) -> dict[str, Any]:
@@ -133,6 +172,9 @@ def sampling_fields(fields: SamplingFields) -> dict[str, Any]:
 def overrides_of(fields: LoadFields | None) -> dict[str, object]:
     """How the model is to be loaded, as far as a request says."""
     given = fields.model_dump(exclude_none=True) if fields is not None else {}
+    if (adapters := given.get("lora")) is not None:
+        # One that has no part in the weights is as good as none.
+        given["lora"] = tuple(Adapter(**a) for a in adapters if a["scale"] != 0)
     if (both := given.pop("kv_type", None)) is not None:
         given = {"type_k": both, "type_v": both} | given
     return given

@@ -8,12 +8,13 @@ Sliding-window models are given full-size caches (`swa_full`) and so belong to t
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from llm_server.llama import pages
+from llm_server.llama import adapter, pages, rope
 from llm_server.llama.batch import Batch
 from llm_server.llama.lib import lib
 from llm_server.llama.model import Model
@@ -49,7 +50,14 @@ class Context:
     `batch` is what `decode` computes.
     """
 
-    def __init__(self, model: Model, config: LoadConfig, n_ctx: int, parallel: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: LoadConfig,
+        n_ctx: int,
+        parallel: int,
+        adapters: Sequence[adapter.LoadedAdapter] = (),
+    ) -> None:
         """Allocate the memory for `n_ctx` cells and `parallel` running sequences.
 
         No other thread may be at work meanwhile (see `pages`).
@@ -78,6 +86,7 @@ class Context:
         params.n_threads = params.n_threads_batch = config.n_threads
         params.type_k, params.type_v = KV_TYPES[config.type_k], KV_TYPES[config.type_v]
         params.flash_attn_type = FLASH_ATTENTION[config.flash_attn]
+        rope.configure(params, config)
         params.kv_unified = True
         params.swa_full = True
         params.no_perf = True
@@ -85,6 +94,8 @@ class Context:
         self._context = lib.llama_init_from_model(model.handle, params)
         if not self._context:
             raise ContextError("llama.cpp could not create a context")
+        if adapters:
+            adapter.apply(self._context, adapters)
         pages.give_back_zeros(before)
         self.model = model
         self.n_ctx: int = lib.llama_n_ctx(self._context)

@@ -7,16 +7,16 @@ decoders are computed the same way, and their cells are dropped after each batch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from llm_server.llama import adapter, rope
 from llm_server.llama.batch import Batch
 from llm_server.llama.context import FLASH_ATTENTION, ContextError, DecodeError
 from llm_server.llama.lib import lib
 from llm_server.llama.model import Model
-from llm_server.worker.config import Pooling
+from llm_server.worker.config import LoadConfig, Pooling
 
 POOLING: dict[Pooling, int] = {
     "mean": lib.LLAMA_POOLING_TYPE_MEAN,
@@ -41,8 +41,8 @@ class EmbeddingContext:
         n_batch: int,
         n_shared: int,
         max_texts: int,
-        n_threads: int,
-        flash_attn: Literal["auto", "on", "off"] = "auto",
+        config: LoadConfig,
+        adapters: Sequence[adapter.LoadedAdapter] = (),
     ) -> None:
         """Allocate the memory for one batch.
 
@@ -52,15 +52,18 @@ class EmbeddingContext:
         params = lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = n_batch
         params.n_seq_max = max_texts
-        params.n_threads = params.n_threads_batch = n_threads
+        params.n_threads = params.n_threads_batch = config.n_threads
         params.embeddings = True
         params.pooling_type = POOLING[pooling]
-        params.flash_attn_type = FLASH_ATTENTION[flash_attn]
+        params.flash_attn_type = FLASH_ATTENTION[config.flash_attn]
+        rope.configure(params, config)
         params.kv_unified = True
         params.no_perf = True
         self._context = lib.llama_init_from_model(model.handle, params)
         if not self._context:
             raise ContextError("llama.cpp could not create a context")
+        if adapters:
+            adapter.apply(self._context, adapters)
         self.model = model
         self.n_batch = n_batch
         self.n_shared = min(n_shared, n_batch)

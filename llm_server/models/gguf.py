@@ -29,6 +29,8 @@ MAX_ITEMS = 1024
 """Longer arrays are passed over: vocabularies, of which only the length matters here."""
 
 _PIECE = 1 << 20
+_PEEK = 16 << 10
+"""Bytes among which `general.type` is looked for: writers put it first, before the vocabulary."""
 _ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
@@ -158,11 +160,29 @@ def read_header(path: Path) -> Header:
         return _Parser(_Source(file, info.st_size)).header()
 
 
+def read_kind(path: Path) -> str:
+    """`general.type` of a file: model, adapter, mmproj, imatrix ...
+
+    "model" for a file that does not say so among its first keys, or is damaged: whoever loads it
+    will say what is wrong. Reads some kilobytes.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb", buffering=0) as file:
+            info = os.fstat(descriptor)
+            if not stat.S_ISREG(info.st_mode):
+                return "model"
+            return _Parser(_Source(file, min(info.st_size, _PEEK), piece=_PEEK)).kind()
+    except (InvalidGguf, OSError):
+        return "model"
+
+
 class _Source:
     """The bytes of a file from its beginning on, read in pieces, never past its end."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: BinaryIO, size: int, piece: int = _PIECE) -> None:
         self.size = size
+        self._piece = piece
         self._file = file
         self._data = b""
         self._start = 0  # of the piece in the file
@@ -215,7 +235,7 @@ class _Source:
         pieces = [kept]
         left = n - len(kept)
         while left > 0:
-            piece = self._file.read(max(_PIECE, left))
+            piece = self._file.read(max(self._piece, left))
             if not piece:
                 raise InvalidGguf("the file became shorter while it was read")
             pieces.append(piece)
@@ -229,7 +249,24 @@ class _Parser:
     def __init__(self, source: _Source) -> None:
         self._source = source
 
+    def kind(self) -> str:
+        """What `read_kind` says."""
+        _, _, n_keys = self._counts()
+        for _ in range(n_keys):
+            key, value = self._pair()
+            if key == "general.type" and isinstance(value, str):
+                return value
+        return "model"
+
     def header(self) -> Header:
+        """What `read_header` returns."""
+        version, n_tensors, n_keys = self._counts()
+        metadata = self._metadata(n_keys)
+        tensors = self._tensors(n_tensors, _alignment(metadata))
+        return Header(version, metadata, tensors)
+
+    def _counts(self) -> tuple[int, int, int]:
+        """Version, number of tensors, number of keys."""
         if self._source.size < 24 or self._source.take(4) != b"GGUF":
             raise InvalidGguf("it is not a GGUF file")
         version, n_tensors, n_keys = self._unpack("<IQQ")
@@ -239,9 +276,7 @@ class _Parser:
             raise InvalidGguf(f"its GGUF version {version} is not supported")
         if n_tensors > MAX_TENSORS or n_keys > MAX_KEYS:
             raise InvalidGguf("it claims to hold absurdly many tensors or keys")
-        metadata = self._metadata(n_keys)
-        tensors = self._tensors(n_tensors, _alignment(metadata))
-        return Header(version, metadata, tensors)
+        return version, n_tensors, n_keys
 
     def _unpack(self, layout: str) -> tuple[int, ...]:
         return struct.unpack(layout, self._source.take(struct.calcsize(layout)))
@@ -257,16 +292,20 @@ class _Parser:
     def _metadata(self, n_keys: int) -> dict[str, Value]:
         metadata: dict[str, Value] = {}
         for _ in range(n_keys):
-            key = self._text(MAX_TEXT)
-            if not key:
-                raise InvalidGguf("a key of its metadata is empty or absurdly long")
+            key, value = self._pair()
             if key in metadata:
                 raise InvalidGguf("a key of its metadata is there twice")
-            (kind,) = self._unpack("<I")
-            if key == "general.alignment" and kind != _UINT32:
-                raise InvalidGguf("its alignment is of the wrong type")
-            metadata[key] = self._array() if kind == _ARRAY else self._scalars(kind, 1)[0]
+            metadata[key] = value
         return metadata
+
+    def _pair(self) -> tuple[str, Value]:
+        key = self._text(MAX_TEXT)
+        if not key:
+            raise InvalidGguf("a key of its metadata is empty or absurdly long")
+        (kind,) = self._unpack("<I")
+        if key == "general.alignment" and kind != _UINT32:
+            raise InvalidGguf("its alignment is of the wrong type")
+        return key, self._array() if kind == _ARRAY else self._scalars(kind, 1)[0]
 
     def _array(self) -> Value:
         kind, n = self._unpack("<IQ")

@@ -79,10 +79,19 @@ class Resident:
     def _in_force(self, name: str, value: object) -> bool:
         if name == "pooling" and value == self.worker.loaded.pooling:
             return True
+        if name == "n_gpu_layers" and self._gpu_layers(value) == self.worker.loaded.n_gpu_layers:
+            return True
         # What was fitted may be asked for by its number as well as left open.
         return value in (getattr(self.plan.asked, name), getattr(self.plan.config, name)) or (
             name in ("n_ctx", "parallel") and value in (0, getattr(self.worker.loaded, name))
         )
+
+    def _gpu_layers(self, value: object) -> int | None:
+        """What a number of layers comes to here; None if only a load could tell."""
+        most = self.worker.loaded.max_gpu_layers
+        if isinstance(value, int):
+            return most if value < 0 else min(value, most)
+        return None if most else 0
 
 
 @dataclass(slots=True, eq=False)

@@ -95,6 +95,10 @@ class Loader:
             log_level=self.log_level,
             log_format=self.log_format,
             sandbox=self.sandbox,
+            adapter_paths=tuple(str(adapter.path) for adapter in plan.adapters),
+            template_path=str(plan.template.path) if plan.template else None,
+            layer_bytes=plan.layer_bytes,
+            compute_bytes=plan.memory.compute,
         )
         try:
             return await self.start_worker(load, on_progress=self._progress, totals=self.totals)

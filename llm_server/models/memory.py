@@ -92,6 +92,14 @@ def estimate(facts: Facts, config: LoadConfig, extras: Extras = Extras()) -> Mem
     )
 
 
+def layer_bytes(facts: Facts, config: LoadConfig) -> tuple[int, ...]:
+    """What each layer takes with its cells, which lie where it does; the output layer last."""
+    weights = facts.shape.layer_bytes
+    cells = -(-config.n_ctx // CTX_STEP) * CTX_STEP
+    kv = cells * kv_bytes_per_cell(facts.shape, config) // max(1, len(weights))
+    return (*(size + kv for size in weights), facts.shape.other_bytes)
+
+
 def embeds(facts: Facts, config: LoadConfig) -> bool:
     """Whether it makes vectors when it is loaded like that, instead of text."""
     return config.pooling != "auto" or facts.pooling is not None

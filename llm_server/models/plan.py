@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,9 @@ import msgspec
 
 from llm_server.errors import InsufficientMemory
 from llm_server.models.facts import Facts, Identity
-from llm_server.models.memory import Extras, Memory, estimate, largest_n_ctx, settled
+from llm_server.models.memory import Extras, Memory, estimate, largest_n_ctx, layer_bytes, settled
 from llm_server.models.registry import ModelFile, Registry
-from llm_server.worker.config import LoadConfig
+from llm_server.worker.config import Adapter, LoadConfig
 
 GB = 1_000_000_000
 
@@ -35,6 +35,12 @@ class Plan:
     config: LoadConfig
     """The same with every open number settled."""
     memory: Memory
+    adapters: tuple[ModelFile, ...] = ()
+    """The files of the LoRA adapters."""
+    template: ModelFile | None = None
+    """The file of the chat template that replaces the model's own."""
+    layer_bytes: tuple[int, ...] = ()
+    """What each layer takes with its cells, the output layer last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +76,21 @@ class Planner:
     ) -> LoadConfig:
         """What a request asks for: over what is in force (`base`), else over the defaults."""
         if base is None:
-            base = msgspec.structs.replace(self.defaults, **self.told(model).load)
-        return msgspec.structs.replace(base, **overrides)
+            base = msgspec.structs.replace(self.defaults, **self.named(self.told(model).load))
+        return msgspec.structs.replace(base, **self.named(overrides))
+
+    def named(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """`overrides` with files by their names in the folder, so that equal ones are equal.
+
+        Raises InvalidRequest for a file that is not there, as of the last scan.
+        """
+        named = dict(overrides)
+        if adapters := named.get("lora"):
+            files = [(self.registry.adapter(adapter.name), adapter.scale) for adapter in adapters]
+            named["lora"] = tuple(sorted(Adapter(file.name, scale) for file, scale in files))
+        if template := named.get("chat_template"):
+            named["chat_template"] = self.registry.template(template).name
+        return named
 
     def plan(self, model: ModelFile, asked: LoadConfig) -> Plan:
         """The plan for a load. Blocks for the disk; safe in a thread.
@@ -95,8 +114,8 @@ class Planner:
 
     def fit(self, model: ModelFile, asked: LoadConfig) -> Fit:
         """Whether the model fits, as asked and at most. Blocks; raises ModelLoadFailed."""
-        facts, extras = self.registry.facts(model), self._extras(model)
-        plan = self.weigh(model, asked)
+        facts, plan = self.registry.facts(model), self.weigh(model, asked)
+        extras = self._extras(model, plan.adapters)
         return Fit(
             plan=plan,
             facts=facts,
@@ -108,9 +127,20 @@ class Planner:
     def weigh(self, model: ModelFile, asked: LoadConfig | None = None) -> Plan:
         """What a load would take, whether that fits or not. Blocks; raises ModelLoadFailed."""
         asked = self.asked(model, {}) if asked is None else asked
-        facts, extras = self.registry.facts(model), self._extras(model)
+        facts = self.registry.facts(model)
+        adapters = tuple(self.registry.adapter(adapter.name) for adapter in asked.lora)
+        template = self.registry.template(asked.chat_template) if asked.chat_template else None
+        extras = self._extras(model, adapters)
         config = settled(facts, asked, self.budget, extras)
-        return Plan(model, asked, config, estimate(facts, config, extras))
+        return Plan(
+            model,
+            asked,
+            config,
+            estimate(facts, config, extras),
+            adapters,
+            template,
+            layer_bytes(facts, config),
+        )
 
     def sources(self, plan: Plan) -> dict[str, str]:
         """Where each setting of a plan is from.
@@ -137,8 +167,12 @@ class Planner:
         means = self.registry.means
         return next((d for name, d in self.by_model.items() if means(name, model)), ModelDefaults())
 
-    def _extras(self, model: ModelFile) -> Extras:
-        return Extras(cache=self.cache, correction=self._corrections.get(model.identity, 0))
+    def _extras(self, model: ModelFile, adapters: Sequence[ModelFile]) -> Extras:
+        return Extras(
+            adapters=sum(adapter.size for adapter in adapters),
+            cache=self.cache,
+            correction=self._corrections.get(model.identity, 0),
+        )
 
     def learn(self, plan: Plan, taken: int) -> int:
         """A load took that many bytes, 0 if that is unknown. What to count it as from now on."""

@@ -20,6 +20,7 @@ from typing import Literal, TypeAlias
 
 from llm_server.errors import (
     InsufficientMemory,
+    InvalidRequest,
     ModelLoading,
     QueueFull,
     RateLimitExceeded,
@@ -122,14 +123,14 @@ class Pool:
         Raises ModelNotFound, QueueFull, RateLimitExceeded where the `owner` would leave too little
         room for others, ShuttingDown, and whatever a load fails with.
         """
-        file = await self._resolve(model)
+        file, wanted = await self._resolve(model), await self._named(overrides or {})
         if self._closing:
             raise ShuttingDown("The server is shutting down.")
         self._check_room(owner)
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
             file,
-            overrides or {},
+            wanted,
             granted,
             keep_alive_s,
             named=model is not None,
@@ -360,6 +361,14 @@ class Pool:
                 return resident.model
         await asyncio.to_thread(self._registry.scan)
         return self._registry.find(name)
+
+    async def _named(self, overrides: Overrides) -> Overrides:
+        """The overrides with the names of files in full; looks at the folder for new ones."""
+        try:
+            return self.planner.named(overrides)
+        except InvalidRequest:
+            await asyncio.to_thread(self._registry.scan)
+            return self.planner.named(overrides)
 
     async def _unnamed(self) -> ModelFile:
         """The default model; the first one while there is none, or when its file is gone."""

@@ -1,9 +1,10 @@
 """The models folder: which files can be served, and under which names.
 
-A scan makes a dictionary, and names from clients are only ever looked up in it: they never become
-part of a path. It looks at names, kinds and sizes of files and opens none of them, so a FIFO or a
-broken model cannot hold it up; headers are read when somebody asks for facts, once for each state
-of the files. What is loaded is the pool's business.
+A scan makes dictionaries, and names from clients are only ever looked up in them: they never become
+part of a path. Beside models there are LoRA adapters, and chat templates that replace a model's
+own. A scan looks at names and sizes of files, and once for each state of a file at its first
+kilobytes, for what it is; headers are read when somebody asks for facts. What is loaded is the
+pool's business.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from llm_server.errors import ModelLoadFailed, ModelNotFound
+from llm_server.errors import InvalidRequest, ModelLoadFailed, ModelNotFound
 from llm_server.models.facts import Facts, FactsCache, Identity, identity
+from llm_server.models.gguf import read_kind
 
 MAX_DEPTH = 4
 """Levels of subfolders that are looked into."""
 
+_TEMPLATE = ".jinja"
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf")
 
 
@@ -65,11 +68,21 @@ class Registry:
         self._names: dict[str, ModelFile] = {}
         self._ambiguous: dict[str, list[str]] = {}
         self._facts = FactsCache()
+        self._kinds: dict[Identity, str] = {}
+        self._adapters: dict[str, ModelFile] = {}
+        self._templates: dict[str, ModelFile] = {}
 
     def scan(self) -> None:
         """Look at the folder anew. Blocks for the disk; safe in a thread."""
-        found = _models(_files(self.folder, self._follow_symlinks))
-        models = {model.name: model for model in sorted(found, key=_by_name)}
+        files = list(_files(self.folder, self._follow_symlinks))
+        by_kind = self._by_kind(sorted(_models(files), key=_by_name))
+        models = {model.name: model for model in by_kind.get("model", ())}
+        self._adapters = {adapter.name: adapter for adapter in by_kind.get("adapter", ())}
+        self._templates = {
+            name: _model(name, [(path, info)])
+            for name, path, info in files
+            if name.endswith(_TEMPLATE)
+        }
         if not models and self._stand_in is not None and self._stand_in.is_file():
             name = self._stand_in.name
             models[name] = _model(name, [(self._stand_in, self._stand_in.stat())])
@@ -85,6 +98,16 @@ class Registry:
         self._ambiguous = {n: sorted(of) for n, of in meanings.items() if n not in self._names}
         self._models = models
         self._facts.keep_only(model.identity for model in models.values())
+
+    def _by_kind(self, files: Iterable[ModelFile]) -> dict[str, list[ModelFile]]:
+        """Files by what they say they are; what is neither model nor adapter serves nobody."""
+        known, self._kinds = self._kinds, {}
+        by_kind: dict[str, list[ModelFile]] = {}
+        for file in files:
+            kind = known.get(file.identity) or read_kind(file.path)
+            self._kinds[file.identity] = kind
+            by_kind.setdefault(kind, []).append(file)
+        return by_kind
 
     def models(self) -> list[ModelFile]:
         """All models by name, as of the last scan."""
@@ -113,6 +136,15 @@ class Registry:
         found = self._names.get(name)
         return found is not None and found.path == model.path
 
+    def adapter(self, name: str) -> ModelFile:
+        """The LoRA adapter of that name, with or without `.gguf`. Raises InvalidRequest."""
+        return _of_name(name, self._adapters, ".gguf", "adapter", "load_model_configs.lora")
+
+    def template(self, name: str) -> ModelFile:
+        """The chat template of that name, with or without `.jinja`. Raises InvalidRequest."""
+        param = "load_model_configs.chat_template"
+        return _of_name(name, self._templates, _TEMPLATE, "chat template", param)
+
     def find(self, name: str) -> ModelFile:
         """The model of that exact name, with or without `.gguf` and subfolder, or of that alias.
 
@@ -127,6 +159,19 @@ class Registry:
         )
         near = list(dict.fromkeys(self._names[n].name for n in near))[:3]
         raise ModelNotFound(name, f" Did you mean {' or '.join(near)}?" if near else "")
+
+
+def _of_name(
+    name: str, files: Mapping[str, ModelFile], suffix: str, what: str, param: str
+) -> ModelFile:
+    """One of `files`. Raises InvalidRequest with near names."""
+    found = files.get(name) or files.get(name + suffix)
+    if found is not None:
+        return found
+    near = get_close_matches(name[:128], files, n=3, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    message = f"There is no {what} of that name in the models folder.{hint}"
+    raise InvalidRequest(message, param=param)
 
 
 def _by_name(model: ModelFile) -> str:
@@ -154,8 +199,8 @@ def _model(name: str, files: list[tuple[Path, os.stat_result]]) -> ModelFile:
     )
 
 
-def _models(found: Iterator[tuple[str, Path, os.stat_result]]) -> Iterator[ModelFile]:
-    files = {name: (path, info) for name, path, info in found}
+def _models(found: Iterable[tuple[str, Path, os.stat_result]]) -> Iterator[ModelFile]:
+    files = {name: (path, info) for name, path, info in found if name.endswith(".gguf")}
     for name, (path, info) in files.items():
         if path.name.startswith("mmproj"):
             continue  # A projector belongs to a model and cannot answer by itself.
@@ -172,7 +217,7 @@ def _models(found: Iterator[tuple[str, Path, os.stat_result]]) -> Iterator[Model
 
 
 def _files(folder: Path, follow: bool) -> Iterator[tuple[str, Path, os.stat_result]]:
-    """(name, path, status) of readable, regular, non-empty `*.gguf` files.
+    """(name, path, status) of readable, regular, non-empty `*.gguf` and `*.jinja` files.
 
     Links to files inside the folder are as good as files; others only if `follow`.
     """
@@ -189,7 +234,7 @@ def _files(folder: Path, follow: bool) -> Iterator[tuple[str, Path, os.stat_resu
             if entry.is_dir(follow_symlinks=follow):
                 if depth < MAX_DEPTH and not entry.name.startswith("."):
                     pending.append((Path(entry.path), f"{prefix}{entry.name}/", depth + 1))
-            elif entry.name.endswith(".gguf") and (info := _servable(entry, root)):
+            elif entry.name.endswith((".gguf", _TEMPLATE)) and (info := _servable(entry, root)):
                 yield prefix + entry.name, Path(entry.path), info
 
 

@@ -55,8 +55,9 @@ def confine(command: Load) -> str:
         with contextlib.suppress(OSError):  # The store says what comes of it.
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         writable.append(folder)
+    named = [*command.adapter_paths, *([command.template_path] if command.template_path else [])]
     return sandbox.confine(
-        readable=model_parts(Path(command.model_path)),
+        readable=[*model_parts(Path(command.model_path)), *map(Path, named)],
         writable=writable,
         gpu=command.config.n_gpu_layers != 0,
     )

@@ -15,6 +15,9 @@ KvType: TypeAlias = Literal["f16", "q8_0", "q4_0"]
 Pooling: TypeAlias = Literal["mean", "cls", "last"]
 """How the vectors of a text's tokens become one: llama.cpp's names, without `none` and `rank`."""
 
+RopeScaling: TypeAlias = Literal["auto", "none", "linear", "yarn", "longrope"]
+"""How positions beyond those of the training are made: llama.cpp's names."""
+
 
 PARALLEL = 32
 """Requests that may run at once unless told otherwise; with one unified memory they cost little."""
@@ -29,30 +32,54 @@ TEXTS_BYTES = 512 * 1024
 """and the most bytes of their vectors: they travel in one frame, and may lie unread together."""
 
 
+class Adapter(msgspec.Struct, frozen=True, order=True):
+    """A LoRA adapter, by the name of its file below the models folder, and how much of it."""
+
+    name: str
+    scale: float = 1.0
+
+
 class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How to load a model. Equal values have equal effect: the pool compares them.
 
     `n_ctx` is the number of KV cells that all running requests share and the longest one request
     may use; 0 is what the model was trained for, as far as it fits. `n_threads` 0 is the
-    number of physical cores, `n_gpu_layers` -1 all layers. `parallel` 0 lets the worker choose
-    how many requests may run at once. `type_k` and `type_v` are what keys and values are kept in.
+    number of physical cores, `n_gpu_layers` -1 all layers, "auto" what fits. `parallel` 0 lets the
+    worker choose how many requests may run at once. `type_k` and `type_v` are what keys and values
+    are kept in.
     `draft_max` is how many tokens may be guessed and computed in one step; 0 turns it off.
     `pooling` makes it an embedding model, which "auto" leaves to the file. For those `n_ctx` is
     the longest text, 0 at most 2048 tokens, `n_ubatch` is how many tokens short texts share a
     batch up to, and `parallel` how many texts.
+    `rope_*` and `yarn_*` are llama.cpp's, and where they are 0, -1 or "auto" the file's. `lora` are
+    adapters that change the weights, `chat_template` is a file that replaces the model's own.
     """
 
     n_ctx: int = 0
     n_batch: int = 2048
     n_ubatch: int = 512
     n_threads: int = 0
-    n_gpu_layers: int = -1
+    n_gpu_layers: int | Literal["auto"] = -1
     parallel: int = 0
     type_k: KvType = "f16"
     type_v: KvType = "f16"
     flash_attn: Literal["auto", "on", "off"] = "auto"
     draft_max: int = 16
     pooling: Literal["auto"] | Pooling = "auto"
+    rope_scaling_type: RopeScaling = "auto"
+    rope_freq_base: float = 0.0
+    rope_freq_scale: float = 0.0
+    yarn_ext_factor: float = -1.0
+    yarn_attn_factor: float = -1.0
+    yarn_beta_fast: float = -1.0
+    yarn_beta_slow: float = -1.0
+    yarn_orig_ctx: int = 0
+    lora: tuple[Adapter, ...] = ()
+    chat_template: str = ""
+
+
+ROPE_FIELDS = tuple(name for name in LoadConfig.__struct_fields__ if name[:4] in ("rope", "yarn"))
+"""The fields of `LoadConfig` that change where tokens seem to stand."""
 
 
 class CacheConfig(msgspec.Struct, frozen=True):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+
+import msgspec
 
 from llm_server.engine.embedder import Texts
 from llm_server.errors import (
@@ -11,6 +14,7 @@ from llm_server.errors import (
     InvalidRequest,
     ModelLoadFailed,
 )
+from llm_server.llama.adapter import LoadedAdapter
 from llm_server.llama.context import ContextError, DecodeError
 from llm_server.llama.embedding import POOLING, EmbeddingContext
 from llm_server.llama.lib import lib
@@ -48,7 +52,9 @@ def pooling_of(model: Model, config: LoadConfig) -> Pooling | None:
     return "mean" if is_encoder or not lib.llama_model_has_decoder(model.handle) else None
 
 
-def open_embedding(model: Model, pooling: Pooling, config: LoadConfig) -> EmbeddingContext:
+def open_embedding(
+    model: Model, pooling: Pooling, config: LoadConfig, adapters: Sequence[LoadedAdapter] = ()
+) -> EmbeddingContext:
     """A context for vectors of `model`, with what `config` leaves open settled, tried once.
 
     Raises:
@@ -64,8 +70,8 @@ def open_embedding(model: Model, pooling: Pooling, config: LoadConfig) -> Embedd
             n_batch=n_ctx,
             n_shared=config.n_ubatch,
             max_texts=min(config.parallel or TEXTS, fits, n_ctx),
-            n_threads=config.n_threads or physical_cores(),
-            flash_attn=config.flash_attn,
+            config=msgspec.structs.replace(config, n_threads=config.n_threads or physical_cores()),
+            adapters=adapters,
         )
     except ContextError:
         raise InsufficientMemory(

@@ -6,10 +6,11 @@ import ctypes
 import gc
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -17,9 +18,11 @@ from llm_server.cache.disk import DiskTier, chunk_tokens
 from llm_server.cache.fingerprint import fingerprint, model_fingerprint
 from llm_server.cache.store import ChunkStore
 from llm_server.errors import InsufficientMemory, ModelLoadFailed
-from llm_server.llama import log
+from llm_server.llama import log, rope
+from llm_server.llama.adapter import LoadedAdapter
 from llm_server.llama.context import Context, ContextError
 from llm_server.llama.embedding import EmbeddingContext
+from llm_server.llama.gpu import devices, layers_that_fit
 from llm_server.llama.lib import lib, version
 from llm_server.llama.model import LoadError, Model
 from llm_server.machine import physical_cores
@@ -30,6 +33,9 @@ from llm_server.worker.prepare import Preparer, open_dialogue
 from llm_server.worker.preparing import Work
 
 logger = logging.getLogger(__name__)
+
+MAX_TEMPLATE = 1 << 20
+"""Characters of a chat template from a file; no published one comes near."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +59,24 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
     """
     log.install()
     lib.llama_backend_init()
-    config = command.config
+    n_gpu_layers = gpu_layers(command)
+    config = msgspec.structs.replace(command.config, n_gpu_layers=n_gpu_layers)
+    command = msgspec.structs.replace(command, config=config)
     try:
-        model = Model(
-            Path(command.model_path), n_gpu_layers=config.n_gpu_layers, on_progress=on_progress
-        )
+        model = Model(Path(command.model_path), n_gpu_layers=n_gpu_layers, on_progress=on_progress)
     except LoadError:
         raise ModelLoadFailed(
             "The file could not be loaded as a model; the server's log has llama.cpp's reason.",
             param="model",
         ) from None
+    template = read_template(command)
+    adapters = load_adapters(command, model)
     if (pooling := pooling_of(model, config)) is not None:
-        return load_embedding(model, pooling, config)
-    context = open_context(model, config)
+        return load_embedding(model, pooling, config, adapters)
+    context = open_context(model, config, adapters)
     with ThreadPoolExecutor(1, "dialogue") as pool:
         # Both take a while, one in native code and one mostly in Python.
-        dialogue = pool.submit(open_dialogue, model)
+        dialogue = pool.submit(open_dialogue, model, template)
         context.warm_up()
     print_ = state_fingerprint(command, context)
     preparer = Preparer(context, dialogue.result())
@@ -80,6 +88,8 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
         description=model.description,
         fingerprint=system_fingerprint(print_, context, config),
         memory_bytes=memory_bytes(model),
+        n_gpu_layers=on_cards(model, config.n_gpu_layers),
+        max_gpu_layers=on_cards(model, -1),
     )
     logger.info("loaded %s with %d cells", model.description, context.n_ctx)
     disk = open_cache(command, context, print_)
@@ -87,13 +97,71 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
     return Ready(context, preparer.prepare, disk, loaded, config.draft_max)
 
 
-def load_embedding(model: Model, pooling: Pooling, config: LoadConfig) -> Ready:
+def gpu_layers(command: Load) -> int:
+    """How many layers go to graphics cards, -1 for all; 0 where there are none."""
+    asked, cards = command.config.n_gpu_layers, devices()
+    if not cards:
+        return 0
+    if asked == "auto":
+        return layers_that_fit(command.layer_bytes, command.compute_bytes, cards)
+    return asked
+
+
+def on_cards(model: Model, asked: int | Literal["auto"]) -> int:
+    """How many layers `asked` comes to here, with -1 for all; the output layer is one of them."""
+    most = model.n_layer + 1 if devices() else 0
+    return min(asked, most) if isinstance(asked, int) and asked >= 0 else most
+
+
+def load_adapters(command: Load, model: Model) -> list[LoadedAdapter]:
+    """The LoRA adapters of the configuration.
+
+    Raises:
+        ModelLoadFailed: one does not belong to the model.
+    """
+    adapters = []
+    for asked, path in zip(command.config.lora, command.adapter_paths, strict=True):
+        try:
+            adapters.append(LoadedAdapter(model, Path(path), asked.scale))
+        except LoadError:
+            raise ModelLoadFailed(
+                f"The adapter {asked.name} cannot be used with this model; the server's log has "
+                "llama.cpp's reason.",
+                param="load_model_configs.lora",
+            ) from None
+    return adapters
+
+
+def read_template(command: Load) -> str | None:
+    """The chat template that replaces the model's own, if there is to be one.
+
+    Raises:
+        ModelLoadFailed: the file is no text, or too long.
+    """
+    if command.template_path is None:
+        return None
+    try:
+        with open(command.template_path, encoding="utf-8") as file:
+            source = file.read(MAX_TEMPLATE + 1)
+    except (OSError, UnicodeDecodeError):
+        source = None
+    if source is None or len(source) > MAX_TEMPLATE:
+        raise ModelLoadFailed(
+            f"{command.config.chat_template} is no text of at most {MAX_TEMPLATE >> 20} MB.",
+            param="load_model_configs.chat_template",
+        )
+    return source
+
+
+def load_embedding(
+    model: Model, pooling: Pooling, config: LoadConfig, adapters: Sequence[LoadedAdapter]
+) -> Ready:
     """What serves a model that makes vectors: no dialogue, no prompt cache.
 
     Raises:
         InsufficientMemory: the memory for computing could not be had.
     """
-    context = open_embedding(model, pooling, config)
+    context = open_embedding(model, pooling, config, adapters)
     loaded = Loaded(
         n_ctx=context.n_batch,
         n_ctx_train=model.n_ctx_train,
@@ -102,6 +170,8 @@ def load_embedding(model: Model, pooling: Pooling, config: LoadConfig) -> Ready:
         description=model.description,
         pooling=pooling,
         memory_bytes=memory_bytes(model),
+        n_gpu_layers=on_cards(model, config.n_gpu_layers),
+        max_gpu_layers=on_cards(model, -1),
     )
     logger.info("loaded %s for embeddings, pooling %s", model.description, pooling)
     return Ready(context, TextPreparer(context).prepare, None, loaded, 0)
@@ -118,7 +188,9 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def open_context(model: Model, config: LoadConfig) -> Context:
+def open_context(
+    model: Model, config: LoadConfig, adapters: Sequence[LoadedAdapter] = ()
+) -> Context:
     """A context for `model`, with what `config` leaves open settled.
 
     Raises:
@@ -131,7 +203,7 @@ def open_context(model: Model, config: LoadConfig) -> Context:
     parallel = min(parallel, config.n_batch, n_ctx)
     config = msgspec.structs.replace(config, n_threads=config.n_threads or physical_cores())
     try:
-        context = Context(model, config, n_ctx, parallel)
+        context = Context(model, config, n_ctx, parallel, adapters)
     except ContextError:
         raise InsufficientMemory(
             f"A context of {n_ctx} tokens does not fit into the memory. Ask for a smaller n_ctx.",
@@ -156,6 +228,13 @@ def state_fingerprint(command: Load, context: Context) -> bytes:
             "swa_full": True,
             # LongRoPE picks its factors by the length of the context.
             "long": bool(original) and context.n_ctx > original,
+            **rope.overrides(command.config),
+            **{
+                f"lora.{i}": f"{model_fingerprint(Path(path)).hex()} {asked.scale}"
+                for i, (asked, path) in enumerate(
+                    zip(command.config.lora, command.adapter_paths, strict=True)
+                )
+            },
         },
     )
 

@@ -171,8 +171,10 @@ Asked: TypeAlias = Request | Embed | Question
 class Load(msgspec.Struct, frozen=True, tag=True):
     """The first command, sent once. Answered by `Loaded` or `LoadFailed`.
 
-    `cache` None: prompts are cached in memory alone. `sandbox` False leaves the worker all that
-    its user may do.
+    `adapter_paths` are the files of `config.lora` in their order, `template_path` is that of
+    `config.chat_template`. `cache` None: prompts are cached in memory alone. `sandbox` False leaves
+    the worker all that its user may do. `layer_bytes` is what each layer takes on a graphics card,
+    the output layer last, and `compute_bytes` what computing takes there.
     """
 
     model_path: str
@@ -181,6 +183,10 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     log_level: str = "info"
     log_format: str = "text"
     sandbox: bool = True
+    adapter_paths: tuple[str, ...] = ()
+    template_path: str | None = None
+    layer_bytes: tuple[int, ...] = ()
+    compute_bytes: int = 0
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -236,6 +242,9 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     pooling: Pooling | None = None
     """Of an embedding model; None for a model that generates text."""
     memory_bytes: int = 0
+    n_gpu_layers: int = 0
+    max_gpu_layers: int = 0
+    """What `n_gpu_layers` -1 comes to: 0 where there is no graphics card."""
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):

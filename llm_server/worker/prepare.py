@@ -50,13 +50,15 @@ CHEAP_BYTES = 1 << 16
 """A text this short is tokenized without a first look at its length."""
 
 
-def open_dialogue(model: Model) -> Dialogue:
+def open_dialogue(model: Model, template: str | None = None) -> Dialogue:
     """The model's dialogue, with all that its first request would have to wait for.
+
+    `template` replaces the model's own.
 
     Raises:
         TemplateError: the model's chat template cannot be compiled.
     """
-    dialogue = Dialogue(model.chat_template, model.vocab)
+    dialogue = Dialogue(model.chat_template if template is None else template, model.vocab)
     dialogue.warm()
     return dialogue
 

@@ -14,7 +14,7 @@ from llm_server.llama.batch import Batch
 from llm_server.llama.embedding import EmbeddingContext
 from llm_server.llama.lib import lib
 from llm_server.llama.model import Model
-from llm_server.worker.config import Pooling
+from llm_server.worker.config import LoadConfig, Pooling
 from tests import tiny_encoders
 
 TEXTS = ["hello world", "the time", "people could find a long day", "a", "name part system made"]
@@ -30,10 +30,15 @@ def context(
     else:
         kind = PoolingType[pooling.upper()]
         model = Model(tiny_encoders.build_bert(tmp_path / "bert.gguf", kind))
-    context = EmbeddingContext(model, pooling, n_batch=64, n_shared=64, max_texts=8, n_threads=1)
+    context = opened(model, pooling)
     yield context
     context.close()
     model.close()
+
+
+def opened(model: Model, pooling: Pooling) -> EmbeddingContext:
+    one = LoadConfig(n_threads=1)
+    return EmbeddingContext(model, pooling, n_batch=64, n_shared=64, max_texts=8, config=one)
 
 
 def tokens_of(context: EmbeddingContext, text: str) -> list[int]:
@@ -83,7 +88,7 @@ def test_pooling_is_what_its_name_says(tmp_path: Path, pooling: Pooling) -> None
     model = Model(tiny_encoders.build_bert(tmp_path / "bert.gguf", PoolingType.MEAN))
     tokens = model.vocab.tokenize(TEXTS[2], parse_special=False, add_special=True)
     expected = POOLED[pooling](token_vectors(model, tokens))
-    context = EmbeddingContext(model, pooling, n_batch=64, n_shared=64, max_texts=8, n_threads=1)
+    context = opened(model, pooling)
     np.testing.assert_allclose(context.embed([tokens])[0], expected, atol=1e-5)
     context.close()
     model.close()
