@@ -19,7 +19,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from llm_server.api.traffic import Traffic
-from llm_server.models.pool import Pool, Status
+from llm_server.models.pool import Pool
+from llm_server.models.status import Status
 from llm_server.worker.totals import Totals
 
 _CACHE_HELP = {

@@ -26,7 +26,7 @@ from llm_server.api.traffic import passage_of
 from llm_server.api.usage import Ends, Origin
 from llm_server.api.wire import CHAT_EXAMPLE, ChatBody, SetModelBody
 from llm_server.errors import ModelLoading, RemoteError
-from llm_server.models.pool import Status
+from llm_server.models.status import Status
 from llm_server.worker.messages import Failed, Finished, RequestEvent, Usage
 
 router = APIRouter()

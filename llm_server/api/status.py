@@ -26,7 +26,7 @@ from llm_server.api.errors import json_response
 from llm_server.api.journal import INTERVAL_S, Entry, Sample
 from llm_server.api.schema import operation
 from llm_server.errors import InvalidRequest
-from llm_server.models.pool import State
+from llm_server.models.status import State
 from llm_server.worker.messages import Sampling
 
 router = APIRouter()

@@ -2,9 +2,9 @@
 
 Requests ask for a lease on a ready worker and wait in one queue. Those whose model is loaded go in
 at once; for the others models are brought in, one at a time, in the order in which they came and
-owner by owner in turn. When the budget does not
-hold it beside the others, the least recently used go: they take no more requests, end those they
-have, and only then are ended themselves. Knows no HTTP and no wire format.
+owner by owner in turn. When the budget does not hold one beside the others, the least recently used
+go: they take no more requests, end those they have, and only then are ended themselves. Knows no
+HTTP and no wire format.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 from llm_server.errors import (
     InsufficientMemory,
@@ -33,34 +31,13 @@ from llm_server.models.plan import Plan, Planner
 from llm_server.models.policy import MAX_REVIVALS
 from llm_server.models.registry import ModelFile
 from llm_server.models.residents import Residents
+from llm_server.models.status import State, Status
 from llm_server.worker.totals import Totals
 
 logger = logging.getLogger(__name__)
 
-State: TypeAlias = Literal["empty", "loading", "ready", "failed", "stopping"]
-
 DEFAULT_PARALLEL = 4
 """Requests assumed to run at once before a worker has said how many do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """The pool at one moment, for display only: decisions are the pool's own."""
-
-    state: State
-    model: str | None
-    """The default model if it is loaded, else another that is, else the one being loaded."""
-    n_ctx: int
-    parallel: int
-    running: int
-    waiting: int
-    loading: str | None
-    fraction: float
-    """How much of `loading` has been read, 0 to 1."""
-    error: str | None
-    """Why the last load failed, if it is the last thing that happened."""
-    sandbox: str | None = None
-    """What the worker gave up: `full`, `partial (...)` or `off`; None while there is none."""
 
 
 class Pool:
