@@ -419,7 +419,7 @@ def test_a_word_that_cannot_be_enforced_is_refused_by_its_name_or_ignored() -> N
 
 
 BOMBS: list[Any] = [
-    {"type": "string", "pattern": "^(a{1000}){1000}$"},
+    {"type": "string", "pattern": "^(a{600}){600}$"},
     {"type": "string", "pattern": "(a*)*b"},
     {"type": "string", "pattern": "(" * 5000 + ")" * 5000},
     {"enum": [f"value {i}" for i in range(20_000)]},

@@ -10,7 +10,7 @@ from tests.endurance.soak import soak
 
 
 def test_mixed_requests_leave_nothing_behind(tmp_path: Path) -> None:
-    report = soak(tmp_path, requests=160, batch=40)
+    report = soak(tmp_path, requests=120, batch=30)
     assert report.faults == []
     assert set(report.outcomes) == {"answered", "aborted", "refused", "unloaded"}
     assert report.leaks == []
@@ -19,7 +19,7 @@ def test_mixed_requests_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_disasters_cost_errors_and_no_answers(tmp_path: Path) -> None:
-    report = chaos(tmp_path, seconds=4, pause_s=0.4)
+    report = chaos(tmp_path, seconds=3, pause_s=0.3)
     assert report.wrong == []
     assert report.outcomes["answered"] > 0
     assert sum(report.disasters.values()) > 5

@@ -48,7 +48,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 @pytest.mark.parametrize("label", OPERATIONS)
 @settings(
-    max_examples=settings.default.max_examples // 10,
+    max_examples=settings.default.max_examples // 25,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],  # a body that hangs would hang for each smaller one
     suppress_health_check=[
