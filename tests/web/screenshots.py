@@ -18,8 +18,10 @@ TOOL = """[{"name": "get_weather",
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as models, chromium() as browser:
-        server = LiveServer(Path(models))
+    with tempfile.TemporaryDirectory() as home, chromium() as browser:
+        models = Path(home) / "models"  # with the cache beside it, and nobody else's
+        models.mkdir()
+        server = LiveServer(models)
         try:
             server.wait_ready()
             for scheme in ("light", "dark"):
