@@ -120,12 +120,12 @@ class Journal:
     async def watch(self, pool: Pool) -> None:
         """Take samples until cancelled."""
         while True:
-            self.samples.append(await self.sample(pool))
+            self.samples.append(self.sample(pool))
             await asyncio.sleep(INTERVAL_S)
 
-    async def sample(self, pool: Pool) -> Sample:
+    def sample(self, pool: Pool) -> Sample:
         """The interval that ends now; another begins."""
-        server, workers = await asyncio.to_thread(resident_bytes)
+        server, workers = resident_bytes([resident.worker.pid for resident in pool.loaded])
         now, before = _Sums.of(self, pool), self._last
         self._last = now
         first, self.first_tokens = self.first_tokens, []
@@ -176,11 +176,10 @@ class _Sums:
         )
 
 
-def resident_bytes() -> tuple[int, int]:
-    """Memory of this process, and of the processes it started."""
-    server = psutil.Process()
-    workers = 0
-    for child in server.children():
+def resident_bytes(workers: Iterable[int]) -> tuple[int, int]:
+    """Memory of this process, and of the workers with these process ids."""
+    sizes = 0
+    for pid in workers:
         with contextlib.suppress(psutil.Error):
-            workers += child.memory_info().rss
-    return server.memory_info().rss, workers
+            sizes += psutil.Process(pid).memory_info().rss
+    return psutil.Process().memory_info().rss, sizes
