@@ -27,7 +27,9 @@ from llm_server.errors import ServerError
 from llm_server.models.loader import Loader
 from llm_server.models.policy import keep_alive_seconds
 from llm_server.models.pool import Pool
+from llm_server.models.registry import Registry
 from llm_server.worker.client import Worker
+from llm_server.worker.config import CacheConfig
 from llm_server.worker.process import WORKER_ARGV
 from llm_server.worker.watchdog import Limits
 
@@ -62,24 +64,7 @@ def create_app(
     """
     registry = make_registry(settings, stand_in)
     cached = cache_config(settings)
-    start_worker = partial(
-        Worker.start,
-        argv=worker_argv or WORKER_ARGV,
-        limits=Limits(memory=settings.worker_memory),
-    )
-    pool = Pool(
-        make_planner(settings, registry),
-        Loader(
-            cached,
-            log_level=settings.log_level,
-            log_format=settings.log_format,
-            sandbox=not settings.no_sandbox,
-            start_worker=start_worker,
-        ),
-        queue_size=settings.queue_size,
-        first_model=settings.model_name,
-        keep_alive_s=keep_alive_seconds(settings.keep_alive),
-    )
+    pool = make_pool(settings, registry, cached, worker_argv or WORKER_ARGV)
     app = App(
         title="llm-server",
         version=__version__,
@@ -110,6 +95,33 @@ def create_app(
         app.include_router(router)
     app.router.routes += ui.file_routes()
     return app
+
+
+def make_pool(
+    settings: Settings,
+    registry: Registry,
+    cached: CacheConfig | None,
+    worker_argv: Sequence[str],
+) -> Pool:
+    """The pool of models for `settings`; nothing is loaded yet."""
+    start_worker = partial(
+        Worker.start,
+        argv=worker_argv,
+        limits=Limits(memory=settings.worker_memory),
+    )
+    return Pool(
+        make_planner(settings, registry),
+        Loader(
+            cached,
+            log_level=settings.log_level,
+            log_format=settings.log_format,
+            sandbox=not settings.no_sandbox,
+            start_worker=start_worker,
+        ),
+        queue_size=settings.queue_size,
+        first_model=settings.model_name,
+        keep_alive_s=keep_alive_seconds(settings.keep_alive),
+    )
 
 
 def access_of(settings: Settings) -> Access:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol
 
 from llm_server.cache.disk import DiskTier
-from llm_server.cache.prefix import Memory, PrefixCache
+from llm_server.cache.prefix import PrefixCache
 from llm_server.cache.tree import common_prefix
 from llm_server.engine.answer import Vocabulary
 from llm_server.engine.draft import guesses
 from llm_server.engine.pace import Pace
+from llm_server.engine.rows import Decoder, Row
 from llm_server.engine.scheduler import Want, in_turn, plan
 from llm_server.engine.sequence import Prompt, Sequence
 from llm_server.errors import ErrorInfo, ServerError
@@ -32,41 +32,6 @@ MAX_FORCED = 64
 
 WORTH_WAITING = 32
 """Tokens that a running sequence must be about to compute for another to wait for them."""
-
-
-class Rows(Protocol):
-    """The rows of a step (`llama.batch.Batch`; a fake in tests)."""
-
-    def clear(self) -> None: ...
-
-    def add(self, seq_id: int, start: int, tokens: list[int], *, logits: int) -> int: ...
-
-
-class Decoder(Memory, Protocol):
-    """What computes the rows (`llama.context.Context`; a fake in tests)."""
-
-    n_batch: int
-    max_outputs: int
-
-    @property
-    def batch(self) -> Rows: ...
-
-    def decode(self) -> Literal["done", "no_cells"]: ...
-
-
-class Row:
-    """A sequence's part of a step: its next `n` tokens, the last of them at `index`.
-
-    Behind them come those of a `draft`: guesses, to be kept as far as they turn out right.
-    """
-
-    __slots__ = ("draft", "index", "n", "sequence")
-
-    def __init__(self, sequence: Sequence, n: int, index: int, draft: list[int]) -> None:
-        self.sequence = sequence
-        self.n = n
-        self.index = index
-        self.draft = draft
 
 
 class Engine:

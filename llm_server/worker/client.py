@@ -47,7 +47,6 @@ from llm_server.worker.messages import (
     Loaded,
     LoadFailed,
     LoadProgress,
-    ProtocolError,
     Stop,
     Submit,
     Told,
@@ -229,7 +228,7 @@ class Worker:
             for body in self._splitter.feed(data):
                 for event in frames.decode_events(body):
                     self._route(event, touched)
-        except (frames.FrameError, msgspec.DecodeError, ProtocolError) as error:
+        except (frames.FrameError, msgspec.DecodeError, frames.ProtocolError) as error:
             logger.error("worker %d broke the protocol: %s", self.pid, error)
             self._end(WorkerCrashed(CRASHED))
         for stream in touched:
@@ -277,7 +276,7 @@ class Worker:
         sent = self._running.get(event.id)
         if sent is None:
             if not 0 < event.id <= self._last_id:
-                raise ProtocolError(f"an event for request {event.id}, which was never made")
+                raise frames.ProtocolError(f"an event for request {event.id}, which was never made")
             return  # Cancelled here while the event was on its way.
         touched.add(sent.stream)
         self._watchdog.heard()
@@ -296,7 +295,7 @@ class Worker:
 
     def _route_load(self, event: LoadProgress | Loaded | LoadFailed) -> None:
         if self._loading.done():
-            raise ProtocolError(f"{type(event).__name__} after the model was loaded")
+            raise frames.ProtocolError(f"{type(event).__name__} after the model was loaded")
         if isinstance(event, LoadProgress):
             if self._on_progress is not None:
                 self._on_progress(min(max(event.fraction, 0.0), 1.0))

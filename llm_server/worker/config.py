@@ -27,9 +27,9 @@ TEXT_N_CTX = 2048
 """Longest text of an embedding model unless told otherwise: the memory for computing grows with its
 square."""
 TEXTS = 64
-"""Texts that may share a batch of one unless told otherwise, """
+"""Texts that may share a batch of such a model unless told otherwise."""
 TEXTS_BYTES = 512 * 1024
-"""and the most bytes of their vectors: they travel in one frame, and may lie unread together."""
+"""Most bytes of vectors in a batch: they travel in one frame, and may lie unread together."""
 
 
 class Adapter(msgspec.Struct, frozen=True, order=True):

@@ -29,6 +29,10 @@ class FrameTruncated(FrameError):
     """The stream ended inside a frame: the peer died while writing."""
 
 
+class ProtocolError(Exception):
+    """A well-formed event that cannot be right."""
+
+
 class Readable(Protocol):
     """A blocking binary file; a raw one may return fewer bytes than asked for."""
 

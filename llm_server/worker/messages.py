@@ -395,7 +395,3 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 Delta: TypeAlias = Content | Reasoning | ToolCall
 RequestEvent: TypeAlias = Progress | Delta | Logprobs | Embedded | Finished | Told | Failed
 Event: TypeAlias = LoadProgress | Loaded | LoadFailed | CacheStats | RequestEvent
-
-
-class ProtocolError(Exception):
-    """A well-formed event that cannot be right."""

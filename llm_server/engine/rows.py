@@ -1,0 +1,43 @@
+"""What a step computes: rows of sequences, and what they are computed by."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from llm_server.cache.prefix import Memory
+from llm_server.engine.sequence import Sequence
+
+
+class Rows(Protocol):
+    """The rows of a step (`llama.batch.Batch`; a fake in tests)."""
+
+    def clear(self) -> None: ...
+
+    def add(self, seq_id: int, start: int, tokens: list[int], *, logits: int) -> int: ...
+
+
+class Decoder(Memory, Protocol):
+    """What computes the rows (`llama.context.Context`; a fake in tests)."""
+
+    n_batch: int
+    max_outputs: int
+
+    @property
+    def batch(self) -> Rows: ...
+
+    def decode(self) -> Literal["done", "no_cells"]: ...
+
+
+class Row:
+    """A sequence's part of a step: its next `n` tokens, the last of them at `index`.
+
+    Behind them come those of a `draft`: guesses, to be kept as far as they turn out right.
+    """
+
+    __slots__ = ("draft", "index", "n", "sequence")
+
+    def __init__(self, sequence: Sequence, n: int, index: int, draft: list[int]) -> None:
+        self.sequence = sequence
+        self.n = n
+        self.index = index
+        self.draft = draft
