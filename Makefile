@@ -6,6 +6,9 @@ ARGS ?=
 JOBS ?= 4
 NODE := tests/clients/javascript/node_modules
 
+# The tests start some 400 Python processes: without bytecode, each would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help serve test lint types unit exhaustive soak chaos load screenshots fuzz clients bench lock clean
 .DELETE_ON_ERROR:
 

@@ -202,9 +202,11 @@ class ChunkStore:
             ValueError: [start, stop) is not a chunk of `chain`.
         """
         key = chain.key(kind, start, stop)
+        # In this order: what the writer is done with meanwhile is in the index.
+        if key in self._writer:
+            return True
         with self._lock:
-            known = self._index.get(key) is not None
-        return known or key in self._writer
+            return self._index.get(key) is not None
 
     def load(self, hit: Hit) -> memoryview | None:
         """The payload, read and verified, or None: then it is a miss, whatever `match` said."""
@@ -279,6 +281,9 @@ class ChunkStore:
         parent = chain.keys[start // chain.size]
         n_payload = memoryview(payload).nbytes
         header = Header(self._fingerprint, parent, kind, start, chain.slice(start, stop), n_payload)
+        # In this order: what the writer is done with meanwhile is in the index.
+        if key in self._writer:
+            return True
         with self._lock:
             known = self._index.get(key)
         if known and (known.head or not head):

@@ -17,8 +17,8 @@ from llm_server.chat.syntax.literal import common_prefix
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import ChatRequest, Message, ResponseFormat
 from tests.chat.generation import Answer, generate
-from tests.chat.published import TEMPLATES
-from tests.chat.test_syntax import DIALOGUES, fold, tool
+from tests.chat.published import TEMPLATES, dialogue_of
+from tests.chat.test_syntax import fold, tool
 from tests.chat.vocabulary import ByteVocabulary
 from tests.sampling import rotated
 
@@ -85,7 +85,7 @@ def arguments(calls: list[tuple[str | None, str]]) -> list[str]:
 
 @pytest.mark.parametrize(("name", "spelled"), rotated(TEMPLATES, [False, True]))
 def test_required_is_a_valid_call_in_every_syntax(name: str, spelled: bool) -> None:
-    markers = sorted(_markers(DIALOGUES[name].syntax)) if spelled else []
+    markers = sorted(_markers(dialogue_of(name).syntax)) if spelled else []
     vocabulary = ByteVocabulary(["<s>", "</s>", *markers], words=WORDS)
     d = Dialogue(TEMPLATES[name], vocabulary)
     for choice in ({"tool_choice": "required"}, {"tool_name": "do-it"}):
@@ -150,7 +150,7 @@ OPENINGS = {
 def test_auto_constrains_what_can_only_be_a_call(name: str, script: str, spelled: bool) -> None:
     if name not in TEMPLATES:
         pytest.skip("no published templates beside the checkout")
-    markers = sorted(_markers(DIALOGUES[name].syntax)) if spelled else []
+    markers = sorted(_markers(dialogue_of(name).syntax)) if spelled else []
     vocabulary = ByteVocabulary(["<s>", "</s>", *markers], words=WORDS)
     prepared = Dialogue(TEMPLATES[name], vocabulary).prepare(1, ChatRequest(QUESTION, TOOLS))
     got = generate(prepared, vocabulary, script=script, max_tokens=900, seed=len(script))
@@ -228,7 +228,7 @@ def test_auto_without_a_call_costs_no_masks() -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_auto_leaves_an_answer_without_calls_alone(name: str) -> None:
-    markers = sorted(_markers(DIALOGUES[name].syntax))
+    markers = sorted(_markers(dialogue_of(name).syntax))
     vocabulary = ByteVocabulary(["<s>", "</s>", *markers], words=WORDS)
     d = Dialogue(TEMPLATES[name], vocabulary)
     answer = Message("assistant", "A plain answer: {}.", reasoning_content="A thought.")

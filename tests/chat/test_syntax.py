@@ -14,8 +14,7 @@ from llm_server.chat.stream import AnswerParser
 from llm_server.chat.syntax.format import ParamArgs
 from llm_server.chat.syntax.literal import common_prefix
 from llm_server.worker.messages import ChatRequest, Content, Delta, FunctionCall, Message, Reasoning
-from tests.chat.published import TEMPLATES
-from tests.chat.vocabulary import ByteVocabulary
+from tests.chat.published import TEMPLATES, dialogue_of
 from tests.sampling import rotated
 
 PARAMETERS = {
@@ -66,13 +65,6 @@ ONE_CALL_ONLY = {  # what the template itself shows of two calls
     "meta-llama-Llama-3.2-3B-Instruct",
     "openai-gpt-oss-120b",
 }
-
-
-def dialogue(source: str) -> Dialogue:
-    return Dialogue(source, ByteVocabulary(["<s>", "</s>"]))
-
-
-DIALOGUES = {name: dialogue(source) for name, source in TEMPLATES.items()}
 
 
 def written(d: Dialogue, answer: Message) -> tuple[str, AnswerParser]:
@@ -127,7 +119,7 @@ def calls_of(*arguments: dict[str, Any]) -> list[FunctionCall]:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_null_comes_back_where_it_is_written(name: str) -> None:
-    d = DIALOGUES[name]
+    d = dialogue_of(name)
     args = d.syntax.calls.args
     arguments = {"s": "x", "z": None}
     text, p = written(d, Message("assistant", None, tool_calls=calls_of(arguments)))
@@ -138,15 +130,15 @@ def test_null_comes_back_where_it_is_written(name: str) -> None:
 
 
 def test_nearly_all_published_templates_have_a_measured_syntax() -> None:
-    if not DIALOGUES:
+    if not TEMPLATES:
         pytest.skip("no published templates beside the checkout")
-    native = [name for name, d in DIALOGUES.items() if d.syntax.native]
+    native = [name for name in TEMPLATES if dialogue_of(name).syntax.native]
     assert len(native) >= 42
 
 
 @pytest.mark.parametrize(("name", "step"), rotated(TEMPLATES, [1, 5, 1, 10**9]))
 def test_one_call_comes_back(name: str, step: int) -> None:
-    d = DIALOGUES[name]
+    d = dialogue_of(name)
     for arguments in AWKWARD:
         text, p = written(d, Message("assistant", None, tool_calls=calls_of(arguments)))
         assert read(p, text, step)[2] == [("get_weather", arguments)], text
@@ -154,7 +146,7 @@ def test_one_call_comes_back(name: str, step: int) -> None:
 
 @pytest.mark.parametrize("name", [n for n in TEMPLATES if n not in ONE_CALL_ONLY])
 def test_two_calls_come_back(name: str) -> None:
-    d = DIALOGUES[name]
+    d = dialogue_of(name)
     for arguments in AWKWARD:
         calls = calls_of(arguments, SECOND)
         text, p = written(d, Message("assistant", None, tool_calls=calls))
@@ -163,7 +155,7 @@ def test_two_calls_come_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_text_before_a_call_is_content(name: str) -> None:
-    d = DIALOGUES[name]
+    d = dialogue_of(name)
     if not d.template.style.beside:
         pytest.skip("shows text and calls in messages of their own")
     said = "Let me look <that> up."
@@ -176,7 +168,7 @@ def test_text_before_a_call_is_content(name: str) -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_plain_text_is_content(name: str) -> None:
-    d = DIALOGUES[name]
+    d = dialogue_of(name)
     said = 'Braces {"a": 1} and <tags>, and\n\ntwo paragraphs.'
     text, p = written(d, Message("assistant", said))
     content, _, calls = read(p, text, 1)
@@ -186,7 +178,7 @@ def test_plain_text_is_content(name: str) -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_shown_thought_is_reasoning(name: str) -> None:
-    d = DIALOGUES[name]
+    d = dialogue_of(name)
     answer = Message("assistant", "The answer.", reasoning_content="A thought.")
     text, p = written(d, answer)
     reasoning = d.syntax.reasoning
@@ -212,9 +204,9 @@ VALUES = st.recursive(
 )
 @pytest.mark.parametrize("name", ["Qwen-Qwen3-0.6B", "Apriel-1.6-15b-Thinker-fixed", "GLM-4.6"])
 def test_any_arguments_cut_anywhere(name: str, s: str, o: dict[str, Any], cuts: list[int]) -> None:
-    if name not in DIALOGUES:
+    if name not in TEMPLATES:
         pytest.skip("no published templates beside the checkout")
-    d = DIALOGUES[name]
+    d = dialogue_of(name)
     arguments = {"s": s, "o": o}
     text, p = written(d, Message("assistant", None, tool_calls=calls_of(arguments)))
     deltas: list[Delta] = []

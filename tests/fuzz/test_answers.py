@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 
 import pytest
 from hypothesis import example, given, settings
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from llm_server.chat.stream import AnswerParser
 from llm_server.worker.messages import Message
-from tests.chat.published import TEMPLATES
-from tests.chat.test_syntax import DIALOGUES, TOOLS, calls_of, fold, written
+from tests.chat.published import TEMPLATES, dialogue_of
+from tests.chat.test_syntax import TOOLS, calls_of, fold, written
 
 NOISE = [
     "{",
@@ -32,14 +33,17 @@ NOISE = [
     "\ud800",
     " ",
 ]
-ANSWERS = {
-    name: written(dialogue, Message("assistant", "", tool_calls=calls_of({"s": "x", "n": 1})))[0]
-    for name, dialogue in DIALOGUES.items()
-}
+
+
+@cache
+def answer_of(name: str) -> str:
+    """A call as that template writes it."""
+    message = Message("assistant", "", tool_calls=calls_of({"s": "x", "n": 1}))
+    return written(dialogue_of(name), message)[0]
 
 
 def parse(name: str, text: str, step: int) -> None:
-    parser = AnswerParser(1, DIALOGUES[name].syntax, TOOLS)
+    parser = AnswerParser(1, dialogue_of(name).syntax, TOOLS)
     deltas = []
     for at in range(0, len(text), step):
         deltas += parser.feed(text[at : at + step])
@@ -61,7 +65,7 @@ def parse(name: str, text: str, step: int) -> None:
 def test_any_answer_is_parsed_and_nothing_raises(
     name: str, cuts: list[tuple[int, int]], noise: list[str], step: int
 ) -> None:
-    answer = ANSWERS[name]
+    answer = answer_of(name)
     parts = [answer[at % len(answer) :][:n] for at, n in cuts]
     parse(name, "".join(a + b for a, b in zip(parts, noise, strict=False)), step)
 
@@ -69,7 +73,7 @@ def test_any_answer_is_parsed_and_nothing_raises(
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_repeated_beginnings_cost_linear_time(name: str) -> None:
     """Call after call that opens and never ends, and one call that does not end."""
-    answer = ANSWERS[name]
+    answer = answer_of(name)
     half = answer[: len(answer) // 2]
     for text in (half * (20_000 // len(half)), half + '{"' * 10_000, half + "\\" * 20_000):
         begin = time.process_time()
