@@ -176,6 +176,7 @@ def test_a_switch_waits_for_running_requests_and_then_takes_all_that_wait(tmp_pa
         for i, name in enumerate(names):
             waiting.append(asyncio.create_task(pool.acquire(name)))
             await until(lambda i=i: pool.status().waiting == i + 1)  # type: ignore[misc]
+            await until(lambda: any(r.leaving for r in pool.loaded))
         assert running.worker.alive and loads(tmp_path) == ["a.gguf n_ctx=4096"]
         running.release()
         for task in (waiting[0], waiting[2]):
@@ -391,7 +392,7 @@ def test_a_lease_granted_to_a_request_that_is_just_gone_comes_back(tmp_path: Pat
     async def test(pool: Pool) -> None:
         running = await pool.acquire("a")
         switching = asyncio.create_task(pool.acquire("b"))
-        await until(lambda: pool.status().waiting == 1)
+        await until(lambda: any(r.leaving for r in pool.loaded))
         waiting = asyncio.create_task(pool.acquire("a"))
         await until(lambda: pool.status().waiting == 2)
         # Without the switch in front of it, the other is granted and cancelled in one breath.
