@@ -272,19 +272,3 @@ def test_published_templates_render(name: str) -> None:
     assert t.render_text(CONVERSATION[:2], [TOOL]).count("Zürich") == 1
     if name not in NO_TOOL_ROLE:
         assert "sunny" in t.render_text(CONVERSATION, [TOOL])
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_rendering_is_cheap(name: str) -> None:
-    t = template(TEMPLATES[name], [f"<|special_{i}|>" for i in range(1000)])
-    messages = CONVERSATION if name in NO_TOOL_ROLE else CONVERSATION * 4
-    messages = [m for m in messages if name not in NO_TOOL_ROLE or m.role in ("system", "user")]
-    t.render(messages, [TOOL] * 4)
-    best = min(_seconds(t, messages) for _ in range(3))
-    assert best < 0.005 * 4
-
-
-def _seconds(t: ChatTemplate, messages: list[Message]) -> float:
-    begin = time.process_time()
-    t.render(messages, [TOOL] * 4)
-    return time.process_time() - begin
