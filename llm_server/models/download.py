@@ -21,7 +21,7 @@ from typing import Self, TypeVar
 
 import httpx2
 
-from llm_server.models.gguf import InvalidGguf, read_header
+from llm_server.gguf.header import InvalidGguf, read_header
 
 if sys.platform != "win32":
     import fcntl

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from llm_server.models.gguf import Header, InvalidGguf, Omitted, Tensor, Value, read_header
+from llm_server.gguf.header import Header, InvalidGguf, Omitted, Tensor, Value, read_header
 
 MAX_DIM = 1 << 31
 """Greatest number a hyper-parameter may be; llama.cpp has them in 32 bits."""

@@ -10,7 +10,6 @@ pool's business.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,14 +17,14 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from llm_server.errors import InvalidRequest, ModelLoadFailed, ModelNotFound
+from llm_server.gguf.header import read_kind
+from llm_server.gguf.parts import split_of
 from llm_server.models.facts import Facts, FactsCache, Identity, identity
-from llm_server.models.gguf import read_kind
 
 MAX_DEPTH = 4
 """Levels of subfolders that are looked into."""
 
 _TEMPLATE = ".jinja"
-_SPLIT = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +205,11 @@ def _models(found: Iterable[tuple[str, Path, os.stat_result]]) -> Iterator[Model
             continue  # A projector belongs to a model and cannot answer by itself.
         if not name.isprintable():
             continue  # Such a name could not be written into JSON, or would spoil the log.
-        split = _SPLIT.fullmatch(name)
+        split = split_of(name)
         if split is None:
             yield _model(name, [(path, info)])
-        elif int(split["part"]) == 1:
-            n_parts = int(split["parts"])
-            parts = [f"{split['stem']}-{i:05}-of-{n_parts:05}.gguf" for i in range(1, n_parts + 1)]
-            if all(part in files for part in parts):
-                yield _model(f"{split['stem']}.gguf", [files[part] for part in parts])
+        elif split.part == 1 and all(part in files for part in split.names):
+            yield _model(f"{split.stem}.gguf", [files[part] for part in split.names])
 
 
 def _files(folder: Path, follow: bool) -> Iterator[tuple[str, Path, os.stat_result]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llm_server import logs
-from llm_server.cache.fingerprint import model_parts
+from llm_server.gguf.parts import model_parts
 from llm_server.worker import sandbox
 from llm_server.worker.frames import decode_command, read_frame
 from llm_server.worker.messages import Load

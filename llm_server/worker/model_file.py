@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from llm_server.cache.fingerprint import model_parts
+from llm_server.gguf.parts import model_parts
 
 Change: TypeAlias = Literal["none", "replaced", "overwritten"]
 

@@ -21,7 +21,7 @@ from llm_server.cache.chunkfile import (
 )
 from llm_server.cache.fingerprint import model_fingerprint
 from llm_server.cache.keys import Kind
-from llm_server.models.gguf import InvalidGguf, read_header
+from llm_server.gguf.header import InvalidGguf, read_header
 
 HUGE = [2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]
 MAX_GROWTH = 64 << 10  # KiB of memory that no header may cost
@@ -55,7 +55,7 @@ CORPUS = [
 
 
 def read_anything(path: Path, data: bytes) -> None:
-    """The two readers of model files in Python, on one file."""
+    """What reads model files in Python, on one file."""
     path.write_bytes(data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llm_server.errors import ModelLoadFailed
+from llm_server.gguf.header import InvalidGguf, read_header
 from llm_server.models.facts import Facts, facts_of
-from llm_server.models.gguf import InvalidGguf, read_header
 from llm_server.models.registry import Registry
 from tests.gguf_bytes import TINY, Metadata, TensorEntry, gguf
 from tests.tiny_models import CHATML, HEAD, N_CTX_TRAIN, N_EMBD

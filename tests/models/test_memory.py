@@ -11,8 +11,8 @@ import pytest
 from gguf import PoolingType
 
 from llm_server.demo import demo_model_path
+from llm_server.gguf.header import read_header
 from llm_server.models.facts import Facts, facts_of
-from llm_server.models.gguf import read_header
 from llm_server.models.memory import (
     CTX_STEP,
     MIN_N_CTX,

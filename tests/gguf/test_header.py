@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from gguf import GGUFReader
 
-from llm_server.models.gguf import (
+from llm_server.gguf.header import (
     MAX_HEADER,
     MAX_TEXT,
-    TENSOR_TYPES,
     InvalidGguf,
     Omitted,
     read_header,
 )
+from llm_server.gguf.types import TENSOR_TYPES
 from tests.gguf_bytes import TINY, encoded, gguf, text
 
 F32, Q4_0 = 0, 2

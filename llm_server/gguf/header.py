@@ -1,8 +1,8 @@
 """GGUF headers, read without loading a model: metadata, tensors, and whether they fit the file.
 
-The one reader of the API process, which must survive any file: plain reads in bounded pieces (a
-mapped file that shrinks would kill the process), every length checked against what is left, sums
-in Python's integers. The rules are those of llama.cpp's `ggml/src/gguf.cpp`, so that what passes
+The one reader, and the API process must survive any file: plain reads in bounded pieces (a mapped
+file that shrinks would kill the process), every length checked against what is left, sums in
+Python's integers. The rules are those of llama.cpp's `ggml/src/gguf.cpp`, so that what passes
 here is in form what it expects. Knows the format and nothing of what the values mean.
 """
 
@@ -14,7 +14,9 @@ import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import BinaryIO, TypeAlias
+
+from llm_server.gguf.types import TENSOR_TYPES, TensorType
 
 MAX_HEADER = 64 << 20
 """Bytes of metadata and table of tensors; the largest vocabularies need a quarter of it."""
@@ -52,54 +54,6 @@ _UINT32 = 4
 
 class InvalidGguf(ValueError):
     """The file is no GGUF that llama.cpp would take. The message says why, and names no path."""
-
-
-class TensorType(NamedTuple):
-    """An entry of ggml's table of types: `block` elements take `size` bytes."""
-
-    name: str
-    block: int
-    size: int
-
-
-TENSOR_TYPES = {
-    0: TensorType("F32", 1, 4),
-    1: TensorType("F16", 1, 2),
-    2: TensorType("Q4_0", 32, 18),
-    3: TensorType("Q4_1", 32, 20),
-    6: TensorType("Q5_0", 32, 22),
-    7: TensorType("Q5_1", 32, 24),
-    8: TensorType("Q8_0", 32, 34),
-    9: TensorType("Q8_1", 32, 36),
-    10: TensorType("Q2_K", 256, 84),
-    11: TensorType("Q3_K", 256, 110),
-    12: TensorType("Q4_K", 256, 144),
-    13: TensorType("Q5_K", 256, 176),
-    14: TensorType("Q6_K", 256, 210),
-    15: TensorType("Q8_K", 256, 292),
-    16: TensorType("IQ2_XXS", 256, 66),
-    17: TensorType("IQ2_XS", 256, 74),
-    18: TensorType("IQ3_XXS", 256, 98),
-    19: TensorType("IQ1_S", 256, 50),
-    20: TensorType("IQ4_NL", 32, 18),
-    21: TensorType("IQ3_S", 256, 110),
-    22: TensorType("IQ2_S", 256, 82),
-    23: TensorType("IQ4_XS", 256, 136),
-    24: TensorType("I8", 1, 1),
-    25: TensorType("I16", 1, 2),
-    26: TensorType("I32", 1, 4),
-    27: TensorType("I64", 1, 8),
-    28: TensorType("F64", 1, 8),
-    29: TensorType("IQ1_M", 256, 56),
-    30: TensorType("BF16", 1, 2),
-    34: TensorType("TQ1_0", 256, 54),
-    35: TensorType("TQ2_0", 256, 66),
-    39: TensorType("MXFP4", 32, 17),
-    40: TensorType("NVFP4", 64, 36),
-    41: TensorType("Q1_0", 128, 18),
-    42: TensorType("Q2_0", 64, 18),
-}
-"""enum ggml_type; a test holds it against the library that is installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +94,8 @@ class Header:
     version: int
     metadata: dict[str, Value]
     tensors: list[Tensor]
+    n_bytes: int
+    """Where the first tensor begins, or would."""
 
 
 def read_header(path: Path) -> Header:
@@ -262,8 +218,10 @@ class _Parser:
         """What `read_header` returns."""
         version, n_tensors, n_keys = self._counts()
         metadata = self._metadata(n_keys)
-        tensors = self._tensors(n_tensors, _alignment(metadata))
-        return Header(version, metadata, tensors)
+        alignment = _alignment(metadata)
+        tensors = [self._tensor() for _ in range(n_tensors)]
+        n_bytes = _padded(self._source.position, alignment)
+        return Header(version, metadata, self._placed(tensors, n_bytes, alignment), n_bytes)
 
     def _counts(self) -> tuple[int, int, int]:
         """Version, number of tensors, number of keys."""
@@ -330,12 +288,13 @@ class _Parser:
         text = self._text(MAX_TEXT)
         return Omitted(self._source.position - before - 8) if text is None else text
 
-    def _tensors(self, n_tensors: int, alignment: int) -> list[Tensor]:
-        """The table; offsets must follow each other as llama.cpp computes them, and end in time."""
-        tensors = [self._tensor() for _ in range(n_tensors)]
+    def _placed(self, tensors: list[Tensor], start: int, alignment: int) -> list[Tensor]:
+        """With offsets in the file, which begins its tensors at `start`.
+
+        They must follow each other as llama.cpp computes it, and end in time.
+        """
         if len({tensor.name for tensor in tensors}) < len(tensors):
             raise InvalidGguf("a tensor is there twice")
-        start = _padded(self._source.position, alignment)
         expected = 0
         for tensor in tensors:
             if tensor.offset != expected:

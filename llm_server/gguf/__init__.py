@@ -1,0 +1,1 @@
+"""The GGUF file format: headers, tensor types, and how a model is split into files."""
