@@ -222,9 +222,9 @@ class _Builder:
         return self.path
 
 
-def build_attention(path: Path, seed: int = 1) -> Path:
-    """A `qwen2` model with the byte-level BPE vocabulary."""
-    builder = _Builder(path, "qwen2", bpe_vocabulary(), n_layer=2, seed=seed)
+def build_attention(path: Path, seed: int = 1, vocabulary: Vocabulary | None = None) -> Path:
+    """A `qwen2` model with the byte-level BPE vocabulary unless told another."""
+    builder = _Builder(path, "qwen2", vocabulary or bpe_vocabulary(), n_layer=2, seed=seed)
     builder.attention_metadata()
     builder.embeddings()
     for layer in range(builder.n_layer):

@@ -80,7 +80,8 @@ class Dialogue:
         return Planner(self._vocabulary, self.syntax)
 
     def warm(self) -> None:
-        """Build what the first request with tools would wait for, up to a second of work."""
+        """Build what the first request with tools or a schema would wait for: half a second for
+        150,000 tokens, most of it with the interpreter's lock held."""
         _ = self._planner.grammars.tokenizer
 
     def prepare(self, id: int, request: ChatRequest) -> Prepared:

@@ -65,6 +65,8 @@ class Spelling(Protocol):
     def eog(self) -> Collection[int]: ...
     @property
     def control(self) -> Collection[int]: ...
+    @property
+    def spellings(self) -> Sequence[bytes]: ...
     def piece(self, token: int, *, special: bool) -> bytes: ...
     def tokenize(self, text: str, *, parse_special: bool) -> list[int]: ...
 
@@ -163,6 +165,7 @@ class Grammars:
         self._lock = threading.RLock()
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._size = 0
+        self._tokenizer: LLTokenizer | None = None
         self.markers = {
             spelled: token
             for spelled in markers
@@ -187,23 +190,23 @@ class Grammars:
             self._keep(source, matcher)
             return matcher.deep_copy()
 
-    @cached_property
-    def spellings(self) -> list[bytes]:
-        """The bytes of each token, markers spelled out."""
-        vocabulary = self._vocabulary
-        return [vocabulary.piece(token, special=True) for token in range(vocabulary.n_tokens)]
-
-    @cached_property
+    @property
     def tokenizer(self) -> LLTokenizer:
-        """The vocabulary as llguidance has it."""
-        special = set(self.markers.values()) | set(self._vocabulary.control)
+        """The vocabulary as llguidance has it. Whoever comes while it is built waits for it."""
         with self._lock:
-            return LLTokenizer(
-                TokenizerWrapper(_Spellings(self._vocabulary, self.spellings, special)),
-                n_vocab=self._vocabulary.n_tokens,
-                eos_token=sorted(self._vocabulary.eog) or [self._vocabulary.eos],
-                slices=_SLICES,
-            )
+            if self._tokenizer is None:
+                self._tokenizer = self._build_tokenizer()
+            return self._tokenizer
+
+    def _build_tokenizer(self) -> LLTokenizer:
+        vocabulary = self._vocabulary
+        special = set(self.markers.values()) | set(vocabulary.control)
+        return LLTokenizer(
+            TokenizerWrapper(_Spellings(vocabulary, special)),
+            n_vocab=vocabulary.n_tokens,
+            eos_token=sorted(vocabulary.eog) or [vocabulary.eos],
+            slices=_SLICES,
+        )
 
     def _keep(self, source: str, matcher: LLMatcher) -> None:
         if source not in self._compiled:
@@ -218,9 +221,9 @@ class Grammars:
 class _Spellings:
     """A vocabulary in the form that llguidance reads."""
 
-    def __init__(self, vocabulary: Spelling, spellings: list[bytes], special: set[int]) -> None:
+    def __init__(self, vocabulary: Spelling, special: set[int]) -> None:
         self._vocabulary = vocabulary
-        self._spellings = spellings
+        self._spellings = spellings = vocabulary.spellings
         self.eos_token_id = vocabulary.eos
         self.bos_token_id = vocabulary.bos if vocabulary.bos >= 0 else None
         self.special_token_ids: list[int] = []

@@ -122,7 +122,7 @@ class Planner:
             return None
         return Constraint(
             plan,
-            self.grammars.spellings,
+            self._vocabulary.spellings,
             partial(self._way_out, demand.tools),
             sorted(self._vocabulary.eog),
             thinking=demand.where == "reasoning" and reasoning is not None,

@@ -60,8 +60,6 @@ class Context:
     ) -> None:
         """Allocate the memory for `n_ctx` cells and `parallel` running sequences.
 
-        No other thread may be at work meanwhile (see `pages`).
-
         Raises:
             ContextError: the memory could not be had.
         """
@@ -96,7 +94,7 @@ class Context:
             raise ContextError("llama.cpp could not create a context")
         if adapters:
             adapter.apply(self._context, adapters)
-        pages.give_back_zeros(before)
+        self._fresh = pages.mapped_since(before)
         self.model = model
         self.n_ctx: int = lib.llama_n_ctx(self._context)
         self.n_batch: int = lib.llama_n_batch(self._context)
@@ -189,6 +187,14 @@ class Context:
     def clear(self) -> None:
         """Forget everything and zero the buffers, so that no NaN can linger in them."""
         lib.llama_memory_clear(self._memory, True)
+
+    def give_back_zeros(self) -> None:
+        """Give back what llama.cpp zeroed, until it is used.
+
+        No other thread may be at work meanwhile (see `pages`).
+        """
+        pages.give_back_zeros(self._fresh)
+        self._fresh = []
 
     def warm_up(self) -> None:
         """Run one token through the weights so that the first request finds them in memory."""

@@ -6,8 +6,8 @@ diskcache (unpickles files, CVE-2025-69872). The ctypes module alone is all we u
 
 from __future__ import annotations
 
+import ctypes
 import importlib
-import importlib.metadata
 import importlib.util
 import sys
 from types import ModuleType
@@ -16,7 +16,9 @@ from typing import Any
 
 def version() -> str:
     """Version of llama-cpp-python, and with it of llama.cpp and of its state format."""
-    return importlib.metadata.version("llama-cpp-python")
+    from importlib import metadata  # Takes longer to import than a worker has until it loads.
+
+    return metadata.version("llama-cpp-python")
 
 
 def _load() -> Any:
@@ -32,3 +34,21 @@ def _load() -> Any:
 
 lib: Any = _load()
 """The ctypes functions and structures of `llama.h`, named as there."""
+
+
+_held = ctypes.PyDLL(lib._lib._name, handle=lib._lib._handle)
+
+
+def held(name: str) -> Any:
+    """A function of `lib` that keeps the interpreter's lock while it runs.
+
+    For those that are called by the hundred thousand and take less time than giving the lock away
+    and waiting for it again. Addresses of buffers are passed as numbers.
+    """
+    given = getattr(lib, name)
+    function = getattr(_held, name)
+    function.restype = given.restype
+    function.argtypes = [
+        ctypes.c_void_p if kind is ctypes.c_char_p else kind for kind in given.argtypes
+    ]
+    return function

@@ -33,7 +33,7 @@ class _Lines:
             self.level = _LEVELS.get(level, logging.DEBUG)
         *lines, self.pending = (self.pending + text).split("\n")
         for line in lines:
-            if found := _BUFFER.search(line):
+            if "buffer size" in line and (found := _BUFFER.search(line)):
                 where, kind, mib = found.groups()
                 self.buffers[where, kind] += int(float(mib) * (1 << 20))
             if line.strip(" ."):

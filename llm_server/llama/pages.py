@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +33,27 @@ def mapped() -> list[tuple[int, int]]:
     return ranges
 
 
-def give_back_zeros(before: list[tuple[int, int]]) -> None:
-    """Give back what is zero in the memory that has been mapped since `before`.
+def mapped_since(before: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What is mapped now and was not; neighbours may have become one range."""
+    new = []
+    for start, stop in mapped():
+        for known, end in before:
+            if start < end and known < stop:
+                if start < known:
+                    new.append((start, known))
+                start = max(start, end)
+        if start < stop:
+            new.append((start, stop))
+    return new
 
-    The caller vouches that no other thread uses that memory: what it writes might be lost.
+
+def give_back_zeros(ranges: Iterable[tuple[int, int]]) -> None:
+    """Give back what is zero in that memory.
+
+    The caller vouches that no other thread uses it meanwhile: what it writes might be lost.
     """
     libc = ctypes.CDLL(None)
-    for start, stop in _new_since(before):
+    for start, stop in ranges:
         first = -(-start // _BLOCK) * _BLOCK
         n_blocks = max(0, stop - first) // _BLOCK
         resident = np.zeros((n_blocks, _BLOCK // mmap.PAGESIZE), np.uint8)
@@ -51,18 +65,6 @@ def give_back_zeros(before: list[tuple[int, int]]) -> None:
                 address = first + (taken.start + zero.start) * _BLOCK
                 size = ctypes.c_size_t(len(zero) * _BLOCK)
                 libc.madvise(ctypes.c_void_p(address), size, mmap.MADV_DONTNEED)
-
-
-def _new_since(before: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """What is mapped now and was not; neighbours may have become one range."""
-    for start, stop in mapped():
-        for known, end in before:
-            if start < end and known < stop:
-                if start < known:
-                    yield start, known
-                start = max(start, end)
-        if start < stop:
-            yield start, stop
 
 
 def _blocks(first: int, run: range) -> npt.NDArray[np.uint64]:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable, Iterator
+from itertools import compress, repeat
 
-from llm_server.llama.lib import lib
+from llm_server.llama.lib import held, lib
 
 NO_TOKEN = -1
 """LLAMA_TOKEN_NULL: the vocabulary has no such token."""
 
 _PIECE_BYTES = 128  # enough for nearly every token; longer ones are asked for twice
+_AT_A_TIME = 512  # calls without a chance for other threads
+
+_is_eog = held("llama_vocab_is_eog")
+_is_control = held("llama_vocab_is_control")
+_token_to_piece = held("llama_token_to_piece")
 
 
 class Vocab:
@@ -42,13 +49,24 @@ class Vocab:
     @functools.cached_property
     def eog(self) -> frozenset[int]:
         """Ids of the tokens that end a generation (`llama_vocab_is_eog`)."""
-        return frozenset(t for t in range(self.n_tokens) if lib.llama_vocab_is_eog(self._vocab, t))
+        return self._where(_is_eog)
 
     @functools.cached_property
     def control(self) -> frozenset[int]:
         """Ids of the tokens that are markers and not text (`llama_vocab_is_control`)."""
-        is_control = lib.llama_vocab_is_control
-        return frozenset(t for t in range(self.n_tokens) if is_control(self._vocab, t))
+        return self._where(_is_control)
+
+    def _where(self, holds: Callable[[int, int], bool]) -> frozenset[int]:
+        """Ids of the tokens of which that holds."""
+        found: set[int] = set()
+        for ids in self._runs():
+            found.update(compress(ids, map(holds, repeat(self._vocab), ids)))
+        return frozenset(found)
+
+    def _runs(self) -> Iterator[range]:
+        """All ids, so many at a time that other threads do not wait long."""
+        for first in range(0, self.n_tokens, _AT_A_TIME):
+            yield range(first, min(first + _AT_A_TIME, self.n_tokens))
 
     @functools.cached_property
     def suppressed(self) -> list[int]:
@@ -58,9 +76,28 @@ class Vocab:
         return [ids[i] for i in range(count.value)]
 
     @functools.cached_property
+    def spellings(self) -> list[bytes]:
+        """The bytes of each token, control tokens spelled out; 0.2 s for 150,000, once."""
+        return list(self._spelled())
+
+    def _spelled(self) -> Iterator[bytes]:
+        buffer = ctypes.create_string_buffer(_AT_A_TIME * _PIECE_BYTES)
+        start = ctypes.addressof(buffer)
+        for ids in self._runs():
+            offsets = range(0, len(ids) * _PIECE_BYTES, _PIECE_BYTES)
+            places = range(start, start + len(ids) * _PIECE_BYTES, _PIECE_BYTES)
+            size, lstrip, special = repeat(_PIECE_BYTES), repeat(0), repeat(True)
+            lengths = list(
+                map(_token_to_piece, repeat(self._vocab), ids, places, size, lstrip, special)
+            )
+            written = buffer.raw
+            for token, at, length in zip(ids, offsets, lengths, strict=True):
+                yield written[at : at + length] if length >= 0 else self.piece(token, special=True)
+
+    @functools.cached_property
     def max_token_bytes(self) -> int:
         """Length of the longest token's bytes: a text of n bytes has at least n / this tokens."""
-        return max(len(self.piece(t, special=True)) for t in range(self.n_tokens))
+        return max(map(len, self.spellings))
 
     def tokenize(self, text: str, *, parse_special: bool, add_special: bool = False) -> list[int]:
         """Token ids of `text`. `parse_special` lets control tokens be recognised in it."""

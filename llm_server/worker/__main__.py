@@ -9,16 +9,27 @@ import contextlib
 import logging
 import os
 import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from llm_server import logs
+from llm_server.errors import ServerError
 from llm_server.gguf.parts import model_parts
 from llm_server.worker import sandbox
-from llm_server.worker.frames import decode_command, read_frame
-from llm_server.worker.messages import Load
+from llm_server.worker.frames import decode_command, encode_events, read_frame, write_frame
+from llm_server.worker.messages import Load, LoadFailed, LoadProgress
+
+if TYPE_CHECKING:
+    from llm_server.worker.load import Ready
 
 logger = logging.getLogger("llm_server.worker")
+
+_PROGRESS_S = 0.2  # a load reports at most this often
+_SWITCH_S = 1e-4  # how long a thread waits for the interpreter while another holds it
 
 
 def begin() -> tuple[Load, str, BinaryIO, BinaryIO] | None:
@@ -63,13 +74,66 @@ def confine(command: Load) -> str:
     )
 
 
+def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
+    """The model, and all that serves it.
+
+    llama.cpp needs no more of this process than its own library; what else a worker is made of is
+    imported while it reads.
+
+    Raises:
+        ServerError: it cannot be loaded.
+    """
+    interval = sys.getswitchinterval()
+    # llama.cpp calls back some hundred times, and waits for the interpreter each time.
+    sys.setswitchinterval(_SWITCH_S)
+    with ThreadPoolExecutor(1, "meanwhile") as meanwhile:
+        meanwhile.submit(import_module, "llm_server.worker.main")
+        digest = meanwhile.submit(_digest, command)
+        from llm_server.worker import weights
+
+        settled, model = weights.read(command, on_progress)
+    from llm_server.worker.load import make_ready
+
+    try:
+        return make_ready(settled, model, digest.result())
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def _digest(command: Load) -> bytes:
+    from llm_server.cache.fingerprint import model_fingerprint
+
+    return model_fingerprint(Path(command.model_path))
+
+
+class Reporter:
+    """Sends `LoadProgress`, not too often."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._last = 0.0
+
+    def __call__(self, fraction: float) -> None:
+        now = time.monotonic()
+        if now - self._last >= _PROGRESS_S:
+            self._last = now
+            write_frame(self._out, encode_events([LoadProgress(fraction)]))
+
+
 def main() -> None:
     """Be a worker on stdin and stdout."""
     begun = begin()
-    if begun is not None:
-        from llm_server.worker.main import serve
+    if begun is None:
+        return
+    command, confinement, source, out = begun
+    try:
+        ready = load(command, Reporter(out))
+    except ServerError as error:
+        write_frame(out, encode_events([LoadFailed(error.info)]))
+        return
+    from llm_server.worker.main import serve
 
-        serve(*begun)
+    serve(ready, confinement, source, out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Loads the model of this worker and what serves it; settles what the configuration left open."""
+"""What serves a model once it is read: context, dialogue, cache; what was left open is settled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llm_server.llama import log, rope
 from llm_server.llama.adapter import LoadedAdapter
 from llm_server.llama.context import Context, ContextError
 from llm_server.llama.embedding import EmbeddingContext
-from llm_server.llama.gpu import devices, layers_that_fit
+from llm_server.llama.gpu import devices
 from llm_server.llama.lib import lib, version
 from llm_server.llama.model import LoadError, Model
 from llm_server.machine import physical_cores
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 MAX_TEMPLATE = 1 << 20
 """Characters of a chat template from a file; no published one comes near."""
+_TABLES = 330
+"""Bytes a token of the vocabulary will take in llguidance's tables and Python's. Measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,39 +49,31 @@ class Ready:
     disk: DiskTier | None
     loaded: Loaded
     draft_max: int
+    finish: Callable[[], None]
+    """What is left to do, beside the first requests; those that need it wait for it."""
 
 
-def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
-    """Load the model and everything around it.
+def make_ready(command: Load, model: Model, digest: bytes) -> Ready:
+    """All that serves `model`, whose content `digest` stands for (`model_fingerprint`).
 
     Raises:
-        ModelLoadFailed: the file is not a model that this build can load, or is a reranker.
+        ModelLoadFailed: it is a reranker, or an adapter or a template does not fit it.
         TemplateError: its chat template cannot be compiled.
         InsufficientMemory: the context does not fit into the memory.
     """
-    log.install()
-    lib.llama_backend_init()
-    n_gpu_layers = gpu_layers(command)
-    config = msgspec.structs.replace(command.config, n_gpu_layers=n_gpu_layers)
-    command = msgspec.structs.replace(command, config=config)
-    try:
-        model = Model(Path(command.model_path), n_gpu_layers=n_gpu_layers, on_progress=on_progress)
-    except LoadError:
-        raise ModelLoadFailed(
-            "The file could not be loaded as a model; the server's log has llama.cpp's reason.",
-            param="model",
-        ) from None
+    config = command.config
     template = read_template(command)
     adapters = load_adapters(command, model)
     if (pooling := pooling_of(model, config)) is not None:
         return load_embedding(model, pooling, config, adapters)
-    context = open_context(model, config, adapters)
     with ThreadPoolExecutor(1, "dialogue") as pool:
-        # Both take a while, one in native code and one mostly in Python.
-        dialogue = pool.submit(open_dialogue, model, template)
+        # One is native code, the other Python.
+        opening = pool.submit(open_dialogue, model, template)
+        context = open_context(model, config, adapters)
         context.warm_up()
-    print_ = state_fingerprint(command, context)
-    preparer = Preparer(context, dialogue.result())
+    dialogue = opening.result()
+    context.give_back_zeros()
+    print_ = state_fingerprint(digest, command, context)
     loaded = Loaded(
         n_ctx=context.n_ctx,
         n_ctx_train=model.n_ctx_train,
@@ -87,24 +81,19 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
         n_vocab=model.vocab.n_tokens,
         description=model.description,
         fingerprint=system_fingerprint(print_, context, config),
-        memory_bytes=memory_bytes(model),
+        memory_bytes=memory_bytes(model, _TABLES * model.vocab.n_tokens),
         n_gpu_layers=on_cards(model, config.n_gpu_layers),
         max_gpu_layers=on_cards(model, -1),
     )
     logger.info("loaded %s with %d cells", model.description, context.n_ctx)
+
+    def finish() -> None:
+        dialogue.warm()
+        give_back_memory()
+
+    prepare = Preparer(context, dialogue).prepare
     disk = open_cache(command, context, print_)
-    give_back_memory()
-    return Ready(context, preparer.prepare, disk, loaded, config.draft_max)
-
-
-def gpu_layers(command: Load) -> int:
-    """How many layers go to graphics cards, -1 for all; 0 where there are none."""
-    asked, cards = command.config.n_gpu_layers, devices()
-    if not cards:
-        return 0
-    if asked == "auto":
-        return layers_that_fit(command.layer_bytes, command.compute_bytes, cards)
-    return asked
+    return Ready(context, prepare, disk, loaded, config.draft_max, finish)
 
 
 def on_cards(model: Model, asked: int | Literal["auto"]) -> int:
@@ -174,7 +163,7 @@ def load_embedding(
         max_gpu_layers=on_cards(model, -1),
     )
     logger.info("loaded %s for embeddings, pooling %s", model.description, pooling)
-    return Ready(context, TextPreparer(context).prepare, None, loaded, 0)
+    return Ready(context, TextPreparer(context).prepare, None, loaded, 0, give_back_memory)
 
 
 def give_back_memory() -> None:
@@ -212,13 +201,13 @@ def open_context(
     return context
 
 
-def state_fingerprint(command: Load, context: Context) -> bytes:
+def state_fingerprint(digest: bytes, command: Load, context: Context) -> bytes:
     """What makes KV memory of this worker compatible with that of another."""
     model = context.model
     arch = model.metadata("general.architecture")
     original = int(model.metadata(f"{arch}.rope.scaling.original_context_length") or 0)
     return fingerprint(
-        model_fingerprint(Path(command.model_path)),
+        digest,
         {
             "llama.cpp": version(),
             "kv": f"{command.config.type_k} {command.config.type_v}",
@@ -260,19 +249,21 @@ def open_cache(command: Load, context: Context, print_: bytes) -> DiskTier | Non
     )
 
 
-def memory_bytes(model: Model) -> int:
+def memory_bytes(model: Model, to_come: int = 0) -> int:
     """What this process takes of the machine's memory, or will; 0 where the system does not say.
 
-    Its own pages, the cells and the buffer for computing that nothing has touched so far, and the
-    weights that are read from the pages of the file. Weights that llama.cpp keeps in an order of
-    its own beside the file count once: the system may take the file's pages back.
+    What is `to_come`, its own pages, the cells and the buffer for computing that nothing has
+    touched so far, and the weights that are read from the pages of the file. Weights that llama.cpp
+    keeps in an order of its own beside the file count once: the system may take the file's pages
+    back.
     """
     try:
-        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return 0
-    own = sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss_Anon:"))
+    own = sum(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
     buffers = log.buffers()
     mapped = sum(size for (where, _), size in buffers.items() if where.endswith("_Mapped"))
     untouched = sum(buffers["CPU", kind] for kind in ("KV", "RS", "compute"))
-    return own + untouched + min(mapped, model.size_bytes) - buffers["CPU_REPACK", "model"]
+    weights = min(mapped, model.size_bytes) - buffers["CPU_REPACK", "model"]
+    return to_come + own + untouched + weights

@@ -1,4 +1,4 @@
-"""A worker at work: loads its model, then answers until told to stop.
+"""A worker at work: answers until told to stop.
 
 The main thread steps the engine and writes frames; others read commands, prepare prompts and wait
 for the disk. All state of a request lives in the main thread's engine. Knows no HTTP.
@@ -10,7 +10,6 @@ import logging
 import os
 import queue
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, TypeAlias
 
@@ -19,10 +18,10 @@ import msgspec
 from llm_server.engine.embedder import Embedder, Texts
 from llm_server.engine.engine import Engine
 from llm_server.engine.sequence import Prompt
-from llm_server.errors import ServerError, ShuttingDown
+from llm_server.errors import ShuttingDown
 from llm_server.llama.embedding import EmbeddingContext
 from llm_server.worker.frames import decode_command, encode_events, read_frame, write_frame
-from llm_server.worker.load import Ready, load
+from llm_server.worker.load import Ready
 from llm_server.worker.messages import (
     CacheStats,
     Cancel,
@@ -30,9 +29,6 @@ from llm_server.worker.messages import (
     Event,
     Failed,
     Finished,
-    Load,
-    LoadFailed,
-    LoadProgress,
     Request,
     RequestEvent,
     Stop,
@@ -44,7 +40,6 @@ from llm_server.worker.preparing import PreparingThreads, Work
 
 logger = logging.getLogger(__name__)
 
-_PROGRESS_S = 0.2  # a load reports at most this often
 _DISK_WAIT_S = 0.02  # how long an engine with nothing but writes to do waits for the disk
 _FLUSH_S = 30.0
 
@@ -197,16 +192,11 @@ class Worker:
             write_frame(self._out, encode_events(events))
 
 
-def serve(command: Load, confinement: str, source: BinaryIO, out: BinaryIO) -> None:
-    """Load the model and serve it: commands come from `source`, events go to `out`.
+def serve(ready: Ready, confinement: str, source: BinaryIO, out: BinaryIO) -> None:
+    """Serve a model: commands come from `source`, events go to `out`.
 
     `confinement` is what the process's sandbox came to, for the API process to show.
     """
-    try:
-        ready = load(command, _Reporter(out))
-    except ServerError as error:
-        write_frame(out, encode_events([LoadFailed(error.info)]))
-        return
     worker = Worker(ready, out)
     threading.Thread(target=worker.receive, args=(source,), name="commands", daemon=True).start()
     threading.Thread(target=worker.flush, name="flush", daemon=True).start()
@@ -214,18 +204,5 @@ def serve(command: Load, confinement: str, source: BinaryIO, out: BinaryIO) -> N
     worker.prepare()
     loaded = msgspec.structs.replace(ready.loaded, sandbox=confinement)
     write_frame(out, encode_events([loaded]))
+    threading.Thread(target=ready.finish, name="finish", daemon=True).start()
     worker.run()
-
-
-class _Reporter:
-    """Sends `LoadProgress`, not too often."""
-
-    def __init__(self, out: BinaryIO) -> None:
-        self._out = out
-        self._last = 0.0
-
-    def __call__(self, fraction: float) -> None:
-        now = time.monotonic()
-        if now - self._last >= _PROGRESS_S:
-            self._last = now
-            write_frame(self._out, encode_events([LoadProgress(fraction)]))

@@ -51,7 +51,7 @@ CHEAP_BYTES = 1 << 16
 
 
 def open_dialogue(model: Model, template: str | None = None) -> Dialogue:
-    """The model's dialogue, with all that its first request would have to wait for.
+    """The model's dialogue, with what every request needs of it.
 
     `template` replaces the model's own.
 
@@ -59,7 +59,7 @@ def open_dialogue(model: Model, template: str | None = None) -> Dialogue:
         TemplateError: the model's chat template cannot be compiled.
     """
     dialogue = Dialogue(model.chat_template if template is None else template, model.vocab)
-    dialogue.warm()
+    _ = dialogue.syntax
     return dialogue
 
 

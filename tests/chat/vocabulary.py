@@ -36,6 +36,10 @@ class ByteVocabulary:
         spelled = sorted((self._texts[i] for i in ids), key=len, reverse=True)
         return re.compile(b"|".join([*map(re.escape, spelled), b"."]), re.DOTALL)
 
+    @property
+    def spellings(self) -> list[bytes]:
+        return self._texts
+
     def text(self, token: int) -> str:
         return self._texts[token].decode("latin-1" if token < 256 else "utf-8")
 

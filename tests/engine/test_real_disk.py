@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llm_server.cache.disk import DiskTier
+from llm_server.cache.fingerprint import model_fingerprint
 from llm_server.cache.store import ChunkStore
 from llm_server.llama.context import Context
 from llm_server.worker.config import CacheConfig, LoadConfig
@@ -21,7 +22,8 @@ GREEDY = Sampling(temperature=0, max_tokens=12)
 
 
 def opened(load: Load, context: Context) -> DiskTier | None:
-    return open_cache(load, context, state_fingerprint(load, context))
+    digest = model_fingerprint(Path(load.model_path))
+    return open_cache(load, context, state_fingerprint(digest, load, context))
 
 
 def turn(text: str) -> str:
@@ -57,8 +59,8 @@ def test_memory_of_another_layout_is_another_memory(
     attention_gguf: Path, config: LoadConfig
 ) -> None:
     with open_context(attention_gguf) as context:
-        as_it_is = state_fingerprint(Load(str(attention_gguf)), context)
-        other = state_fingerprint(Load(str(attention_gguf), config), context)
+        as_it_is = state_fingerprint(bytes(32), Load(str(attention_gguf)), context)
+        other = state_fingerprint(bytes(32), Load(str(attention_gguf), config), context)
     assert as_it_is != other
 
 

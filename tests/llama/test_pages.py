@@ -31,7 +31,7 @@ def test_zeros_are_given_back_and_what_is_written_stays() -> None:
     content[10 * MIB + 5] = 7
     content[20 * MIB : 30 * MIB] = 9
     taken = anonymous()
-    pages.give_back_zeros(before)
+    pages.give_back_zeros(pages.mapped_since(before))
     assert taken - anonymous() > 36 * MIB
     assert content[10 * MIB + 5] == 7 and content[20 * MIB : 30 * MIB].min() == 9
     assert int(content.sum(dtype=np.int64)) == 7 + 9 * 10 * MIB
@@ -43,5 +43,5 @@ def test_memory_that_was_there_before_is_left_alone() -> None:
     memory = mmap.mmap(-1, 16 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     np.frombuffer(memory, np.uint8)[:] = 0
     before, taken = pages.mapped(), anonymous()
-    pages.give_back_zeros(before)
+    pages.give_back_zeros(pages.mapped_since(before))
     assert taken - anonymous() < 8 * MIB

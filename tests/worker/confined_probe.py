@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from llm_server.worker.__main__ import begin
+from llm_server.worker.__main__ import begin, load
 
 libc = ctypes.CDLL(None, use_errno=True)
 PTRACE_ATTACH, CLONE_NEWUSER = 16, 0x10000000
@@ -74,8 +74,6 @@ def main() -> None:
     begun = begin()
     assert begun is not None
     command, _, _, out = begun
-    from llm_server.worker.load import load
-
     ready = load(command, lambda fraction: None)
     model, other, folder = map(Path, sys.argv[1:])
     results = {name: outcome(attempt) for name, attempt in attempts(model, other, folder).items()}

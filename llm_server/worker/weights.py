@@ -1,0 +1,48 @@
+"""Has llama.cpp read a model file: the part of a load that needs little of this package.
+
+Imports nothing that takes long, so that llama.cpp can read while the rest is being imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from llm_server.errors import ModelLoadFailed
+from llm_server.llama import log
+from llm_server.llama.gpu import devices, layers_that_fit
+from llm_server.llama.lib import lib
+from llm_server.llama.model import LoadError, Model
+from llm_server.worker.messages import Load
+
+
+def gpu_layers(command: Load) -> int:
+    """How many layers go to graphics cards, -1 for all; 0 where there are none."""
+    asked, cards = command.config.n_gpu_layers, devices()
+    if not cards:
+        return 0
+    if asked == "auto":
+        return layers_that_fit(command.layer_bytes, command.compute_bytes, cards)
+    return asked
+
+
+def read(command: Load, on_progress: Callable[[float], None]) -> tuple[Load, Model]:
+    """The model of `command`, and the command with the number of layers that cards really take.
+
+    Raises:
+        ModelLoadFailed: the file is not a model that this build can load.
+    """
+    log.install()
+    lib.llama_backend_init()
+    n_gpu_layers = gpu_layers(command)
+    config = msgspec.structs.replace(command.config, n_gpu_layers=n_gpu_layers)
+    try:
+        model = Model(Path(command.model_path), n_gpu_layers=n_gpu_layers, on_progress=on_progress)
+    except LoadError:
+        raise ModelLoadFailed(
+            "The file could not be loaded as a model; the server's log has llama.cpp's reason.",
+            param="model",
+        ) from None
+    return msgspec.structs.replace(command, config=config), model
