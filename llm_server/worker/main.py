@@ -204,5 +204,8 @@ def serve(ready: Ready, confinement: str, source: BinaryIO, out: BinaryIO) -> No
     worker.prepare()
     loaded = msgspec.structs.replace(ready.loaded, sandbox=confinement)
     write_frame(out, encode_events([loaded]))
-    threading.Thread(target=ready.finish, name="finish", daemon=True).start()
+    finishing = threading.Thread(target=ready.finish, name="finish", daemon=True)
+    finishing.start()
     worker.run()
+    # A thread that the interpreter ends inside native code takes the process down with it.
+    finishing.join()
