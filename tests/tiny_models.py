@@ -70,6 +70,8 @@ class Vocabulary:
     bos: int | None = None
     merges: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
+    named: tuple[tuple[str, int], ...] = ()
+    """Further tokens that the file names, such as ("eom", 300)."""
 
 
 def byte_alphabet() -> list[str]:
@@ -165,6 +167,8 @@ class _Builder:
             writer.add_bos_token_id(vocabulary.bos)
         writer.add_add_bos_token(vocabulary.bos is not None)
         writer.add_eos_token_id(vocabulary.eos)
+        for name, token in vocabulary.named:
+            writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
         writer.add_chat_template(CHATML)
 
     def add(self, name: str, values: np.ndarray) -> None:

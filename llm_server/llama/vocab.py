@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import compress, repeat
 
 from llm_server.llama.lib import held, lib
@@ -13,10 +13,16 @@ NO_TOKEN = -1
 """LLAMA_TOKEN_NULL: the vocabulary has no such token."""
 
 _PIECE_BYTES = 128  # enough for nearly every token; longer ones are asked for twice
+_ENDS = (
+    lib.llama_vocab_eos,
+    lib.llama_vocab_eot,
+    lib.llama_vocab_fim_pad,
+    lib.llama_vocab_fim_rep,
+    lib.llama_vocab_fim_sep,
+)
 _AT_A_TIME = 512  # calls without a chance for other threads
 
-_is_eog = held("llama_vocab_is_eog")
-_is_control = held("llama_vocab_is_control")
+_get_attr = held("llama_vocab_get_attr")
 _token_to_piece = held("llama_token_to_piece")
 
 
@@ -28,6 +34,7 @@ class Vocab:
     """
 
     def __init__(self, model: int) -> None:
+        self._model = model
         self._vocab = lib.llama_model_get_vocab(model)
         self.n_tokens: int = lib.llama_vocab_n_tokens(self._vocab)
         self.bos: int = lib.llama_vocab_bos(self._vocab)
@@ -48,20 +55,36 @@ class Vocab:
 
     @functools.cached_property
     def eog(self) -> frozenset[int]:
-        """Ids of the tokens that end a generation (`llama_vocab_is_eog`)."""
-        return self._where(_is_eog)
+        """Ids of the tokens that end a generation (`llama_vocab_is_eog`).
+
+        llama.cpp makes a control token of every one but those that the file names by their ids.
+        """
+        found = set(self._unusual) | {getter(self._vocab) for getter in _ENDS}
+        found.add(self._eom())
+        return frozenset(t for t in found if t >= 0 and lib.llama_vocab_is_eog(self._vocab, t))
 
     @functools.cached_property
     def control(self) -> frozenset[int]:
         """Ids of the tokens that are markers and not text (`llama_vocab_is_control`)."""
-        return self._where(_is_control)
+        return frozenset(t for t in self._unusual if lib.llama_vocab_is_control(self._vocab, t))
 
-    def _where(self, holds: Callable[[int, int], bool]) -> frozenset[int]:
-        """Ids of the tokens of which that holds."""
-        found: set[int] = set()
+    @functools.cached_property
+    def _unusual(self) -> list[int]:
+        """Ids of the tokens that are more than plain text; one look at each of 150,000."""
+        found: list[int] = []
+        usual = lib.LLAMA_TOKEN_ATTR_NORMAL
         for ids in self._runs():
-            found.update(compress(ids, map(holds, repeat(self._vocab), ids)))
-        return frozenset(found)
+            attributes = map(_get_attr, repeat(self._vocab), ids)
+            found += compress(ids, map(usual.__ne__, attributes))
+        return found
+
+    def _eom(self) -> int:
+        """The one id of those that the file may name for which llama.cpp's API has no call."""
+        buffer = ctypes.create_string_buffer(32)
+        n = lib.llama_model_meta_val_str(
+            self._model, b"tokenizer.ggml.eom_token_id", buffer, len(buffer)
+        )
+        return int(buffer.value) if n > 0 else NO_TOKEN
 
     def _runs(self) -> Iterator[range]:
         """All ids, so many at a time that other threads do not wait long."""

@@ -66,7 +66,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "G10": ("chat/test_stream.py::test_hostile_text_costs_linear_time",),
     "G11": ("chat/test_constraint.py::test_grammars_are_kept_within_their_budget",),
     "S2": ("models/test_registry.py::test_what_cannot_be_served_is_not_listed_and_blocks_nothing",),
-    "S3": ("models/test_gguf.py::test_every_truncation_is_noticed",),
+    "S3": ("gguf/test_header.py::test_every_truncation_is_noticed",),
     "S4": ("chat/test_template.py::test_hostile_templates_end_soon",),
     "S7": (
         "models/test_pool.py::test_a_switch_waits_for_running_requests_and_then_takes_all_that_wait",

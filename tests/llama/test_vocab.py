@@ -32,3 +32,12 @@ def test_a_token_of_any_length_is_spelled_whole(tmp_path: Path) -> None:
     assert model.vocab.spellings[300] == b"a" * 1000
     assert model.vocab.max_token_bytes == 1000
     model.close()
+
+
+@pytest.mark.parametrize("name", ["eot", "eom", "fim_pad", "fim_rep", "fim_sep"])
+def test_a_plain_word_ends_an_answer_where_the_file_says_so(tmp_path: Path, name: str) -> None:
+    vocabulary = replace(bpe_vocabulary(), named=((name, 300),))
+    model = Model(build_attention(tmp_path / "plain.gguf", vocabulary=vocabulary))
+    assert lib.llama_vocab_is_eog(model.vocab.handle, 300)
+    assert 300 in model.vocab.eog and 300 not in model.vocab.control
+    model.close()
