@@ -9,7 +9,7 @@ NODE := tests/clients/javascript/node_modules
 # The tests start some 400 Python processes: without bytecode, each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test lint types unit exhaustive soak chaos load screenshots fuzz clients bench lock clean
+.PHONY: help serve test test-cluster lint types unit exhaustive soak chaos load screenshots fuzz clients bench lock clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -40,6 +40,9 @@ clients: $(VENV)/.dev $(VENV)-clients/.done $(VENV)-clients-openai-2/.done $(NOD
 	SERVER_PYTHON=$(BIN)/python $(VENV)-clients-openai-2/bin/python -m pytest -c tests/clients/pytest.ini \
 	  $(addprefix tests/clients/test_,instructor.py litellm.py llama_index.py)
 
+test-cluster: $(VENV)-cluster/.done  ## pytest on a Ray cluster of several nodes on this machine
+	$(VENV)-cluster/bin/python -m pytest tests/cluster -m "slow or not slow" $(ARGS)
+
 soak: $(VENV)/.dev  ## 10,000 mixed requests: what they leave behind (ARGS=20000 for more)
 	$(BIN)/python -m tests.endurance.soak $(ARGS)
 
@@ -67,6 +70,9 @@ lock:  ## resolve the dependencies anew into requirements/ (needs uv and npm)
 	uv pip compile -q --upgrade --generate-hashes --no-header --no-annotate --universal \
 	  --python-version 3.11 pyproject.toml --group build --group dev --group bench \
 	  -c requirements/dev.txt -o requirements/bench.txt
+	uv pip compile -q --upgrade --generate-hashes --no-header --no-annotate --universal \
+	  --python-version 3.11 pyproject.toml --extra cluster --group build --group cluster-tests \
+	  -c requirements/dev.txt -o requirements/cluster.txt
 	for group in clients clients-openai-2; do \
 	  uv pip compile -q --upgrade --generate-hashes --no-header --no-annotate --universal \
 	    --python-version 3.11 --only-binary :all: --group $$group -o requirements/$$group.txt; \
@@ -92,6 +98,12 @@ $(VENV)/.bench: requirements/bench.txt $(VENV)/.dev
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.serve
 	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(VENV)-cluster/.done: requirements/cluster.txt pyproject.toml | $(BIN)/python
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)-%/.done: requirements/%.txt | $(BIN)/python

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from llm_server.commands import bench, cache, doctor, fit, models, run
+from llm_server.commands import bench, cache, cluster, doctor, fit, models, run
 
 app = typer.Typer(
     name="llm-server",
@@ -42,6 +42,7 @@ app.command()(models.show)
 app.command()(fit.fit)
 app.command()(models.rm)
 app.add_typer(cache.app, name="cache")
+app.add_typer(cluster.app, name="cluster")
 app.command()(doctor.doctor)
 app.command()(bench.bench)
 

@@ -23,6 +23,7 @@ from pydantic import (
     SecretStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -34,7 +35,7 @@ from pydantic_settings import (
 
 from llm_server import config_file
 from llm_server.api.parameters import GpuLayers
-from llm_server.config_file import ConfigFileError, FileSource, ModelTable
+from llm_server.config_file import ClusterTable, ConfigFileError, FileSource, ModelTable
 from llm_server.machine import Memory, memory
 from llm_server.models.plan import Planner
 from llm_server.models.policy import budget_bytes, keep_alive_seconds
@@ -200,6 +201,9 @@ class Settings(BaseSettings):
     models: dict[str, ModelTable] = Field(
         default={}, description="more names and own defaults of single models, by their names"
     )
+    cluster: ClusterTable = Field(
+        default=ClusterTable(), description="how many replicas, and where, in a cluster"
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -227,6 +231,12 @@ class Settings(BaseSettings):
     def _check_models(cls, told: dict[str, ModelTable]) -> dict[str, ModelTable]:
         config_file.aliases_of(told)
         return told
+
+    @model_validator(mode="after")
+    def _check_cluster(self) -> Settings:
+        for table in self.models.values():
+            self.cluster.of(table.cluster)
+        return self
 
     @field_validator("memory")
     @classmethod
@@ -368,8 +378,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     for name, field in Settings.model_fields.items():
-        if field.annotation == dict[str, ModelTable]:
-            continue  # A table of tables is for the file.
+        if field.annotation in (dict[str, ModelTable], ClusterTable):
+            continue  # Tables are for the file.
         shown = not field.default_factory and field.default not in (None, ())
         default = f" [{field.default}]" if shown else ""
         text = f"{field.description}{default}".replace("%", "%%")

@@ -16,6 +16,7 @@ from pydantic import (
     AliasChoices,
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     StringConstraints,
@@ -66,6 +67,52 @@ class ModelSampling(SamplingFields):
 ModelAlias = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
 
+class ReplicaFields(BaseModel):
+    """`[models.NAME.cluster]`: how a cluster runs a model. One machine does not look at it.
+
+    Names and meanings are Ray Serve's. What is left out is as in `[cluster]`, and what is left out
+    there follows from what the model takes.
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    min_replicas: Annotated[int, Field(ge=0, le=100_000)] = 0
+    max_replicas: Annotated[int, Field(ge=1, le=100_000)] = 1
+    target_ongoing_requests: Annotated[float, Field(gt=0)] | None = None
+    """Requests a replica shall have on average; None for as many as it computes at once."""
+    upscale_delay_s: Annotated[float, Field(ge=0)] = 5.0
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 600.0
+    graceful_shutdown_timeout_s: Annotated[float, Field(ge=0)] = 300.0
+    """Time for the running answers of a replica that is replaced or not needed any more."""
+    num_cpus: Annotated[float, Field(ge=0)] | None = None
+    num_gpus: Annotated[float, Field(ge=0)] | None = None
+    memory: ByteSize | None = None
+    resources: dict[str, float] = {}
+    """Custom resources of Ray that a replica's node must have."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ReplicaFields:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas is {self.min_replicas}, more than max_replicas {self.max_replicas}"
+            )
+        return self
+
+
+class ClusterTable(ReplicaFields):
+    """`[cluster]`: what holds for the whole cluster, and for models that say nothing themselves."""
+
+    ingress_replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Copies of the API; each is one process."""
+    gpu_memory: ByteSize | None = None
+    """Bytes a graphics card has: what a replica takes of it follows. None: no cards are used."""
+
+    def of(self, model: ReplicaFields) -> ReplicaFields:
+        """What holds for a model. Raises ValueError where the two do not go together."""
+        shared = self.model_dump(include=set(ReplicaFields.model_fields), exclude_unset=True)
+        return ReplicaFields(**{**shared, **model.model_dump(exclude_unset=True)})
+
+
 class ModelTable(Wire):
     """`[models.NAME]`: more names for a model, and its own defaults."""
 
@@ -78,6 +125,7 @@ class ModelTable(Wire):
     ] = []
     load: LoadFields = LoadFields()
     sampling: ModelSampling = ModelSampling()
+    cluster: ReplicaFields = ReplicaFields()
 
     def defaults(self) -> ModelDefaults:
         """What loads and requests of this model start from."""
@@ -144,8 +192,14 @@ def aliases_of(models: Mapping[str, ModelTable]) -> dict[str, str]:
 def _names_at(steps: Sequence[str], settings: type[BaseSettings]) -> list[str]:
     """The keys that are known where `steps` lead to."""
     model: type[BaseModel] = settings
-    if steps:
-        tables: dict[str, type[BaseModel]] = {"load": LoadFields, "sampling": ModelSampling}
+    if steps and steps[0] == "cluster":
+        model = ClusterTable
+    elif steps:
+        tables: dict[str, type[BaseModel]] = {
+            "load": LoadFields,
+            "sampling": ModelSampling,
+            "cluster": ReplicaFields,
+        }
         model = tables[steps[2]] if len(steps) > 2 else ModelTable
     return [name for name in model.model_fields if name not in _ELSEWHERE]
 

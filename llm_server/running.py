@@ -25,6 +25,7 @@ from llm_server.api.context import Context
 from llm_server.api.keys import InvalidKey
 from llm_server.api.transport import Limits, connection_class
 from llm_server.config import Settings
+from llm_server.models.pool import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=math.ceil(grace_s) + 5,
         )
         super().__init__(config)
+        assert isinstance(context.pool, Pool)
         self._pool = context.pool
         self._keyring = context.access.keyring
         self._grace_s = grace_s

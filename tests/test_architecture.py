@@ -20,7 +20,7 @@ def test_every_file_is_named_in_one_line() -> None:
     files = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")
-        if path.name not in markers or path.parent in (PACKAGE, PACKAGE / "demo")
+        if path.name not in markers or path.parent in (PACKAGE, PACKAGE / "cluster", PACKAGE / "demo")
     }
     assert set(named) == files
 
@@ -53,6 +53,19 @@ def test_only_one_folder_imports_llama_cpp() -> None:
     assert users == []
     lib = (PACKAGE / "llama" / "lib.py").read_text()
     assert 'import_module("llama_cpp.llama_cpp")' in lib
+
+
+def test_the_single_machine_knows_no_ray() -> None:
+    pattern = re.compile(r"^(?P<indent>\s*)(import|from) (ray|llm_server\.cluster)\b", re.MULTILINE)
+    users = {
+        str(path.relative_to(PACKAGE)): found.group("indent")
+        for path in PACKAGE.rglob("*.py")
+        if path.parent != PACKAGE / "cluster" and (found := pattern.search(path.read_text()))
+    }
+    # The command imports it when it is called.
+    assert users == {"commands/cluster.py": "        "}
+    loaded = imports("llm_server.cli") | imports("llm_server.running")
+    assert not any(name.partition(".")[0] == "ray" for name in loaded)
 
 
 def test_nothing_is_ever_unpickled() -> None:

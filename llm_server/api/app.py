@@ -24,6 +24,7 @@ from llm_server.api.schema import document
 from llm_server.api.traffic import Traffic
 from llm_server.config import Settings, cache_config, make_planner, make_registry
 from llm_server.errors import ServerError
+from llm_server.models.backend import Backend
 from llm_server.models.loader import Loader
 from llm_server.models.policy import keep_alive_seconds
 from llm_server.models.pool import Pool
@@ -56,15 +57,18 @@ def create_app(
     worker_argv: Sequence[str] | None = None,
     patience: Patience | None = None,
     stand_in: Path | None = None,
+    backend: Backend | None = None,
 ) -> App:
     """The application for `settings`. Nothing is started before its lifespan begins.
 
     `worker_argv` is the command of worker processes, when it is not our own; `stand_in` the model
-    that serves while the folder holds none. Raises InvalidKey.
+    that serves while the folder holds none. Both are for the pool that is made here, unless
+    `backend` holds the models. Raises InvalidKey.
     """
-    registry = make_registry(settings, stand_in)
     cached = cache_config(settings)
-    pool = make_pool(settings, registry, cached, worker_argv or WORKER_ARGV)
+    pool = backend or make_pool(
+        settings, make_registry(settings, stand_in), cached, worker_argv or WORKER_ARGV
+    )
     app = App(
         title="llm-server",
         version=__version__,
@@ -87,6 +91,7 @@ def create_app(
         traffic=traffic,
         shared_cache=settings.shared_cache,
     )
+    registry = pool.planner.registry
     app.state.context = Context(registry, pool, access, traffic, patience or Patience(), cached)
     app.include_router(native.router)
     app.include_router(models.router)
@@ -147,7 +152,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await pool.close()
 
 
-async def _preload(pool: Pool) -> None:
+async def _preload(pool: Backend) -> None:
     """Load the first model behind the server's back, so that it answers /health meanwhile."""
     # The pool logs what goes wrong, and an empty folder is no error.
     with contextlib.suppress(ServerError):

@@ -24,8 +24,7 @@ from llm_server.api.requests import Call
 from llm_server.api.traffic import passage_of
 from llm_server.api.usage import Origin
 from llm_server.errors import ErrorInfo, RemoteError, RequestCancelled, ServerError
-from llm_server.models.lease import Lease
-from llm_server.models.pool import Pool
+from llm_server.models.backend import Backend, WorkerLease
 from llm_server.worker.messages import (
     Asked,
     ChatRequest,
@@ -94,12 +93,12 @@ class Folder(Protocol):
 class Answer:
     """The events of one call: waits for a lease, submits, and says how far things are."""
 
-    def __init__(self, pool: Pool, call: Call, scope: Scope) -> None:
+    def __init__(self, pool: Backend, call: Call, scope: Scope) -> None:
         self._pool = pool
         self._call = call
         self._passage = passage_of(scope)
         self._entry = entry_of(scope, self)
-        self._lease: Lease | None = None
+        self._lease: WorkerLease | None = None
         self._stream: EventStream | None = None
         self._progress: Progress | None = None
         self._sampling = Sampling()
@@ -128,7 +127,7 @@ class Answer:
                 return events
         raise AssertionError("a stream of events ends in Finished or Failed")
 
-    async def _lease_of_pool(self) -> Lease:
+    async def _lease_of_pool(self) -> WorkerLease:
         self._beginning = asyncio.current_task()
         try:
             return await self._pool.acquire(
@@ -222,7 +221,7 @@ class Answer:
 
 
 @contextlib.contextmanager
-def answering(pool: Pool, call: Call, scope: Scope) -> Iterator[Answer]:
+def answering(pool: Backend, call: Call, scope: Scope) -> Iterator[Answer]:
     """An answer that is listed while the block lasts, and closed at its end."""
     answer = Answer(pool, call, scope)
     with answer.listed(), contextlib.closing(answer):
@@ -234,7 +233,7 @@ class FoldedResponse(Response):
 
     def __init__(
         self,
-        pool: Pool,
+        pool: Backend,
         call: Call,
         make_fold: Callable[[Origin], Folder],
         headers: dict[str, str],
@@ -265,7 +264,7 @@ class StreamedResponse(Response):
 
     def __init__(
         self,
-        pool: Pool,
+        pool: Backend,
         call: Call,
         make_chunks: Callable[[Origin], Chunker],
         patience: Patience,

@@ -11,7 +11,7 @@ from llm_server.api.access import Access
 from llm_server.api.chat import Patience
 from llm_server.api.journal import Journal
 from llm_server.api.traffic import Traffic
-from llm_server.models.pool import Pool
+from llm_server.models.backend import Backend
 from llm_server.models.registry import Registry
 from llm_server.web.renderer import Renderer
 from llm_server.worker.config import CacheConfig
@@ -22,7 +22,7 @@ class Context:
     """One per app, made with it."""
 
     registry: Registry
-    pool: Pool
+    pool: Backend
     access: Access
     traffic: Traffic
     patience: Patience = Patience()

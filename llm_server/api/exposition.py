@@ -19,7 +19,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from llm_server.api.traffic import Traffic
-from llm_server.models.pool import Pool
+from llm_server.models.backend import Backend
 from llm_server.models.status import Status
 from llm_server.worker.totals import Totals
 
@@ -36,7 +36,7 @@ _CACHE_HELP = {
 }
 
 
-def text(pool: Pool, traffic: Traffic) -> bytes:
+def text(pool: Backend, traffic: Traffic) -> bytes:
     """All families in Prometheus's text format."""
     registry = CollectorRegistry()
     registry.register(_Numbers(pool, traffic))
@@ -46,7 +46,7 @@ def text(pool: Pool, traffic: Traffic) -> bytes:
 class _Numbers(Collector):
     """What the pool, the workers and the edge have counted."""
 
-    def __init__(self, pool: Pool, traffic: Traffic) -> None:
+    def __init__(self, pool: Backend, traffic: Traffic) -> None:
         self._pool = pool
         self._traffic = traffic
 

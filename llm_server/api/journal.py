@@ -18,7 +18,7 @@ import psutil
 from starlette.types import Scope
 
 from llm_server.api.traffic import Passage, passage_of
-from llm_server.models.pool import Pool
+from llm_server.models.backend import Backend
 from llm_server.worker.messages import (
     Content,
     Finished,
@@ -117,15 +117,15 @@ class Journal:
         finally:
             del self.running[entry.id]
 
-    async def watch(self, pool: Pool) -> None:
+    async def watch(self, pool: Backend) -> None:
         """Take samples until cancelled."""
         while True:
             self.samples.append(self.sample(pool))
             await asyncio.sleep(INTERVAL_S)
 
-    def sample(self, pool: Pool) -> Sample:
+    def sample(self, pool: Backend) -> Sample:
         """The interval that ends now; another begins."""
-        server, workers = resident_bytes([resident.worker.pid for resident in pool.loaded])
+        server, workers = resident_bytes(pool.pids)
         now, before = _Sums.of(self, pool), self._last
         self._last = now
         first, self.first_tokens = self.first_tokens, []
@@ -165,7 +165,7 @@ class _Sums:
     disk: int = 0
 
     @classmethod
-    def of(cls, journal: Journal, pool: Pool) -> _Sums:
+    def of(cls, journal: Journal, pool: Backend) -> _Sums:
         totals = pool.totals
         return cls(
             time.monotonic(),

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from llm_server.api.context import context_of
 from llm_server.api.schema import plain_text
 from llm_server.api.traffic import Traffic
-from llm_server.models.pool import Pool
+from llm_server.models.backend import Backend
 
 router = APIRouter()
 
@@ -24,7 +24,7 @@ async def metrics(request: Request) -> Response:
     return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _text(pool: Pool, traffic: Traffic) -> bytes:
+def _text(pool: Backend, traffic: Traffic) -> bytes:
     from llm_server.api import exposition  # at the first scrape: see there
 
     return exposition.text(pool, traffic)

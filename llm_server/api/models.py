@@ -20,7 +20,7 @@ from llm_server.api.parameters import overrides_of
 from llm_server.api.schema import operation
 from llm_server.api.wire import FitBody, UnloadBody
 from llm_server.errors import ServerError
-from llm_server.models.lease import Resident
+from llm_server.models.backend import LoadedModel
 from llm_server.models.memory import Memory
 from llm_server.models.plan import Fit, Planner
 from llm_server.models.registry import ModelFile
@@ -171,7 +171,7 @@ async def props(request: Request) -> Response:
     )
 
 
-def _props_of(resident: Resident, planner: Planner) -> PropsModelJson:
+def _props_of(resident: LoadedModel, planner: Planner) -> PropsModelJson:
     settings = {
         name: {"value": getattr(resident.plan.config, name), "source": source}
         for name, source in planner.sources(resident.plan).items()
@@ -220,7 +220,7 @@ def _describer(context: Context) -> Callable[[ModelFile], ModelJson]:
 
 
 def _model_json(
-    context: Context, model: ModelFile, resident: Resident | None, loading: bool
+    context: Context, model: ModelFile, resident: LoadedModel | None, loading: bool
 ) -> ModelJson:
     registry = context.registry
     described = ModelJson(

@@ -82,6 +82,11 @@ class Pool:
         residents = [resident for resident in list(self._residents) if resident.worker.alive]
         return sorted(residents, key=lambda r: (not r.leases, -r.used))
 
+    @property
+    def pids(self) -> list[int]:
+        """The worker processes."""
+        return [resident.worker.pid for resident in self.loaded]
+
     # ---- what requests do ----------------------------------------------------------------------
 
     async def acquire(

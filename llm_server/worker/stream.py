@@ -44,6 +44,11 @@ class EventStream:
         self._waiter: asyncio.Future[None] | None = None
         self._poked = False
 
+    @property
+    def open(self) -> bool:
+        """Whether more events can come."""
+        return self._n_open > 0
+
     def __aiter__(self) -> EventStream:
         return self
 

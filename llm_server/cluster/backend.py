@@ -1,0 +1,255 @@
+"""The models of a cluster as the API sees them: deployments behind the contract of the pool.
+
+Which replica answers is the router's business, how many there are Ray Serve's. A call whose
+replica dies before anything of its answer was seen is made again elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from ray.serve.handle import DeploymentHandle
+
+from llm_server.cluster.remote import RemoteWorker
+from llm_server.errors import (
+    InvalidRequest,
+    ModelLoading,
+    ModelNotFound,
+    ServerError,
+    ShuttingDown,
+    UnsupportedParameter,
+)
+from llm_server.models.lease import Overrides
+from llm_server.models.plan import Plan, Planner
+from llm_server.models.registry import ModelFile
+from llm_server.models.status import State, Status
+from llm_server.worker.totals import Totals
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many replicas of a deployment there are."""
+
+    running: int = 0
+    starting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteLease:
+    """A lease without books: replicas count their own requests."""
+
+    model: ModelFile
+    worker: RemoteWorker
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """A model with running replicas, for display."""
+
+    plan: Plan
+    worker: RemoteWorker
+    memory: int
+    keep_alive_s: float
+
+    @property
+    def model(self) -> ModelFile:
+        """The model."""
+        return self.plan.model
+
+    @property
+    def leases(self) -> Collection[object]:
+        """The requests that this ingress has there."""
+        return self.worker.streams
+
+
+class Deployments:
+    """The backend of an ingress.
+
+    `plans` are the models that are deployed, `handles` their deployments, both by name.
+    `share_default` tells all ingresses, this one too, which model `setModel` has chosen.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        plans: Mapping[str, Plan],
+        handles: Mapping[str, DeploymentHandle],
+        share_default: Callable[[str], None],
+        first_model: str | None = None,
+    ) -> None:
+        self.planner = planner
+        self.totals = Totals()
+        self._plans = plans
+        self._workers = {
+            name: RemoteWorker(handle, plans[name].model, self.totals)
+            for name, handle in handles.items()
+        }
+        self._share_default = share_default
+        self._first_model = first_model
+        self._default: str | None = None
+        self._counted: Mapping[str, Counted] = {}
+        self._closing = False
+
+    @property
+    def default(self) -> ModelFile | None:
+        """The model that requests get which name none."""
+        with contextlib.suppress(ServerError):
+            return self._unnamed()
+        return None
+
+    @property
+    def loaded(self) -> Sequence[Deployed]:
+        """The models with running replicas; those in use first."""
+        running = [
+            Deployed(
+                self._plans[name],
+                self._workers[name],
+                self._plans[name].memory.total * counted.running,
+                -1.0,
+            )
+            for name, counted in self._counted.items()
+            if counted.running and self._workers[name].described
+        ]
+        return sorted(running, key=lambda deployed: -len(deployed.leases))
+
+    @property
+    def pids(self) -> Sequence[int]:
+        """Workers are elsewhere."""
+        return ()
+
+    async def acquire(
+        self,
+        model: str | None,
+        overrides: Overrides | None = None,
+        *,
+        keep_alive_s: float | None = None,
+        make_default: bool = False,
+        owner: str = "",
+    ) -> RemoteLease:
+        """The right to ask a model, None for the default one, once it has a replica.
+
+        Raises ModelNotFound, ShuttingDown, InvalidRequest for a way to load it that is not that of
+        the deployment, and whatever its load fails with.
+        """
+        if self._closing:
+            raise ShuttingDown("The server is shutting down.")
+        if keep_alive_s is not None:
+            raise UnsupportedParameter(
+                "In a cluster models come and go with their load: set downscale_delay_s for this "
+                "model in llm-server.toml.",
+                param="keep_alive",
+            )
+        file = self._unnamed() if model is None else self._named(model)
+        self._check(self._plans[file.name], overrides or {})
+        worker = self._workers[file.name]
+        if not worker.described:
+            await worker.describe()
+        if make_default:
+            self._share_default(file.name)
+        return RemoteLease(file, worker)
+
+    async def unload(self, model: str) -> bool:
+        """Raises UnsupportedParameter: idle models go by themselves."""
+        self._named(model)
+        raise UnsupportedParameter(
+            "In a cluster models come and go with their load: an idle one ends by itself where its "
+            "min_replicas is 0.",
+            param="model",
+        )
+
+    def status(self) -> Status:
+        """What there is to show: requests are those of this ingress."""
+        loaded = self.loaded
+        shown = next((d for d in loaded if d.model == self.default), loaded[0] if loaded else None)
+        loading = next(
+            (name for name, c in self._counted.items() if c.starting and not c.running), None
+        )
+        workers = self._workers.values()
+        return Status(
+            state=self._state(bool(loaded), loading),
+            model=shown.model.name if shown else loading,
+            n_ctx=shown.worker.loaded.n_ctx if shown else 0,
+            parallel=sum(
+                d.worker.loaded.parallel * self._counted[d.model.name].running for d in loaded
+            ),
+            running=sum(len(worker.streams) for worker in workers) - self._n_waiting(),
+            waiting=self._n_waiting(),
+            loading=loading,
+            fraction=0.0,
+            error=None,
+            sandbox=shown.worker.loaded.sandbox if shown else None,
+        )
+
+    async def count(self, counted: Mapping[str, Counted]) -> None:
+        """Take note of how many replicas there are, by model."""
+        self._counted = counted
+        for name, worker in self._workers.items():
+            if counted.get(name, Counted()).running and not worker.described:
+                with contextlib.suppress(ServerError):  # Whoever asks for the model is told.
+                    await worker.describe()
+
+    @property
+    def chosen(self) -> str | None:
+        """The model that `setModel` made the default one."""
+        return self._default
+
+    def take_default(self, name: str) -> None:
+        """`setModel` was called at some ingress."""
+        if name in self._plans:
+            self._default = name
+
+    async def close(self) -> None:
+        """Fail what runs: this ingress ends. Replicas stay."""
+        self._closing = True
+        error = ShuttingDown("The server is shutting down.").info
+        for worker in self._workers.values():
+            for stream in list(worker.streams):
+                worker.fail(stream, error)
+
+    def _unnamed(self) -> ModelFile:
+        name = self._default
+        if name is None and self._first_model is not None:
+            return self._named(self._first_model)
+        if name is None:
+            name = next(iter(self._plans), None)
+        if name is None:
+            raise ModelLoading("No model is loaded, and the models folder is empty.")
+        return self._plans[name].model
+
+    def _named(self, name: str) -> ModelFile:
+        for plan in self._plans.values():
+            if self.planner.registry.means(name, plan.model):
+                return plan.model
+        # For the hint; a file that came later is not deployed.
+        file = self.planner.registry.find(name)
+        raise ModelNotFound(
+            file.name,
+            " It came into the models folder after the deployment: deploy again.",
+        )
+
+    def _check(self, plan: Plan, overrides: Overrides) -> None:
+        for name, value in self.planner.named(overrides).items():
+            if value not in (getattr(plan.asked, name), getattr(plan.config, name)):
+                raise InvalidRequest(
+                    f"In a cluster models are loaded as llm-server.toml says: {name} of "
+                    f"{plan.model.name} is {getattr(plan.config, name)}.",
+                    param=f"load_model_configs.{name}",
+                )
+
+    def _n_waiting(self) -> int:
+        return sum(worker.n_waiting for worker in self._workers.values())
+
+    def _state(self, usable: bool, loading: str | None) -> State:
+        if self._closing:
+            return "stopping"
+        if usable:
+            return "ready"
+        return "loading" if loading is not None else "empty"

@@ -1,0 +1,141 @@
+"""From the settings of the single-machine server to an application of Ray Serve."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+
+from llm_server.cluster.ingress import Ingress
+from llm_server.cluster.placement import Placement, placement
+from llm_server.cluster.replica import Replica
+from llm_server.cluster.router import PrefixRouter
+from llm_server.config import Settings, make_planner, make_registry, settings_from_environment
+from llm_server.config_file import ReplicaFields
+from llm_server.demo import demo_model_path
+from llm_server.errors import ServerError
+from llm_server.machine import physical_cores
+from llm_server.models.plan import Plan, Planner
+from llm_server.models.registry import ModelFile
+from llm_server.worker.process import WORKER_ARGV
+
+logger = logging.getLogger(__name__)
+
+INGRESS = "api"
+MAX_ONGOING_INGRESS = 10_000
+"""Requests one ingress may have: most of them only wait for an answer to go on."""
+
+
+def app(args: Mapping[str, Any]) -> Application:
+    """The builder: `args` are settings by name, such as `config`; the others as everywhere."""
+    return build(settings_from_environment(args), stand_in=demo_model_path())
+
+
+def build(
+    settings: Settings,
+    *,
+    worker_argv: Sequence[str] = WORKER_ARGV,
+    stand_in: Path | None = None,
+) -> Application:
+    """An ingress before one deployment for each model of the folder.
+
+    Raises InsufficientMemory for a model that would not fit into what its replicas may take.
+    """
+    registry = make_registry(settings, stand_in)
+    registry.scan()
+    planner = make_planner(settings, registry)
+    plans: dict[str, Plan] = {}
+    deployments: dict[str, Application] = {}
+    for model in registry.models():
+        told = _told(settings, planner, model)
+        try:
+            plan, place = _place(planner, settings, model, told)
+        except ServerError as error:
+            logger.error("%s is not deployed: %s", model.name, error)
+            continue
+        plans[model.name] = plan
+        deployments[model.name] = _deployment(settings, plan, place, told).bind(
+            settings, model.name, _load(plan), plan.memory.total, tuple(worker_argv), stand_in
+        )
+    ingress = serve.deployment(
+        serve.ingress()(Ingress),
+        name=INGRESS,
+        num_replicas=settings.cluster.ingress_replicas,
+        max_ongoing_requests=MAX_ONGOING_INGRESS,
+        graceful_shutdown_timeout_s=settings.cluster.graceful_shutdown_timeout_s,
+        # It waits more than it computes, and must find a place beside models that take all cores.
+        ray_actor_options={"num_cpus": 0},
+    )
+    return ingress.bind(settings, plans, deployments, stand_in)
+
+
+def _told(settings: Settings, planner: Planner, model: ModelFile) -> ReplicaFields:
+    """What `[cluster]` and `[models.NAME.cluster]` say of a model."""
+    means = planner.registry.means
+    own = (table.cluster for name, table in settings.models.items() if means(name, model))
+    return settings.cluster.of(next(own, ReplicaFields()))
+
+
+def _place(
+    planner: Planner, settings: Settings, model: ModelFile, told: ReplicaFields
+) -> tuple[Plan, Placement]:
+    """How all replicas of a model are loaded, with every number settled, and what they ask for.
+
+    Settled here, because replicas on different nodes must not differ.
+    """
+    asked = planner.asked(model, {})
+    plan = planner.plan(model, asked)
+    place = placement(plan, told, cores=physical_cores(), gpu_memory=settings.cluster.gpu_memory)
+    config = plan.config
+    asked = msgspec.structs.replace(
+        asked, n_ctx=config.n_ctx, parallel=config.parallel, n_threads=place.n_threads
+    )
+    return planner.plan(model, asked), place
+
+
+def _load(plan: Plan) -> dict[str, object]:
+    """What was settled, as a request for a load would say it."""
+    return {name: getattr(plan.config, name) for name in ("n_ctx", "parallel", "n_threads")}
+
+
+def _deployment(
+    settings: Settings, plan: Plan, place: Placement, told: ReplicaFields
+) -> serve.Deployment:
+    parallel = plan.config.parallel
+    return serve.deployment(
+        Replica,
+        name=deployment_name(plan.model.name),
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=told.min_replicas,
+            max_replicas=told.max_replicas,
+            target_ongoing_requests=told.target_ongoing_requests or parallel,
+            upscale_delay_s=told.upscale_delay_s,
+            downscale_delay_s=told.downscale_delay_s,
+        ),
+        # A few wait inside, so that no step goes half empty; the others may still go elsewhere.
+        max_ongoing_requests=parallel + max(1, parallel // 4),
+        max_queued_requests=settings.queue_size,
+        graceful_shutdown_timeout_s=told.graceful_shutdown_timeout_s,
+        request_router_config=RequestRouterConfig(request_router_class=PrefixRouter),
+        ray_actor_options={
+            "num_cpus": place.num_cpus,
+            "num_gpus": place.num_gpus,
+            "memory": place.memory,
+            "resources": dict(place.resources),
+        },
+    )
+
+
+def deployment_name(model: str) -> str:
+    """A model's name as Ray Serve takes it, and as it is seen in its status and metrics."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", model)
+    digest = blake2b(model.encode(), digest_size=4).hexdigest()
+    return plain if plain == model else f"{plain}-{digest}"

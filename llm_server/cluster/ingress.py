@@ -1,0 +1,126 @@
+"""The ingress: the application of the single-machine server, before models that live elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from llm_server.api.app import create_app
+from llm_server.cluster import remote
+from llm_server.cluster.backend import Counted, Deployments
+from llm_server.config import Settings, make_planner, make_registry
+from llm_server.models.plan import Plan
+from llm_server.server import configure_logging
+
+logger = logging.getLogger(__name__)
+
+COUNT_S = 1.0
+"""How old may be what is told of replicas, in seconds. It decides nothing."""
+
+
+class Ingress:
+    """The class of the ingress deployment, for `serve.ingress()`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        plans: Mapping[str, Plan],
+        handles: Mapping[str, DeploymentHandle],
+        stand_in: Path | None,
+    ) -> None:
+        """`plans` and `handles` are the models' and their deployments', by name."""
+        configure_logging(settings)
+        registry = make_registry(settings, stand_in)
+        registry.scan()
+        self._names = {handle.deployment_name: name for name, handle in handles.items()}
+        self._backend = Deployments(
+            make_planner(settings, registry),
+            plans,
+            handles,
+            self._share_default,
+            settings.model_name,
+        )
+        self._app = create_app(settings, backend=self._backend)
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The application, as Ray Serve asks for it."""
+        self._spawn(self._count())
+        self._spawn(self._ask_default())
+        return _with_session(self._app)
+
+    # ---- what ingresses tell each other --------------------------------------------------------
+
+    async def take_default(self, name: str) -> None:
+        """Somebody has set the default model."""
+        self._backend.take_default(name)
+
+    async def tell_default(self) -> str | None:
+        """The default model that somebody has set."""
+        return self._backend.chosen
+
+    def _share_default(self, name: str) -> None:
+        self._backend.take_default(name)
+        self._spawn(self._peers().broadcast("take_default", name).results_async())
+
+    async def _ask_default(self) -> None:
+        answers = (
+            await self._peers().broadcast("tell_default").results_async(return_exceptions=True)
+        )
+        for name in answers:
+            if isinstance(name, str):
+                self._backend.take_default(name)
+
+    def _peers(self) -> DeploymentHandle:
+        here = serve.get_replica_context()
+        return serve.get_deployment_handle(here.deployment, here.app_name)
+
+    # ---- what is there -------------------------------------------------------------------------
+
+    async def _count(self) -> None:
+        """Keep count of the models' replicas."""
+        app = serve.get_replica_context().app_name
+        while True:
+            try:
+                status = await asyncio.to_thread(serve.status)
+                deployments = status.applications[app].deployments
+                await self._backend.count(
+                    {
+                        name: _counted(deployments[deployment].replica_states)
+                        for deployment, name in self._names.items()
+                        if deployment in deployments
+                    }
+                )
+            except Exception:
+                # Display alone: the controller may be on its way to another node.
+                logger.warning("the replicas could not be counted", exc_info=True)
+            await asyncio.sleep(COUNT_S)
+
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _counted(states: Mapping[str, int]) -> Counted:
+    by_name = {str(getattr(state, "value", state)): n for state, n in states.items()}
+    return Counted(by_name.get("RUNNING", 0), by_name.get("STARTING", 0))
+
+
+def _with_session(app: ASGIApp) -> ASGIApp:
+    """Remembers the session of a request, as Ray Serve spells its header."""
+
+    async def serve_one(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            remote.session.set(Headers(scope=scope).get("x-session-id", ""))
+        await app(scope, receive, send)
+
+    return serve_one

@@ -1,0 +1,50 @@
+"""What crosses the cluster between an ingress and a replica: msgpack, in the worker's own messages.
+
+A call carries `Submit`s and is answered by one `Opening`, then by lists of events, those of one
+engine step together. It knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from llm_server.errors import ErrorInfo
+from llm_server.worker.messages import Asked, Loaded, Submit
+
+
+class Opening(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The first answer to a call: what serves it, or why nothing does.
+
+    `first_id` is the id of the call's first request in the events that follow.
+    """
+
+    first_id: int = 0
+    loaded: Loaded | None = None
+    error: ErrorInfo | None = None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_submits: msgspec.msgpack.Decoder[list[Submit]] = msgspec.msgpack.Decoder(list[Submit])
+_opening: msgspec.msgpack.Decoder[Opening] = msgspec.msgpack.Decoder(Opening)
+
+
+def encode_call(requests: Sequence[Asked], owner: str) -> bytes:
+    """Requests that make one answer."""
+    return _encoder.encode([Submit(i, request, owner) for i, request in enumerate(requests)])
+
+
+def decode_call(body: bytes) -> list[Submit]:
+    """The requests of a call. Raises msgspec.DecodeError."""
+    return _submits.decode(body)
+
+
+def encode_opening(opening: Opening) -> bytes:
+    """The first answer."""
+    return _encoder.encode(opening)
+
+
+def decode_opening(body: bytes) -> Opening:
+    """The first answer. Raises msgspec.DecodeError."""
+    return _opening.decode(body)
