@@ -6,9 +6,11 @@ Pure arithmetic over durations that the engine measures; it knows no sequences.
 from __future__ import annotations
 
 TILE = 4
-"""Rows that llama.cpp's CPU kernels compute together: 13 cost as much as 16. Before its first row
-a step costs what ten rows do (measured: of full prompt speed 16 prompt tokens a step keep 70 %, 32
-keep 77, 40 keep 83, 64 keep 90)."""
+"""Rows that llama.cpp's CPU kernels compute together: 13 cost as much as 16."""
+
+_BASE_ROWS = 10
+"""What a step costs before its first row, in rows (measured: of full prompt speed 16 rows a step
+keep 70 %, 32 keep 77, 40 keep 83, 64 keep 90)."""
 
 _LEAST = 4  # rows that are nearly free beside a decoding one, however slow the machine
 _SMOOTHING = 0.3  # weight of the newest step in the running means
@@ -18,7 +20,7 @@ _MEMORY = 500
 
 
 class Pace:
-    """Limits of prompt tokens per step, from the measured cost of a prompt token.
+    """Limits of prompt tokens per step, from the measured cost of a row of a large batch.
 
     `busy_s` is how long a step may take while others decode (it is their gap between tokens, and
     small chunks cost the prompt up to twice its time), `alone_s` while nobody does (it is how long
@@ -29,8 +31,7 @@ class Pace:
         self._n_batch = n_batch
         self._busy_s = busy_s
         self._alone_s = alone_s
-        self._token_s: float | None = None
-        self._decode_s = 0.0
+        self._row_s: float | None = None
         self._rows_s: dict[int, float] = {}
         self._seen: dict[int, int] = {}
         self._n_steps = 0
@@ -38,10 +39,10 @@ class Pace:
     def prompt_budget(self, n_decoding: int) -> int:
         """Prompt tokens the next step may compute beside `n_decoding` rows of other sequences."""
         room = self._n_batch - n_decoding
-        if self._token_s is None:
+        if self._row_s is None:
             return min(room, 4 * TILE if n_decoding else 32 * TILE)
-        seconds = self._busy_s - self._decode_s if n_decoding else self._alone_s
-        n = max(_LEAST, int(seconds / self._token_s))
+        seconds = self._busy_s if n_decoding else self._alone_s
+        n = max(_LEAST, int(seconds / self._row_s) - _BASE_ROWS - n_decoding)
         whole_tiles = (n + n_decoding) // TILE * TILE - n_decoding
         return max(1, min(room, whole_tiles if whole_tiles >= _LEAST else n))
 
@@ -49,15 +50,13 @@ class Pace:
         """A step of so many rows took `seconds`."""
         if n_prompt == 0:
             self._learn_rows(_whole(n_decoding + n_draft), max(seconds, _FASTEST_S))
-        if n_prompt == n_draft == 0:
-            self._decode_s = _mean(self._decode_s or None, seconds)
         if n_prompt >= 2 * TILE:
-            own = max(seconds - (self._decode_s if n_decoding else 0.0), seconds / 4)
-            self._token_s = _mean(self._token_s, max(own / n_prompt, _FASTEST_S))
+            n_rows = _BASE_ROWS + n_decoding + n_draft + n_prompt
+            self._row_s = _mean(self._row_s, max(seconds / n_rows, _FASTEST_S))
 
     def prompt_seconds(self, n: int) -> float:
         """Expected time to compute `n` prompt tokens; 0 before anything was learnt."""
-        return n * (self._token_s or 0.0)
+        return n * (self._row_s or 0.0)
 
     def decode_seconds(self, n_rows: int) -> float:
         """Expected time of a step of `n_rows` rows without prompts; only ratios mean something."""
