@@ -5,7 +5,7 @@ the last user message, so that tests need no other channel:
 
 model name     `broken*` refuses to load, `crash*` aborts while loading, `gate*` loads when the
                file of that name with `.open` behind it exists, `stubborn*` ignores Stop,
-               `vectors*` is an embedding model; n_ctx 7 fails to load, whatever the model
+               `vectors*` is an embedding model; n_ctx 1792 fails to load, whatever the model
 `crash`        the process aborts                  `hang`   one word, then nothing ever
 `fail:CODE`    Failed with that code at once       `gate:P` one word, then the rest once P exists
 `late-fail`    one word, then Failed               `garbage`, `foreign`, `huge` break the protocol
@@ -71,7 +71,7 @@ _folder = Path()  # where the model lies; loads and cancels are written down the
 _stubborn = False
 _hoard: list[bytes] = []
 
-UNLUCKY_N_CTX = 7
+UNLUCKY_N_CTX = 1792
 
 
 def send(*events: Event) -> None:

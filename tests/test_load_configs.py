@@ -104,6 +104,9 @@ def test_the_same_in_effect_is_no_reload(server: LiveServer) -> None:
         {"n_gpu_layers": "auto"},
         {"n_gpu_layers": 0},
         {"n_ctx": 2048, "kv_type": "f16"},
+        {"flash_attn": "on"},
+        {"n_batch": 2048, "n_ubatch": 512},
+        {"rope_freq_base": 10_000, "rope_freq_scale": 1, "yarn_orig_ctx": 4096},
     ):
         ask(server, "how", **same)
         assert worker(server) == before, same

@@ -151,7 +151,7 @@ def fit_json(found: Fit) -> FitJson:
         found.fits,
         found.plan.config.n_ctx,
         found.largest_n_ctx,
-        found.facts.n_ctx_train,
+        found.plan.facts.n_ctx_train,
         _memory_json(found.plan.memory),
         found.budget,
     )

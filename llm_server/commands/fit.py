@@ -78,7 +78,7 @@ def _print(found: Fit) -> None:
         "models may take": found.budget,
     }
     output.print_table(["", ""], [(name, output.size_text(size)) for name, size in parts.items()])
-    trained = found.facts.n_ctx_train
+    trained = found.plan.facts.n_ctx_train
     if found.largest_n_ctx == trained:
         longest = f"Its longest context, {trained} tokens, fits."
     elif found.largest_n_ctx:

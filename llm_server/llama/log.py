@@ -18,6 +18,7 @@ _GGML_INFO = 2
 _GGML_CONT = 5
 
 _BUFFER = re.compile(r"\s(\S+)\s+(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
+_FLASH_ATTENTION = "Flash Attention enabled"
 
 
 class _Lines:
@@ -27,6 +28,7 @@ class _Lines:
         self.level = logging.DEBUG
         self.pending = ""
         self.buffers: Counter[tuple[str, str]] = Counter()
+        self.flash_attention = False
 
     def write(self, level: int, text: str) -> None:
         if level != _GGML_CONT:
@@ -36,6 +38,8 @@ class _Lines:
             if "buffer size" in line and (found := _BUFFER.search(line)):
                 where, kind, mib = found.groups()
                 self.buffers[where, kind] += int(float(mib) * (1 << 20))
+            if line.endswith(_FLASH_ATTENTION):
+                self.flash_attention = True
             if line.strip(" ."):
                 logger.log(self.level, "%s", line)
 
@@ -54,6 +58,11 @@ def buffers() -> Counter[tuple[str, str]]:
     Its C API has no other way to ask.
     """
     return _lines.buffers
+
+
+def flash_attention() -> bool:
+    """Whether llama.cpp has said that a context computes so, where that was left to it."""
+    return _lines.flash_attention
 
 
 def install() -> None:

@@ -7,9 +7,10 @@ claims: each is checked for its type and its size before it is used.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -110,6 +111,8 @@ class Facts:
     pooling: str | None
     """How an embedding model folds its tokens into one vector; None for others."""
     shape: Shape
+    rope: Mapping[str, float | str]
+    """RoPE as the model has it, by the names of `LoadConfig`, as far as that is known."""
 
     @property
     def tensor_bytes(self) -> int:
@@ -174,7 +177,23 @@ def facts_of(headers: Sequence[Header]) -> Facts:
         template_sha256=hashlib.sha256(template.encode()).hexdigest() if template else None,
         pooling=_pooling(values),
         shape=_shape(values, tensors),
+        rope=_rope(values),
     )
+
+
+def _rope(values: _Values) -> dict[str, float | str]:
+    """llama.cpp's load_hparams, with its defaults; nothing of YaRN's that is seldom stated."""
+    rope: dict[str, float | str] = {
+        "rope_freq_scale": 1.0,
+        "rope_scaling_type": values.text(f"{values.architecture}.rope.scaling.type") or "linear",
+        "yarn_orig_ctx": values.whole("rope.scaling.original_context_length")
+        or values.whole("context_length"),
+    }
+    if factor := values.number("rope.scaling.factor") or values.number("rope.scale_linear"):
+        rope["rope_freq_scale"] = 1.0 / factor
+    if not values.number("rope.scaling.alpha"):  # This one changes the base, in some way.
+        rope["rope_freq_base"] = values.number("rope.freq_base") or 10_000.0
+    return rope
 
 
 def _pooling(values: _Values) -> str | None:
@@ -203,6 +222,11 @@ class _Values:
         """A text of the metadata, if it is one."""
         value = self.metadata.get(key)
         return value if isinstance(value, str) else None
+
+    def number(self, key: str) -> float:
+        """A number of any kind, 0 if there is none."""
+        value = self.metadata.get(f"{self.architecture}.{key}")
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
     def whole(self, key: str, default: int = 0, *, bare: bool = False) -> int:
         """A whole number within bounds; of a list the greatest."""

@@ -66,32 +66,14 @@ class Resident:
         """The model."""
         return self.plan.model
 
-    def satisfies(self, ticket: Ticket) -> bool:
-        """Whether this worker, as it is loaded, is what the ticket asks for."""
+    def takes(self, ticket: Ticket) -> bool:
+        """Whether this worker is there for the ticket, if it is loaded as that asks for."""
         if not self.worker.alive or self.leaving or self.model.path != ticket.model.path:
             return False
         if self.worker.outdated:
             return False  # Another file has the name by now: that is the one that was asked for.
-        if not self.leases and self.worker.cache_folder.lost:
-            return False  # The next worker makes the folder again; nobody has to wait for others.
-        return all(self._in_force(name, value) for name, value in ticket.overrides.items())
-
-    def _in_force(self, name: str, value: object) -> bool:
-        if name == "pooling" and value == self.worker.loaded.pooling:
-            return True
-        if name == "n_gpu_layers" and self._gpu_layers(value) == self.worker.loaded.n_gpu_layers:
-            return True
-        # What was fitted may be asked for by its number as well as left open.
-        return value in (getattr(self.plan.asked, name), getattr(self.plan.config, name)) or (
-            name in ("n_ctx", "parallel") and value in (0, getattr(self.worker.loaded, name))
-        )
-
-    def _gpu_layers(self, value: object) -> int | None:
-        """What a number of layers comes to here; None if only a load could tell."""
-        most = self.worker.loaded.max_gpu_layers
-        if isinstance(value, int):
-            return most if value < 0 else min(value, most)
-        return None if most else 0
+        # The next worker makes a lost folder again; nobody has to wait for others.
+        return bool(self.leases) or not self.worker.cache_folder.lost
 
 
 @dataclass(slots=True, eq=False)

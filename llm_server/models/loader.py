@@ -90,7 +90,7 @@ class Loader:
     async def _start(self, plan: Plan) -> Worker:
         load = Load(
             model_path=str(plan.model.path),
-            config=plan.config,
+            config=plan.effect,
             cache=self.cache,
             log_level=self.log_level,
             log_format=self.log_format,

@@ -8,11 +8,22 @@ from typing import Any
 
 import msgspec
 
-from llm_server.errors import InsufficientMemory
+from llm_server.errors import InsufficientMemory, InvalidRequest
+from llm_server.machine import physical_cores
+from llm_server.models.effect import effect, is_in_force
 from llm_server.models.facts import Facts, Identity
-from llm_server.models.memory import Extras, Memory, estimate, largest_n_ctx, layer_bytes, settled
+from llm_server.models.memory import (
+    Extras,
+    Memory,
+    embeds,
+    estimate,
+    largest_n_ctx,
+    layer_bytes,
+    settled,
+)
 from llm_server.models.registry import ModelFile, Registry
 from llm_server.worker.config import Adapter, LoadConfig
+from llm_server.worker.messages import Loaded
 
 GB = 1_000_000_000
 
@@ -34,6 +45,9 @@ class Plan:
     """What was told to the server, 0 for what was left to it."""
     config: LoadConfig
     """The same with every open number settled."""
+    effect: LoadConfig
+    """What that comes to: what the worker is told, and what other plans are compared with."""
+    facts: Facts
     memory: Memory
     adapters: tuple[ModelFile, ...] = ()
     """The files of the LoRA adapters."""
@@ -48,7 +62,6 @@ class Fit:
     """Whether a model runs here, and with what."""
 
     plan: Plan
-    facts: Facts
     budget: int
     fits: bool
     largest_n_ctx: int
@@ -69,6 +82,8 @@ class Planner:
     by_model: Mapping[str, ModelDefaults] = field(default_factory=dict)
     cache: bool = True
     """Whether there is a prompt cache on disk."""
+    n_threads: int = field(default_factory=physical_cores)
+    """What `n_threads` 0 comes to."""
     _corrections: dict[Identity, int] = field(default_factory=dict)
 
     def asked(
@@ -114,33 +129,70 @@ class Planner:
 
     def fit(self, model: ModelFile, asked: LoadConfig) -> Fit:
         """Whether the model fits, as asked and at most. Blocks; raises ModelLoadFailed."""
-        facts, plan = self.registry.facts(model), self.weigh(model, asked)
+        plan = self.weigh(model, asked)
         extras = self._extras(model, plan.adapters)
         return Fit(
             plan=plan,
-            facts=facts,
             budget=self.budget,
             fits=plan.memory.total <= self.budget,
-            largest_n_ctx=largest_n_ctx(facts, plan.config, self.budget, extras),
+            largest_n_ctx=largest_n_ctx(plan.facts, plan.config, self.budget, extras),
         )
 
     def weigh(self, model: ModelFile, asked: LoadConfig | None = None) -> Plan:
-        """What a load would take, whether that fits or not. Blocks; raises ModelLoadFailed."""
+        """What a load would take, whether that fits or not. Blocks for the disk.
+
+        Raises:
+            ModelLoadFailed: llama.cpp would not take the file.
+            InvalidRequest: the settings exclude each other.
+        """
         asked = self.asked(model, {}) if asked is None else asked
         facts = self.registry.facts(model)
         adapters = tuple(self.registry.adapter(adapter.name) for adapter in asked.lora)
         template = self.registry.template(asked.chat_template) if asked.chat_template else None
         extras = self._extras(model, adapters)
-        config = settled(facts, asked, self.budget, extras)
+        config = self._settled(facts, asked, extras)
         return Plan(
             model,
             asked,
             config,
+            effect(facts, config),
+            facts,
             estimate(facts, config, extras),
             adapters,
             template,
             layer_bytes(facts, config),
         )
+
+    def _settled(self, facts: Facts, asked: LoadConfig, extras: Extras) -> LoadConfig:
+        config = settled(facts, asked, self.budget, extras)
+        config = msgspec.structs.replace(config, n_threads=config.n_threads or self.n_threads)
+        if config.flash_attn == "off" and config.type_v != "f16" and not embeds(facts, config):
+            raise InvalidRequest(
+                "Values can only be quantized (type_v) with flash attention: set flash_attn to "
+                "auto, or type_v to f16.",
+                param="load_model_configs.flash_attn",
+            )
+        return config
+
+    def in_force(self, plan: Plan, loaded: Loaded, overrides: Mapping[str, Any]) -> bool:
+        """Whether a model that was loaded by `plan` is what `overrides`, named, ask for."""
+        asked = msgspec.structs.replace(plan.asked, **overrides)
+        if asked == plan.asked:
+            return True
+        if (asked.lora, asked.chat_template) != (plan.asked.lora, plan.asked.chat_template):
+            return False
+        # What was left open and is left open stays as it was fitted.
+        fitted = {
+            name: getattr(plan.config, name)
+            for name in ("n_ctx", "parallel")
+            if getattr(asked, name) == getattr(plan.asked, name)
+        }
+        asked = msgspec.structs.replace(asked, **fitted)
+        try:
+            config = self._settled(plan.facts, asked, self._extras(plan.model, plan.adapters))
+        except InvalidRequest:
+            return False
+        return is_in_force(effect(plan.facts, config), plan.effect, loaded)
 
     def sources(self, plan: Plan) -> dict[str, str]:
         """Where each setting of a plan is from.

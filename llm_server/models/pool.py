@@ -225,7 +225,7 @@ class Pool:
             return
         for ticket in list(self._waiting):
             resident = self._residents.get(ticket.model)
-            if resident is not None and resident.satisfies(ticket):
+            if resident is not None and self._satisfies(resident, ticket):
                 self._waiting.remove(ticket)
                 self._grant(ticket, resident)
         if self._waiting and self._bringing is None:
@@ -234,6 +234,11 @@ class Pool:
             self._brought_for = due
             self._bringing = asyncio.get_running_loop().create_task(self._bring(due))
             self._bringing.add_done_callback(self._brought)
+
+    def _satisfies(self, resident: Resident, ticket: Ticket) -> bool:
+        return resident.takes(ticket) and self.planner.in_force(
+            resident.plan, resident.worker.loaded, ticket.overrides
+        )
 
     def _grant(self, ticket: Ticket, resident: Resident) -> None:
         generates = resident.worker.loaded.pooling is None

@@ -84,6 +84,7 @@ def make_ready(command: Load, model: Model, digest: bytes) -> Ready:
         memory_bytes=memory_bytes(model, _TABLES * model.vocab.n_tokens),
         n_gpu_layers=on_cards(model, config.n_gpu_layers),
         max_gpu_layers=on_cards(model, -1),
+        flash_attn=flash_attn(config),
     )
     logger.info("loaded %s with %d cells", model.description, context.n_ctx)
 
@@ -100,6 +101,13 @@ def on_cards(model: Model, asked: int | Literal["auto"]) -> int:
     """How many layers `asked` comes to here, with -1 for all; the output layer is one of them."""
     most = model.n_layer + 1 if devices() else 0
     return min(asked, most) if isinstance(asked, int) and asked >= 0 else most
+
+
+def flash_attn(config: LoadConfig) -> Literal["on", "off"]:
+    """How the context computes attention, as told or as llama.cpp has found it can."""
+    if config.flash_attn != "auto":
+        return config.flash_attn
+    return "on" if log.flash_attention() else "off"
 
 
 def load_adapters(command: Load, model: Model) -> list[LoadedAdapter]:
@@ -161,6 +169,7 @@ def load_embedding(
         memory_bytes=memory_bytes(model),
         n_gpu_layers=on_cards(model, config.n_gpu_layers),
         max_gpu_layers=on_cards(model, -1),
+        flash_attn=flash_attn(config),
     )
     logger.info("loaded %s for embeddings, pooling %s", model.description, pooling)
     return Ready(context, TextPreparer(context).prepare, None, loaded, 0, give_back_memory)
@@ -212,7 +221,7 @@ def state_fingerprint(digest: bytes, command: Load, context: Context) -> bytes:
             "llama.cpp": version(),
             "kv": f"{command.config.type_k} {command.config.type_v}",
             # Without flash attention values are kept the other way round.
-            "flash_attn": command.config.flash_attn,
+            "flash_attn": "auto" if flash_attn(command.config) == "on" else "off",
             "gpu": bool(lib.llama_supports_gpu_offload()) and command.config.n_gpu_layers != 0,
             "swa_full": True,
             # LongRoPE picks its factors by the length of the context.

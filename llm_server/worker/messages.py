@@ -245,6 +245,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     n_gpu_layers: int = 0
     max_gpu_layers: int = 0
     """What `n_gpu_layers` -1 comes to: 0 where there is no graphics card."""
+    flash_attn: Literal["on", "off"] = "on"
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag=True):

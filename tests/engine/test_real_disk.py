@@ -10,6 +10,7 @@ import pytest
 from llm_server.cache.disk import DiskTier
 from llm_server.cache.fingerprint import model_fingerprint
 from llm_server.cache.store import ChunkStore
+from llm_server.llama import log
 from llm_server.llama.context import Context
 from llm_server.worker.config import CacheConfig, LoadConfig
 from llm_server.worker.load import open_cache, state_fingerprint
@@ -58,9 +59,12 @@ def test_a_second_question_after_a_restart_is_fast_and_exact(
 def test_memory_of_another_layout_is_another_memory(
     attention_gguf: Path, config: LoadConfig
 ) -> None:
+    log.install()  # which is how the worker learns what "auto" came to
     with open_context(attention_gguf) as context:
         as_it_is = state_fingerprint(bytes(32), Load(str(attention_gguf)), context)
         other = state_fingerprint(bytes(32), Load(str(attention_gguf), config), context)
+        flash = Load(str(attention_gguf), LoadConfig(flash_attn="on"))
+        assert as_it_is == state_fingerprint(bytes(32), flash, context)
     assert as_it_is != other
 
 

@@ -267,6 +267,7 @@ def test_equal_in_effect_is_no_reload(tmp_path: Path) -> None:
             {"n_ctx": 4096},
             {"parallel": 4, "n_gpu_layers": -1},
             {"n_threads": 0},
+            {"n_threads": pool.planner.n_threads},
         ):
             (await pool.acquire("a", overrides)).release()
         assert len(loads(tmp_path)) == 1

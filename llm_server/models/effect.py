@@ -1,0 +1,67 @@
+"""What settings come to: two ways to load a model that are equal here load it the same.
+
+Plain arithmetic over a header. What only a load can tell, the worker says in `Loaded`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from llm_server.models.facts import Facts
+from llm_server.models.memory import CTX_STEP, embeds
+from llm_server.worker.config import ROPE_FIELDS, LoadConfig
+from llm_server.worker.messages import Loaded
+
+_USUAL = LoadConfig()
+
+
+def effect(facts: Facts, config: LoadConfig) -> LoadConfig:
+    """`config`, whose open numbers are settled, as llama.cpp and the worker will have it.
+
+    `flash_attn` and `n_gpu_layers` may still be "auto".
+    """
+    same = {name: getattr(_USUAL, name) for name in ROPE_FIELDS if _is_own(name, facts, config)}
+    if config.pooling == facts.pooling:
+        same["pooling"] = _USUAL.pooling
+    if embeds(facts, config):
+        # A batch is a text, nothing is guessed, and nothing is kept that could be quantized.
+        for name in ("n_batch", "draft_max", "type_k", "type_v", "chat_template"):
+            same[name] = getattr(_USUAL, name)
+        return msgspec.structs.replace(config, n_ubatch=min(config.n_ubatch, config.n_ctx), **same)
+    n_ctx = -(-config.n_ctx // CTX_STEP) * CTX_STEP
+    n_batch = min(config.n_batch, n_ctx)
+    return msgspec.structs.replace(
+        config,
+        n_ctx=n_ctx,
+        n_batch=n_batch,
+        n_ubatch=min(config.n_ubatch, n_batch),
+        **same,
+    )
+
+
+def is_in_force(wanted: LoadConfig, effect: LoadConfig, loaded: Loaded) -> bool:
+    """Whether `wanted` is what a model that was loaded with `effect` has. Both are effects."""
+    layers, flash_attn = wanted.n_gpu_layers, wanted.flash_attn
+    most = loaded.max_gpu_layers
+    if isinstance(layers, int):
+        layers = most if layers < 0 else min(layers, most)
+    elif not most:
+        layers = 0
+    if layers == loaded.n_gpu_layers or wanted.n_gpu_layers == effect.n_gpu_layers:
+        layers = effect.n_gpu_layers
+    if flash_attn == "auto" and not most:
+        flash_attn = "on"  # llama.cpp leaves it off only where a card cannot do it.
+    if flash_attn == loaded.flash_attn or wanted.flash_attn == effect.flash_attn:
+        flash_attn = effect.flash_attn
+    return msgspec.structs.replace(wanted, n_gpu_layers=layers, flash_attn=flash_attn) == effect
+
+
+def _is_own(name: str, facts: Facts, config: LoadConfig) -> bool:
+    """Whether a RoPE setting is what the model has without it."""
+    own = facts.rope.get(name)
+    told = getattr(config, name)
+    if own is None or isinstance(own, str) or isinstance(told, str):
+        return bool(told == own)
+    return math.isclose(told, own, rel_tol=1e-6)
