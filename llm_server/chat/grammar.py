@@ -142,7 +142,8 @@ class Lark:
             "whitespace_flexible": False,
             "item_separator": ", " if spaced else ",",
             "key_separator": ": " if spaced else ":",
-            "coerce_one_of": True,
+            # Where llguidance cannot prove that no two options fit the same value.
+            "coerce_one_of": lenient,
             "lenient": lenient,
         }
         boolean: JsonObject = {} if schema else {"not": {}}
@@ -302,6 +303,12 @@ def _quoted(text: str) -> str:
 def _check(matcher: LLMatcher, param: str, probe: bool) -> None:
     """Refuse a grammar that failed to compile or, on a closer look, lets nothing come first."""
     if matcher.is_error():
+        if "coerce_one_of" in matcher.get_error():
+            raise _refused(
+                "oneOf can be enforced only where no value fits two of its options: tell them "
+                "apart by type, or by a required property with a const, or use anyOf.",
+                param,
+            )
         raise _refused(f"This schema is not supported: {_first_line(matcher.get_error())}", param)
     if probe:
         matcher = matcher.deep_copy()

@@ -408,14 +408,35 @@ def test_a_schema_that_cannot_be_forced_is_refused(schema: Any) -> None:
     assert info.param == "response_format.json_schema.schema"
 
 
-def test_a_word_that_cannot_be_enforced_is_refused_by_its_name_or_ignored() -> None:
-    schema = {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}}
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "array", "uniqueItems": True}, "uniqueItems cannot be enforced"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "two of its options"),
+    ],
+)
+def test_what_cannot_be_enforced_is_refused_by_its_name_or_ignored(
+    schema: dict[str, Any], said: str
+) -> None:
+    parameters = {"type": "object", "properties": {"x": schema}}
     d, _ = build()
-    d.prepare(1, ChatRequest(QUESTION, [tool("a", schema)]))
-    strict = tool("a", schema)
+    d.prepare(1, ChatRequest(QUESTION, [tool("a", parameters)]))
+    strict = tool("a", parameters)
     strict["function"]["strict"] = True
-    with pytest.raises(InvalidRequest, match="uniqueItems cannot be enforced"):
+    with pytest.raises(InvalidRequest, match=said):
         d.prepare(1, ChatRequest(QUESTION, [strict]))
+
+
+def test_options_that_exclude_each_other_are_enforced() -> None:
+    def option(kind: str) -> dict[str, Any]:
+        properties = {"kind": {"const": kind}, kind: {"type": "integer"}}
+        return {"type": "object", "properties": properties, "required": ["kind"]}
+
+    schema = {"oneOf": [option("a"), option("b"), {"type": "null"}]}
+    for seed in range(4):
+        wanted = ResponseFormat("json_schema", schema)
+        got = answer(ChatRequest(QUESTION, response_format=wanted), seed=seed)
+        jsonschema.validate(json.loads(fold(got.deltas)[0]), schema)
 
 
 BOMBS: list[Any] = [
