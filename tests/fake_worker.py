@@ -35,6 +35,7 @@ from llm_server.worker import frames
 from llm_server.worker.config import Pooling
 from llm_server.worker.messages import (
     Cancel,
+    Cells,
     ChatRequest,
     CompletionRequest,
     Content,
@@ -245,6 +246,7 @@ def answer_or_raise(submit: Submit) -> None:
             words.append(f"#{request.sampling.seed}")
         send(Progress(submit.id, len(words), len(words), 0))
         send(*(Content(submit.id, word) for word in words), finished(submit, len(words)))
+        send(Cells(idle=len(words)))
 
 
 def main() -> None:

@@ -58,6 +58,7 @@ class _Numbers(Collector):
             value = getattr(self._pool.totals.cache, name)
             yield CounterMetricFamily(f"llm_cache_{name}", help_text, value=value)
         yield from _of_state(self._pool.status())
+        yield from _of_models(self._pool)
         yield from _of_traffic(self._traffic)
         yield from _of_processes()
 
@@ -94,6 +95,33 @@ def _of_state(status: Status) -> Iterator[Metric]:
     yield GaugeMetricFamily("llm_requests_waiting", "Requests queued", status.waiting)
     ready = float(status.state == "ready")
     yield GaugeMetricFamily("llm_ready", "Whether a model is loaded", ready)
+
+
+def _of_models(pool: Pool) -> Iterator[Metric]:
+    running, waiting, memory = (
+        GaugeMetricFamily(f"llm_model_{name}", help_text, labels=["model"])
+        for name, help_text in (
+            ("requests_running", "Requests computed, by loaded model"),
+            ("requests_waiting", "Requests queued, by the model they wait for"),
+            ("memory_bytes", "What a loaded model takes of the budget for models"),
+        )
+    )
+    cells = GaugeMetricFamily(
+        "llm_model_cells",
+        "Cells of the context: of running requests, of cached prompts alone, and free",
+        labels=["model", "use"],
+    )
+    for resident in pool.residents:
+        name, loaded, used = resident.model.name, resident.worker.loaded, resident.worker.cells
+        running.add_metric([name], len(resident.leases))
+        memory.add_metric([name], resident.memory)
+        if loaded.pooling is None:
+            cells.add_metric([name, "running"], used.running)
+            cells.add_metric([name, "idle"], used.idle)
+            cells.add_metric([name, "free"], loaded.n_ctx - used.running - used.idle)
+    for name, count in sorted(pool.waiting.items()):
+        waiting.add_metric([name], count)
+    yield from (running, waiting, cells, memory)
 
 
 def _of_traffic(traffic: Traffic) -> Iterator[Metric]:

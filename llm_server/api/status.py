@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -26,6 +27,7 @@ from llm_server.api.errors import json_response
 from llm_server.api.journal import INTERVAL_S, Entry, Sample
 from llm_server.api.schema import operation
 from llm_server.errors import InvalidRequest
+from llm_server.models.lease import Resident
 from llm_server.models.status import State
 from llm_server.worker.messages import Sampling
 
@@ -69,13 +71,24 @@ class ErrorJson(msgspec.Struct):
 
 
 class LoadedModelJson(msgspec.Struct):
-    """A model that is loaded; `memory` in bytes, `keep_alive` in seconds, -1 for ever."""
+    """A model that is loaded, or `unloading`: then it ends the requests it has.
+
+    `waiting` requests are for it, too. `cells_running` of its `n_ctx` cells belong to running
+    requests, `cells_idle` to cached prompts alone, as the worker told within the last second.
+    `memory` is in bytes, `keep_alive` in seconds, -1 for ever; in `expires_in` seconds it goes if
+    nobody asks for it, null while somebody does and if it is to stay.
+    """
 
     model: str
+    state: Literal["ready", "unloading"]
     n_ctx: int
     running: int
+    waiting: int
+    cells_running: int
+    cells_idle: int
     memory: int
     keep_alive: float
+    expires_in: float | None
 
 
 class WorkerJson(msgspec.Struct):
@@ -231,16 +244,7 @@ async def moment(context: Context) -> ServerStatus:
         waiting=status.waiting,
         loading=LoadJson(status.loading, round(status.fraction, 3)) if status.loading else None,
         load_error=status.error,
-        models=[
-            LoadedModelJson(
-                resident.model.name,
-                resident.worker.loaded.n_ctx,
-                len(resident.leases),
-                resident.memory,
-                resident.keep_alive_s,
-            )
-            for resident in context.pool.loaded
-        ],
+        models=[_loaded(resident, context.pool.waiting) for resident in context.pool.residents],
         worker=WorkerJson(status.sandbox, totals.worker_crashes),
         memory=MemoryNowJson(
             sample.server_bytes if sample else 0,
@@ -265,6 +269,22 @@ async def moment(context: Context) -> ServerStatus:
             requests=dict(totals.requests),
         ),
         sample=sample,
+    )
+
+
+def _loaded(resident: Resident, waiting: Mapping[str, int]) -> LoadedModelJson:
+    expires_in = resident.expires_in_s
+    return LoadedModelJson(
+        model=resident.model.name,
+        state=resident.state,
+        n_ctx=resident.worker.loaded.n_ctx,
+        running=len(resident.leases),
+        waiting=waiting.get(resident.model.name, 0),
+        cells_running=resident.worker.cells.running,
+        cells_idle=resident.worker.cells.idle,
+        memory=resident.memory,
+        keep_alive=resident.keep_alive_s,
+        expires_in=None if expires_in is None else round(expires_in, 1),
     )
 
 

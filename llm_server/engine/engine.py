@@ -20,7 +20,7 @@ from llm_server.engine.rows import Decoder, Row
 from llm_server.engine.scheduler import Want, in_turn, plan
 from llm_server.engine.sequence import Prompt, Sequence
 from llm_server.errors import ErrorInfo, ServerError
-from llm_server.worker.messages import Failed, RequestEvent
+from llm_server.worker.messages import Cells, Failed, RequestEvent
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +97,12 @@ class Engine:
     def blocked(self) -> bool:
         """Whether it only waits for the disk: `step` would do nothing now."""
         return self._stalled and not self._running
+
+    @property
+    def cells(self) -> Cells:
+        """The cells in use."""
+        leased = self._cache.n_leased
+        return Cells(leased, self._context.n_ctx - self._cache.n_free - leased)
 
     def step(self) -> list[RequestEvent]:
         """Admit, plan, decode, sample: one batch for everybody. Returns what came of it."""

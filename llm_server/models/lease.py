@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -65,6 +65,18 @@ class Resident:
     def model(self) -> ModelFile:
         """The model."""
         return self.plan.model
+
+    @property
+    def state(self) -> Literal["ready", "unloading"]:
+        """Whether it takes requests, or is on its way out."""
+        return "unloading" if self.leaving or self.stopping is not None else "ready"
+
+    @property
+    def expires_in_s(self) -> float | None:
+        """Seconds until it goes if nobody asks for it; None while it is used, or to stay."""
+        if self.expiry is None or self.expiry.cancelled() or self.state != "ready":
+            return None
+        return max(0.0, self.used + self.keep_alive_s - time.monotonic())
 
     def takes(self, ticket: Ticket) -> bool:
         """Whether this worker is there for the ticket, if it is loaded as that asks for."""

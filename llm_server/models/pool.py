@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 from llm_server.errors import (
@@ -77,10 +77,19 @@ class Pool:
         return self._default
 
     @property
+    def residents(self) -> list[Resident]:
+        """The models that hold memory, also those about to go; the most recently used first."""
+        return sorted(self._residents, key=lambda r: (not r.leases, -r.used))
+
+    @property
     def loaded(self) -> list[Resident]:
-        """The models that are loaded, the most recently used first."""
-        residents = [resident for resident in list(self._residents) if resident.worker.alive]
-        return sorted(residents, key=lambda r: (not r.leases, -r.used))
+        """Those of them whose workers can be asked."""
+        return [resident for resident in self.residents if resident.worker.alive]
+
+    @property
+    def waiting(self) -> Counter[str]:
+        """How many requests wait for which model."""
+        return Counter(ticket.model.name for ticket in list(self._waiting))
 
     @property
     def pids(self) -> list[int]:

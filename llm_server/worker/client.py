@@ -39,6 +39,7 @@ from llm_server.worker.messages import (
     Asked,
     CacheStats,
     Cancel,
+    Cells,
     Command,
     Event,
     Failed,
@@ -101,6 +102,7 @@ class Worker:
         self._verdict: ServerError | None = None
         self.crashed_at: float | None = None
         """When it was reaped, by the monotonic clock, if nobody had told it to end."""
+        self.cells = Cells()
         self.cache_folder: CacheFolder
         self.loaded: Loaded
         """What the worker said about its model."""
@@ -270,6 +272,9 @@ class Worker:
             self._totals.add_cache(self._cache_stats, event)
             self._cache_stats = event
             return
+        if isinstance(event, Cells):
+            self.cells = event
+            return
         if isinstance(event, LoadProgress | Loaded | LoadFailed):
             self._route_load(event)
             return
@@ -313,15 +318,13 @@ class Worker:
         self._tick_later()
         if self._stopping or not self._usable:
             return
-        sizes = [sent.size for sent in self._running.values()]
+        longest = max((sent.size for sent in self._running.values()), default=None)
         verdict = self._watchdog.tick(
-            loaded=self._loading.done(),
-            longest=max(sizes, default=None),
-            memory=own_memory(self.pid),
+            loaded=self._loading.done(), longest=longest, memory=own_memory(self.pid)
         )
         if verdict is not None:
             self._end(verdict)
-        elif sizes:
+        elif longest is not None:
             self._check_file()
 
     def _check_file(self) -> Change:

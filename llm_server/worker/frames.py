@@ -12,7 +12,10 @@ from typing import Protocol
 
 import msgspec
 
-from llm_server.worker.messages import MAX_FRAME, Command, Event
+from llm_server.worker.messages import Command, Event
+
+MAX_FRAME = 8 * 1024 * 1024
+"""Longest frame body in bytes; a longer one means a broken or hostile peer."""
 
 _LENGTH = struct.Struct("<I")
 

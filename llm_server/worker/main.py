@@ -25,6 +25,7 @@ from llm_server.worker.load import Ready
 from llm_server.worker.messages import (
     CacheStats,
     Cancel,
+    Cells,
     Command,
     Event,
     Failed,
@@ -40,6 +41,7 @@ from llm_server.worker.preparing import PreparingThreads, Work
 
 logger = logging.getLogger(__name__)
 
+_CELLS_S = 1.0  # while requests run, the cells in use are told at most this often
 _DISK_WAIT_S = 0.02  # how long an engine with nothing but writes to do waits for the disk
 _FLUSH_S = 30.0
 
@@ -68,6 +70,8 @@ class Worker:
         self._unsaved: list[Finished] = []
         self._stop: Stop | None = None
         self._reported = CacheStats()
+        self._cells = Cells()
+        self._cells_told = 0.0
 
     def _engine_for(self, ready: Ready) -> Engine | Embedder:
         if isinstance(ready.context, EmbeddingContext):
@@ -106,7 +110,7 @@ class Worker:
             for arrived in self._arrivals():
                 events += self._handle(arrived)
             events += self._hold_back(self._engine.step())
-            self._write(events)
+            self._write(events + self._changed_cells())
             if self._engine.idle:
                 self._engine.check()
                 self._report_cache()
@@ -177,6 +181,19 @@ class Worker:
             case _:
                 raise RuntimeError("what was prepared is for another kind of model")
         return []
+
+    def _changed_cells(self) -> list[Event]:
+        """The cells in use, if they are others than were told, and not too often."""
+        now = time.monotonic()
+        if isinstance(self._engine, Embedder):
+            return []
+        if not self._engine.idle and now - self._cells_told < _CELLS_S:
+            return []
+        cells = self._engine.cells
+        if cells == self._cells:
+            return []
+        self._cells, self._cells_told = cells, now
+        return [cells]
 
     def _report_cache(self) -> None:
         if self._disk is None:

@@ -15,9 +15,6 @@ import msgspec
 from llm_server.errors import ErrorInfo
 from llm_server.worker.config import CacheConfig, LoadConfig, Pooling
 
-MAX_FRAME = 8 * 1024 * 1024
-"""Longest frame body in bytes; a longer one means a broken or hostile peer."""
-
 JsonObject: TypeAlias = dict[str, Any]
 """JSON from the client that only templates and schemas look into."""
 
@@ -268,6 +265,13 @@ class CacheStats(msgspec.Struct, frozen=True, tag=True):
     errors: int = 0
 
 
+class Cells(msgspec.Struct, frozen=True, tag=True):
+    """Cells of the context that running requests hold, and that only cached prompts do."""
+
+    running: int = 0
+    idle: int = 0
+
+
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """A request's prompt is being computed: `n_done` of `n_prompt` tokens, `n_cached` reused."""
 
@@ -395,4 +399,4 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 Delta: TypeAlias = Content | Reasoning | ToolCall
 RequestEvent: TypeAlias = Progress | Delta | Logprobs | Embedded | Finished | Told | Failed
-Event: TypeAlias = LoadProgress | Loaded | LoadFailed | CacheStats | RequestEvent
+Event: TypeAlias = LoadProgress | Loaded | LoadFailed | CacheStats | Cells | RequestEvent

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from llm_server.errors import ErrorInfo
 from llm_server.worker.messages import CacheStats, Finished, Timings, Usage
 from llm_server.worker.totals import Totals
-from tests.fake_live import Live, chat_body, until
+from tests.fake_live import Live, add_models, chat_body, until
 from tests.raw import talk
 
 
@@ -80,6 +82,34 @@ def test_requests_that_clients_leave_are_counted(live: Live) -> None:
     with live.client.stream("POST", "/chat/completions", json=chat_body("hang", stream=True)) as r:
         next(r.iter_raw())
     until(lambda: scrape(live).get(("llm_requests_total", "cancelled"), 0) == before + 1)
+
+
+def test_every_loaded_model_has_its_gauges(live: Live, tmp_path: Path) -> None:
+    add_models(live.models, "gate-x.gguf")
+    live.post("/setModel", {"model_name": "b.gguf"})
+    live.chat("one two three", model="a.gguf")
+    waiting = threading.Thread(target=live.chat, args=("hello",), kwargs={"model": "gate-x.gguf"})
+    waiting.start()
+    until(lambda: ("llm_model_requests_waiting", "gate-x.gguf") in scrape(live))
+    with live.client.stream(
+        "POST",
+        "/chat/completions",
+        json=chat_body(f"gate:{tmp_path / 'x'}", model="a.gguf", stream=True),
+    ) as answer:
+        pieces = answer.iter_raw()
+        next(pieces)
+        seen = scrape(live)
+    (live.models / "gate-x.gguf.open").touch()
+    waiting.join()
+    for model in ("b.gguf", "gate-x.gguf"):
+        live.post("/models/unload", {"model": model})
+    assert seen["llm_model_requests_running", "a.gguf"] == 1
+    assert seen["llm_model_requests_running", "b.gguf"] == 0
+    assert seen["llm_model_memory_bytes", "a.gguf"] > 0
+    assert seen["llm_model_cells", "a.gguf", "idle"] == 3
+    assert seen["llm_model_cells", "a.gguf", "free"] == 4096 - 3
+    assert not any("b.gguf" in name for name in scrape(live))
+    until(live.is_quiet)
 
 
 def test_totals_add_up_over_requests_and_workers() -> None:

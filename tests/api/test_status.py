@@ -39,6 +39,19 @@ def test_the_moment_with_history_and_defaults(live: Live) -> None:
     assert now["history"] and now["history"][-1] == now["sample"]
 
 
+def test_each_model_is_told_with_its_state_cells_and_end(live: Live) -> None:
+    live.post("/setModel", {"model_name": "b.gguf", "keep_alive": "5m"})
+    live.chat("one two", model="a.gguf")
+    until(lambda: status(live)["models"][0]["cells_idle"] == 2)
+    a, b = status(live)["models"]
+    assert (a["model"], a["state"], a["expires_in"]) == ("a.gguf", "ready", None)
+    assert (a["running"], a["waiting"], a["cells_running"], a["n_ctx"]) == (0, 0, 0, 4096)
+    assert b["keep_alive"] == 300
+    assert 200 < b["expires_in"] <= 300
+    live.post("/models/unload", {"model": "b.gguf"})
+    assert [model["model"] for model in status(live)["models"]] == ["a.gguf"]
+
+
 def test_the_stream_tells_history_once(live: Live) -> None:
     with live.client.stream(
         "GET", "/api/status", headers={"accept": "text/event-stream"}

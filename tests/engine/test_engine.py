@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_server.errors import ShuttingDown
-from llm_server.worker.messages import Failed, Finished, Progress
+from llm_server.worker.messages import Cells, Failed, Finished, Progress
 from tests.engine.fake_context import Bench, FakeContext, reference
 
 HEAD = [random.Random(1).randrange(1, 64) for _ in range(80)]
@@ -50,6 +50,17 @@ def test_max_tokens_zero_computes_the_prompt_and_samples_nothing() -> None:
     assert bench.context.n_decoded == 20
     end = bench.ends[1]
     assert isinstance(end, Finished) and end.usage.completion_tokens == 0
+
+
+def test_cells_in_use_are_those_of_requests_and_those_of_cached_prompts_alone() -> None:
+    bench = Bench()
+    assert bench.engine.cells == Cells(0, 0)
+    bench.submit(1, HEAD, max_tokens=0)
+    bench.run()
+    assert bench.engine.cells == Cells(running=0, idle=len(HEAD))
+    bench.submit(2, [*HEAD, *prompt(2)], max_tokens=30)
+    bench.engine.step()
+    assert bench.engine.cells == Cells(running=len(HEAD) + 20, idle=0)
 
 
 def test_an_answer_may_fill_the_context_and_no_more() -> None:

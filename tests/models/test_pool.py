@@ -540,6 +540,29 @@ def test_a_model_leaves_when_its_time_is_up(tmp_path: Path) -> None:
     with_pool(tmp_path, test)
 
 
+def test_when_a_model_will_leave_is_known_while_nobody_uses_it(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        lease = await pool.acquire("a", keep_alive_s=60)
+        (resident,) = pool.residents
+        assert resident.expires_in_s is None
+        lease.release()
+        assert 50 < (resident.expires_in_s or 0) <= 60
+        lease = await pool.acquire("a", keep_alive_s=-1)
+        unloading = asyncio.create_task(pool.unload("a"))
+        await until(lambda: resident.state == "unloading")
+        waits = asyncio.create_task(pool.acquire("a"))
+        await until(lambda: pool.waiting == {"a.gguf": 1})
+        lease.release()
+        assert resident.expires_in_s is None
+        await unloading
+        (await waits).release()
+        assert [resident.state for resident in pool.residents] == ["ready"]
+
+    with_pool(tmp_path, test)
+
+
 def test_a_model_can_be_unloaded(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "b.gguf")
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from llm_server.errors import WorkerCrashed
 from llm_server.worker import frames
 from llm_server.worker.messages import (
-    MAX_FRAME,
     Cancel,
     ChatRequest,
     Content,
@@ -79,14 +78,14 @@ def test_the_end_inside_a_frame_is_not_a_clean_end(length: int) -> None:
 
 
 def test_oversize_is_refused_before_the_body_is_read() -> None:
-    announced = struct.pack("<I", MAX_FRAME + 1)
+    announced = struct.pack("<I", frames.MAX_FRAME + 1)
     with pytest.raises(frames.FrameTooLong):
         frames.read_frame(io.BytesIO(announced))
     with pytest.raises(frames.FrameTooLong):
         frames.FrameSplitter().feed(announced)
     with pytest.raises(frames.FrameTooLong):
-        frames.write_frame(io.BytesIO(), b"x" * (MAX_FRAME + 1))
-    assert len(frames.pack(b"x" * MAX_FRAME)) == MAX_FRAME + 4
+        frames.write_frame(io.BytesIO(), b"x" * (frames.MAX_FRAME + 1))
+    assert len(frames.pack(b"x" * frames.MAX_FRAME)) == frames.MAX_FRAME + 4
 
 
 def test_every_command_and_event_survives_the_round_trip() -> None:

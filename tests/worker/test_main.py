@@ -24,6 +24,7 @@ from llm_server.worker.frames import (
 )
 from llm_server.worker.messages import (
     Cancel,
+    Cells,
     ChatRequest,
     Command,
     Content,
@@ -136,6 +137,14 @@ def test_requests_are_answered_and_the_same_again(loaded: Process) -> None:
     assert again == text
     assert isinstance(warm, Finished)
     assert warm.usage.cached_tokens == end.usage.prompt_tokens - 1
+
+
+def test_the_cells_in_use_are_told_while_it_runs_and_when_it_is_idle(loaded: Process) -> None:
+    loaded.send(Submit(1, chat("hello world")))
+    told = (event for event in loaded.events() if isinstance(event, Cells))
+    running, idle = next(told), next(told)
+    assert running.running > 0 == running.idle
+    assert idle.running == 0 < idle.idle
 
 
 def test_an_over_long_prompt_is_refused_in_openai_words(loaded: Process) -> None:
