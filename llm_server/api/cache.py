@@ -21,6 +21,7 @@ from llm_server.api.schema import operation
 from llm_server.api.wire import ModelName
 from llm_server.cache import survey
 from llm_server.cache.index import Stored
+from llm_server.cache.survey import Survey
 from llm_server.worker.config import CacheConfig
 
 router = APIRouter()
@@ -29,9 +30,11 @@ MAX_HEADS = 100
 
 
 class CachedModelJson(msgspec.Struct):
-    """The chunks of one model, which is named by the beginning of its fingerprint."""
+    """The chunks of one model. Its `id` is the beginning of its fingerprint, `name` how it was
+    called when it was last loaded, null where that is not known."""
 
     id: str
+    name: str | None
     chunks: int
     tokens: int
     bytes: int
@@ -41,19 +44,23 @@ class CachedModelJson(msgspec.Struct):
 class HeadJson(msgspec.Struct):
     """A system prompt with its tools: `tokens` from the beginning, last used at `used`.
 
-    `bytes` are those of its own end; what it shares with other heads is stored once.
+    `hits` requests began with it and did not compute it, since it was stored; a count is on the
+    disk within a minute. `bytes` are those of its own end; what it shares with other heads is
+    stored once.
     """
 
     model: str
+    name: str | None
     tokens: int
     bytes: int
+    hits: int
     used: float
 
 
 class CacheJson(msgspec.Struct):
     """The cache folder against its budget, in bytes. Without a cache on disk both are 0.
 
-    The newest heads are listed, `hits` and `misses` count chunks read since the server's start.
+    The last used heads are listed, `hits` and `misses` count chunks read since the server's start.
     """
 
     bytes: int
@@ -84,10 +91,10 @@ async def look(request: Request) -> Response:
     """What the cache folder holds."""
     context = context_of(request)
     stats, config = context.pool.totals.cache, context.cache
-    stored: list[Stored] = []
+    found = survey.Survey()
     if config is not None:
-        stored = await asyncio.to_thread(survey.stored_chunks, Path(config.folder))
-    return json_response(_cache_json(stored, config, stats.hits, stats.misses))
+        found = await asyncio.to_thread(survey.survey, Path(config.folder))
+    return json_response(_cache_json(found, config, stats.hits, stats.misses))
 
 
 @router.post(
@@ -104,35 +111,36 @@ async def clear(request: Request) -> Response:
     return json_response(ClearedJson(chunks, n_bytes))
 
 
-def _cache_json(
-    stored: list[Stored], config: CacheConfig | None, hits: int, misses: int
-) -> CacheJson:
+def _cache_json(found: Survey, config: CacheConfig | None, hits: int, misses: int) -> CacheJson:
     by_model: dict[str, list[Stored]] = defaultdict(list)
-    for file in stored:
+    for file in found.stored:
         by_model[survey.model_of(file)].append(file)
-    heads = sorted(survey.head_ends(stored), key=lambda file: -file.used)[:MAX_HEADS]
+    heads = sorted(found.heads(), key=lambda head: -head.used)[:MAX_HEADS]
     return CacheJson(
-        bytes=sum(file.size for file in stored),
+        bytes=sum(file.size for file in found.stored),
         budget=config.size_bytes if config else 0,
         write=config.write if config else "off",
         hits=hits,
         misses=misses,
-        models=[_model_json(name, files) for name, files in sorted(by_model.items())],
+        models=[_model_json(id, found.name(id), files) for id, files in sorted(by_model.items())],
         heads=[
             HeadJson(
-                survey.model_of(file),
-                file.chunk.start + file.chunk.n_tokens,
-                file.size,
-                round(file.used, 1),
+                head.model,
+                found.name(head.model),
+                head.n_tokens,
+                head.size,
+                head.hits,
+                round(head.used, 1),
             )
-            for file in heads
+            for head in heads
         ],
     )
 
 
-def _model_json(name: str, files: list[Stored]) -> CachedModelJson:
+def _model_json(id: str, name: str | None, files: list[Stored]) -> CachedModelJson:
     return CachedModelJson(
-        id=name,
+        id=id,
+        name=name,
         chunks=len(files),
         tokens=sum(file.chunk.n_tokens for file in files),
         bytes=sum(file.size for file in files),

@@ -97,7 +97,7 @@ def _of_state(status: Status) -> Iterator[Metric]:
     yield GaugeMetricFamily("llm_ready", "Whether a model is loaded", ready)
 
 
-def _of_models(pool: Pool) -> Iterator[Metric]:
+def _of_models(pool: Backend) -> Iterator[Metric]:
     running, waiting, memory = (
         GaugeMetricFamily(f"llm_model_{name}", help_text, labels=["model"])
         for name, help_text in (
@@ -111,14 +111,15 @@ def _of_models(pool: Pool) -> Iterator[Metric]:
         "Cells of the context: of running requests, of cached prompts alone, and free",
         labels=["model", "use"],
     )
-    for resident in pool.residents:
-        name, loaded, used = resident.model.name, resident.worker.loaded, resident.worker.cells
-        running.add_metric([name], len(resident.leases))
-        memory.add_metric([name], resident.memory)
-        if loaded.pooling is None:
+    for loaded in pool.loaded:
+        name, used = loaded.model.name, loaded.cells
+        running.add_metric([name], len(loaded.leases))
+        memory.add_metric([name], loaded.memory)
+        if used is not None:
             cells.add_metric([name, "running"], used.running)
             cells.add_metric([name, "idle"], used.idle)
-            cells.add_metric([name, "free"], loaded.n_ctx - used.running - used.idle)
+            free = loaded.worker.loaded.n_ctx - used.running - used.idle
+            cells.add_metric([name, "free"], free)
     for name, count in sorted(pool.waiting.items()):
         waiting.add_metric([name], count)
     yield from (running, waiting, cells, memory)

@@ -27,8 +27,8 @@ from llm_server.api.errors import json_response
 from llm_server.api.journal import INTERVAL_S, Entry, Sample
 from llm_server.api.schema import operation
 from llm_server.errors import InvalidRequest
-from llm_server.models.lease import Resident
-from llm_server.models.status import State
+from llm_server.models.backend import LoadedModel
+from llm_server.models.status import ModelState, State
 from llm_server.worker.messages import Sampling
 
 router = APIRouter()
@@ -74,18 +74,19 @@ class LoadedModelJson(msgspec.Struct):
     """A model that is loaded, or `unloading`: then it ends the requests it has.
 
     `waiting` requests are for it, too. `cells_running` of its `n_ctx` cells belong to running
-    requests, `cells_idle` to cached prompts alone, as the worker told within the last second.
+    requests, `cells_idle` to cached prompts alone, as the worker told within the last second; null
+    where that is not known.
     `memory` is in bytes, `keep_alive` in seconds, -1 for ever; in `expires_in` seconds it goes if
     nobody asks for it, null while somebody does and if it is to stay.
     """
 
     model: str
-    state: Literal["ready", "unloading"]
+    state: ModelState
     n_ctx: int
     running: int
     waiting: int
-    cells_running: int
-    cells_idle: int
+    cells_running: int | None
+    cells_idle: int | None
     memory: int
     keep_alive: float
     expires_in: float | None
@@ -244,7 +245,7 @@ async def moment(context: Context) -> ServerStatus:
         waiting=status.waiting,
         loading=LoadJson(status.loading, round(status.fraction, 3)) if status.loading else None,
         load_error=status.error,
-        models=[_loaded(resident, context.pool.waiting) for resident in context.pool.residents],
+        models=[_loaded(loaded, context.pool.waiting) for loaded in context.pool.loaded],
         worker=WorkerJson(status.sandbox, totals.worker_crashes),
         memory=MemoryNowJson(
             sample.server_bytes if sample else 0,
@@ -272,18 +273,18 @@ async def moment(context: Context) -> ServerStatus:
     )
 
 
-def _loaded(resident: Resident, waiting: Mapping[str, int]) -> LoadedModelJson:
-    expires_in = resident.expires_in_s
+def _loaded(loaded: LoadedModel, waiting: Mapping[str, int]) -> LoadedModelJson:
+    expires_in, cells = loaded.expires_in_s, loaded.cells
     return LoadedModelJson(
-        model=resident.model.name,
-        state=resident.state,
-        n_ctx=resident.worker.loaded.n_ctx,
-        running=len(resident.leases),
-        waiting=waiting.get(resident.model.name, 0),
-        cells_running=resident.worker.cells.running,
-        cells_idle=resident.worker.cells.idle,
-        memory=resident.memory,
-        keep_alive=resident.keep_alive_s,
+        model=loaded.model.name,
+        state=loaded.state,
+        n_ctx=loaded.worker.loaded.n_ctx,
+        running=len(loaded.leases),
+        waiting=waiting.get(loaded.model.name, 0),
+        cells_running=cells.running if cells else None,
+        cells_idle=cells.idle if cells else None,
+        memory=loaded.memory,
+        keep_alive=loaded.keep_alive_s,
         expires_in=None if expires_in is None else round(expires_in, 1),
     )
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from llm_server.cache.keys import CHUNK_TOKENS, Chain, Kind, root_key
+from llm_server.cache.ledger import Ledger
 from llm_server.cache.store import ChunkStore, Hit
 
 logger = logging.getLogger(__name__)
@@ -93,8 +96,12 @@ class DiskTier:
         whole_state: bool,
         policy: Policy = "auto",
         size: int = CHUNK_TOKENS,
+        ledger: Ledger | None = None,
     ) -> None:
         self.store = store
+        self._ledger = ledger
+        if ledger is not None and store.stats().chunks:
+            ledger.named()
         self.policy = policy
         self._fingerprint = fingerprint
         self._kind = Kind.CHECKPOINT if whole_state else Kind.RANGE
@@ -102,8 +109,8 @@ class DiskTier:
         self._trusted = True
         self._copies: deque[Copy] = deque()
         self._queued: set[tuple[bytes, int]] = set()
-        self._reads: queue.SimpleQueue[tuple[Fetch, Callable[[], None]]] = queue.SimpleQueue()
-        threading.Thread(target=self._read_all, name="cache-read", daemon=True).start()
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="cache-read", daemon=True).start()
 
     # ---- reading -------------------------------------------------------------------------------
 
@@ -119,7 +126,7 @@ class DiskTier:
         if not self._trusted or not worth_it:
             fetch.done = True
         else:
-            self._reads.put((fetch, wake))
+            self._jobs.put(partial(self._read_all, fetch, wake))
         return fetch
 
     def distrust(self) -> None:
@@ -127,16 +134,27 @@ class DiskTier:
         logger.error("llama.cpp refused a stored prompt; the disk cache is not read any more")
         self._trusted = False
 
-    def _read_all(self) -> None:
+    def count_hit(self, tokens: Sequence[int], namespace: str) -> None:
+        """A request began with this head and did not compute it."""
+        if self._ledger is not None:
+            self._jobs.put(partial(self._count_hit, self._ledger, tokens, namespace))
+
+    def _count_hit(self, ledger: Ledger, tokens: Sequence[int], namespace: str) -> None:
+        chain, n = self._chain(tokens, namespace), len(tokens)
+        ledger.hit(chain.key(self._kind, chain.chunk_start(n), n))
+
+    def _work(self) -> None:
         while True:
-            fetch, wake = self._reads.get()
-            try:
-                fetch.pieces = self._read(fetch)
-            except Exception:
-                # A cache that cannot be read is a miss, whatever the reason.
-                logger.exception("a prompt could not be looked up on disk")
-            fetch.done = True
-            wake()
+            self._jobs.get()()
+
+    def _read_all(self, fetch: Fetch, wake: Callable[[], None]) -> None:
+        try:
+            fetch.pieces = self._read(fetch)
+        except Exception:
+            # A cache that cannot be read is a miss, whatever the reason.
+            logger.exception("a prompt could not be looked up on disk")
+        fetch.done = True
+        wake()
 
     def _read(self, fetch: Fetch) -> list[Piece]:
         chain = self._chain(fetch.tokens, fetch.namespace)
@@ -201,10 +219,18 @@ class DiskTier:
     def put(self, copy: Copy, payload: memoryview) -> None:
         """Hand a copied chunk to the store."""
         self.store.put(copy.chain, copy.start, copy.stop, payload, kind=self._kind, head=copy.head)
+        if self._ledger is not None:
+            self._ledger.named()
 
     def close(self, deadline_s: float) -> None:
         """Write what has been copied, for at most `deadline_s` seconds."""
-        self.store.close(deadline_s)
+        end = time.monotonic() + deadline_s
+        counted = threading.Event()
+        self._jobs.put(counted.set)
+        counted.wait(deadline_s)
+        self.store.close(max(0.0, end - time.monotonic()))
+        if self._ledger is not None:
+            self._ledger.close(max(0.1, end - time.monotonic()))
 
     def _pieces(self, chain: Chain, *, tail: bool) -> list[tuple[int, int]]:
         """What a prompt is stored as: ranges of full chunks and maybe the rest, or one state."""

@@ -39,7 +39,15 @@ CREATE_TRIES = 8
 
 _MODEL = re.compile(r"[0-9a-f]{16}-v\d+")
 _FAN = re.compile(r"[0-9a-f]{2}")
-_LOCK = ".lock"
+LOCK = ".lock"
+"""Held by who evicts, or adds to a ledger; in the cache folder itself."""
+LEDGER = "ledger.json"
+"""Beside the chunks of a model: see `ledger.py`."""
+
+
+def model_folder(fingerprint: bytes) -> str:
+    """The name of the folder for a model's chunks."""
+    return f"{fingerprint.hex()[:16]}-v{VERSION}"
 
 
 @dataclass(slots=True)
@@ -63,7 +71,7 @@ class ChunkFolder:
     def __init__(self, path: Path, fingerprint: bytes, files: Files) -> None:
         self._root = str(path)
         self._fingerprint = fingerprint
-        self._model = f"{fingerprint.hex()[:16]}-v{VERSION}"
+        self._model = model_folder(fingerprint)
         self._files = files
 
     def create(self) -> None:
@@ -261,7 +269,7 @@ class ChunkFolder:
             OSError: the folder cannot be read, locked or changed.
         """
         self._files.make_folder(self._root)
-        lock = self._files.lock(f"{self._root}/{_LOCK}")
+        lock = self._files.lock(f"{self._root}/{LOCK}")
         try:
             found = self.scan()
             if lock is None or found.n_bytes + n_bytes <= budget:
@@ -278,6 +286,11 @@ class ChunkFolder:
 
     def remove_empty(self, folders: list[str]) -> None:
         """Delete folders that no chunk is in any more; one that is in use just refuses."""
-        for path in [*folders, *sorted({os.path.dirname(folder) for folder in folders})]:
+        for path in folders:
             with contextlib.suppress(OSError):
+                self._files.remove_folder(path)
+        for path in sorted({os.path.dirname(folder) for folder in folders}):
+            with contextlib.suppress(OSError):
+                if [entry.name for entry in self._list(path)] == [LEDGER]:
+                    self._files.remove(f"{path}/{LEDGER}")
                 self._files.remove_folder(path)

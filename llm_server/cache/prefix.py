@@ -255,6 +255,11 @@ class PrefixCache:
         if self._disk:
             self._disk.want(tokens, namespace, head=True, tail=True)
 
+    def count_hit(self, tokens: Sequence[int], namespace: str) -> None:
+        """A request began with this head and did not compute it."""
+        if self._disk:
+            self._disk.count_hit(tokens, namespace)
+
     def save_some(self, *, busy: bool = False) -> bool:
         """Copy one chunk out of the memory, unless the disk is behind; whether it did.
 

@@ -1,4 +1,4 @@
-"""A cache folder seen from outside, all models together: for the command line.
+"""A cache folder seen from outside, all models together: for people who look into it.
 
 It lists, verifies and clears chunk files, and touches nothing else in the folder. A server may be
 using it meanwhile: to it, a cleared chunk is a miss.
@@ -7,14 +7,68 @@ using it meanwhile: to it, a cleared chunk is a miss.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llm_server.cache.chunkfile import PARENT_BYTES, BadChunk, decode
 from llm_server.cache.files import Files
 from llm_server.cache.folder import ChunkFolder
 from llm_server.cache.index import Stored
+from llm_server.cache.ledger import Record, Use, read_ledger
 
 _NO_MODEL = bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A system prompt with its tools, as far as its last chunk: `size` bytes are that chunk's."""
+
+    model: str
+    n_tokens: int
+    size: int
+    hits: int
+    used: float
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The chunks of all models, and what the models' folders tell of themselves."""
+
+    stored: list[Stored] = field(default_factory=list)
+    records: dict[str, Record] = field(default_factory=dict)
+
+    def name(self, model: str) -> str | None:
+        """How the model of a folder was called when it was last loaded, if that is known."""
+        return self.records[model].model or None
+
+    def use(self, file: Stored) -> Use:
+        """Hits of the head that ends with this chunk, and the last use of either."""
+        use = self.records[model_of(file)].heads.get(file.chunk.key.hex(), Use(0, 0.0))
+        return Use(use.hits, max(use.used, file.used))
+
+    def heads(self) -> list[Head]:
+        """All heads."""
+        return [
+            Head(
+                model_of(file),
+                file.chunk.start + file.chunk.n_tokens,
+                file.size,
+                self.use(file).hits,
+                self.use(file).used,
+            )
+            for file in head_ends(self.stored)
+        ]
+
+
+def survey(folder: Path) -> Survey:
+    """All there is in a cache folder; nothing if there is no such folder.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    stored = stored_chunks(folder)
+    models = {model_of(file) for file in stored}
+    return Survey(stored, {model: read_ledger(folder, model) for model in models})
 
 
 def stored_chunks(folder: Path) -> list[Stored]:

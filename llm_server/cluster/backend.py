@@ -25,7 +25,8 @@ from llm_server.errors import (
 from llm_server.models.lease import Overrides
 from llm_server.models.plan import Plan, Planner
 from llm_server.models.registry import ModelFile
-from llm_server.models.status import State, Status
+from llm_server.models.status import ModelState, State, Status
+from llm_server.worker.messages import Cells
 from llm_server.worker.totals import Totals
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,21 @@ class Deployed:
     def leases(self) -> Collection[object]:
         """The requests that this ingress has there."""
         return self.worker.streams
+
+    @property
+    def state(self) -> ModelState:
+        """Replicas that are ended take no calls."""
+        return "ready"
+
+    @property
+    def cells(self) -> Cells | None:
+        """Each replica has its own."""
+        return None
+
+    @property
+    def expires_in_s(self) -> float | None:
+        """Ray Serve decides."""
+        return None
 
 
 class Deployments:
@@ -119,6 +135,11 @@ class Deployments:
             if counted.running and self._workers[name].described
         ]
         return sorted(running, key=lambda deployed: -len(deployed.leases))
+
+    @property
+    def waiting(self) -> Mapping[str, int]:
+        """The calls that no replica has begun with, by model."""
+        return {name: w.n_waiting for name, w in self._workers.items() if w.n_waiting}
 
     @property
     def pids(self) -> Sequence[int]:

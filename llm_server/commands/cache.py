@@ -31,17 +31,21 @@ ModelsDir = Annotated[
 
 @app.command("ls")
 def list_chunks(cache_dir: CacheDir = None, models_dir: ModelsDir = None) -> None:
-    """List every chunk: model, positions, size, last use."""
+    """List every chunk: model, positions, size, hits of the head that ends there, last use."""
     from llm_server.cache import survey
 
+    found = survey.survey(_folder(cache_dir, models_dir))
+    ends = {file.path for file in survey.head_ends(found.stored)}
     rows = []
-    for file in sorted(_stored(cache_dir, models_dir), key=lambda f: -f.used):
-        chunk = file.chunk
+    for file in sorted(found.stored, key=lambda f: -found.use(f).used):
+        chunk, use, model = file.chunk, found.use(file), survey.model_of(file)
         kind = chunk.kind.name.lower() + (", head" if chunk.head else "")
         positions = f"{chunk.start} to {chunk.start + chunk.n_tokens}"
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.used))
-        rows.append([survey.model_of(file), kind, positions, output.size_text(file.size), used])
-    output.print_table(["model", "kind", "tokens", "size", "last used"], rows)
+        hits = str(use.hits) if file.path in ends else ""
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(use.used))
+        size = output.size_text(file.size)
+        rows.append([found.name(model) or model, kind, positions, size, hits, used])
+    output.print_table(["model", "kind", "tokens", "size", "hits", "last used"], rows)
 
 
 @app.command()
@@ -49,8 +53,9 @@ def stats(cache_dir: CacheDir = None, models_dir: ModelsDir = None) -> None:
     """Count chunks, tokens and bytes by model."""
     from llm_server.cache import survey
 
+    found = survey.survey(_folder(cache_dir, models_dir))
     by_model: dict[str, list[Stored]] = defaultdict(list)
-    for file in _stored(cache_dir, models_dir):
+    for file in found.stored:
         by_model[survey.model_of(file)].append(file)
     rows = []
     for model, files in sorted(by_model.items()):
@@ -58,8 +63,9 @@ def stats(cache_dir: CacheDir = None, models_dir: ModelsDir = None) -> None:
         tokens = sum(file.chunk.n_tokens for file in files)
         total = sum(file.size for file in files)
         size = output.size_text
-        rows.append([model, str(len(files)), str(tokens), size(total), size(heads)])
-    output.print_table(["model", "chunks", "tokens", "size", "of that heads"], rows)
+        name = found.name(model) or ""
+        rows.append([name, model, str(len(files)), str(tokens), size(total), size(heads)])
+    output.print_table(["model", "id", "chunks", "tokens", "size", "of that heads"], rows)
     total = sum(file.size for files in by_model.values() for file in files)
     typer.echo(f"{output.size_text(total)} in {_folder(cache_dir, models_dir)}")
 

@@ -238,8 +238,11 @@ class Engine:
                 self._cache.keep(sequence.lease)
             if start < sequence.head <= end:
                 self._cache.persist(sequence.tokens[: sequence.head], sequence.namespace)
-            if sequence.persist and start < sequence.n_prompt <= end:
-                self._cache.persist(sequence.tokens[: sequence.n_prompt], sequence.namespace)
+            if start < sequence.n_prompt <= end:
+                if sequence.persist:
+                    self._cache.persist(sequence.tokens[: sequence.n_prompt], sequence.namespace)
+                elif 0 < sequence.head <= sequence.n_found:
+                    self._cache.count_hit(sequence.tokens[: sequence.head], sequence.namespace)
 
     def _advance(self, row: Row) -> list[RequestEvent]:
         """Sample where a sequence is fully computed, report progress where it is not."""

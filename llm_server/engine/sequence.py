@@ -202,6 +202,11 @@ class Sequence:
         """Whether tokens from the disk are still to be attached before it computes any."""
         return self.lease is not None and bool(self.lease.pieces)
 
+    @property
+    def n_found(self) -> int:
+        """Tokens at the beginning of the prompt that were in cells or on disk."""
+        return (self.n_cached or 0) + self.n_restored
+
     def restored(self, n: int, seconds: float) -> None:
         """`n` more tokens came from the disk, which took so long."""
         self.n_computed += n
@@ -232,7 +237,7 @@ class Sequence:
         deltas = self._tell_prompt(row)
         if self.n_wanted:
             n_done = min(self.n_computed, self.n_prompt)
-            return [*deltas, Progress(self.id, self.n_prompt, n_done, self.n_cached or 0)]
+            return [*deltas, Progress(self.id, self.n_prompt, n_done, self.n_found)]
         if self._first_token is None:
             self._first_token = time.monotonic()
         n_before, n_right = len(self.tokens), 0
@@ -276,11 +281,10 @@ class Sequence:
 
     def usage(self) -> Usage:
         """Tokens so far."""
-        cached = (self.n_cached or 0) + self.n_restored
         return Usage(
             prompt_tokens=self.n_prompt,
             completion_tokens=self._answer.n_tokens,
-            cached_tokens=cached,
+            cached_tokens=self.n_found,
             disk_tokens=self.n_restored,
             state_bytes=self.state_bytes,
             reasoning_tokens=self._answer.n_reasoning,

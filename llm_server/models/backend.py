@@ -6,15 +6,15 @@ or `Failed`, whatever happens behind it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from llm_server.errors import ErrorInfo
 from llm_server.models.lease import Overrides
 from llm_server.models.plan import Plan, Planner
 from llm_server.models.registry import ModelFile
-from llm_server.models.status import Status
-from llm_server.worker.messages import Asked, Loaded
+from llm_server.models.status import ModelState, Status
+from llm_server.worker.messages import Asked, Cells, Loaded
 from llm_server.worker.stream import EventStream
 from llm_server.worker.totals import Totals
 
@@ -72,8 +72,20 @@ class LoadedModel(Protocol):
         """Bytes it holds."""
 
     @property
+    def state(self) -> ModelState:
+        """Whether it takes requests."""
+
+    @property
+    def cells(self) -> Cells | None:
+        """The cells of its context in use; None where that is not known, or there are none."""
+
+    @property
     def keep_alive_s(self) -> float:
         """How long it stays without requests; less than 0 for ever."""
+
+    @property
+    def expires_in_s(self) -> float | None:
+        """Seconds until it goes if nobody asks for it; None while it is used, or to stay."""
 
 
 class Backend(Protocol):
@@ -94,6 +106,10 @@ class Backend(Protocol):
     @property
     def loaded(self) -> Sequence[LoadedModel]:
         """The models that are loaded, the most important first."""
+
+    @property
+    def waiting(self) -> Mapping[str, int]:
+        """How many requests wait, by the model they wait for."""
 
     @property
     def pids(self) -> Sequence[int]:

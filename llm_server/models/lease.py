@@ -9,13 +9,15 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
 from llm_server.models.plan import Plan
 from llm_server.models.registry import ModelFile
+from llm_server.models.status import ModelState
 from llm_server.worker.client import Worker
+from llm_server.worker.messages import Cells
 
 Overrides: TypeAlias = Mapping[str, object]
 """Fields of LoadConfig that a request sets; those it leaves out stay as they are."""
@@ -67,7 +69,12 @@ class Resident:
         return self.plan.model
 
     @property
-    def state(self) -> Literal["ready", "unloading"]:
+    def cells(self) -> Cells | None:
+        """The cells in use; None of an embedding model, which has none."""
+        return self.worker.cells if self.worker.loaded.pooling is None else None
+
+    @property
+    def state(self) -> ModelState:
         """Whether it takes requests, or is on its way out."""
         return "unloading" if self.leaving or self.stopping is not None else "ready"
 

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from llm_server.errors import ErrorInfo, RemoteError, ServerError
 from llm_server.models.plan import Plan
 from llm_server.models.policy import Crashes
@@ -91,7 +93,7 @@ class Loader:
         load = Load(
             model_path=str(plan.model.path),
             config=plan.effect,
-            cache=self.cache,
+            cache=self.cache and msgspec.structs.replace(self.cache, model=plan.model.name),
             log_level=self.log_level,
             log_format=self.log_format,
             sandbox=self.sandbox,

@@ -77,14 +77,10 @@ class Pool:
         return self._default
 
     @property
-    def residents(self) -> list[Resident]:
-        """The models that hold memory, also those about to go; the most recently used first."""
-        return sorted(self._residents, key=lambda r: (not r.leases, -r.used))
-
-    @property
     def loaded(self) -> list[Resident]:
-        """Those of them whose workers can be asked."""
-        return [resident for resident in self.residents if resident.worker.alive]
+        """The models that are loaded, the most recently used first."""
+        residents = [resident for resident in list(self._residents) if resident.worker.alive]
+        return sorted(residents, key=lambda r: (not r.leases, -r.used))
 
     @property
     def waiting(self) -> Counter[str]:

@@ -7,6 +7,9 @@ from typing import Literal, TypeAlias
 
 State: TypeAlias = Literal["empty", "loading", "ready", "failed", "stopping"]
 
+ModelState: TypeAlias = Literal["ready", "unloading"]
+"""Of a loaded model: one that is unloading takes no more requests and ends those it has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Status:

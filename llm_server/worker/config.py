@@ -86,8 +86,10 @@ class CacheConfig(msgspec.Struct, frozen=True):
     """The prompt cache on disk: its folder, its budget for all models, and what is written.
 
     `write`: everything ("all"), what is worth it ("auto"), or nothing ("off"; it is still read).
+    `model` is the model's name, written beside its chunks for people to read.
     """
 
     folder: str
     size_bytes: int
     write: Literal["all", "auto", "off"] = "auto"
+    model: str = ""

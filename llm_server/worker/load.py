@@ -16,6 +16,7 @@ import msgspec
 
 from llm_server.cache.disk import DiskTier, chunk_tokens
 from llm_server.cache.fingerprint import fingerprint, model_fingerprint
+from llm_server.cache.ledger import Ledger
 from llm_server.cache.store import ChunkStore
 from llm_server.errors import InsufficientMemory, ModelLoadFailed
 from llm_server.llama import log, rope
@@ -247,14 +248,15 @@ def open_cache(command: Load, context: Context, print_: bytes) -> DiskTier | Non
     """The prompt cache on disk for this model, if there is to be one."""
     if command.cache is None:
         return None
-    model = context.model
-    store = ChunkStore(Path(command.cache.folder), print_, command.cache.size_bytes)
+    model, folder = context.model, Path(command.cache.folder)
+    writes = command.cache.write != "off"
     return DiskTier(
-        store,
+        ChunkStore(folder, print_, command.cache.size_bytes),
         print_,
         whole_state=context.whole_state,
         policy=command.cache.write,
         size=chunk_tokens(model.kv_bytes_per_token(), model.n_swa),
+        ledger=Ledger(folder, print_, command.cache.model) if writes else None,
     )
 
 

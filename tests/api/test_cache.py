@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from llm_server.cache.chunkfile import PARENT_BYTES, Chunk
+from llm_server.cache.folder import LEDGER
 from llm_server.cache.keys import Kind
 from tests.fake_live import add_models, live_server
 
@@ -24,6 +26,9 @@ def test_size_heads_and_clearing(tmp_path: Path) -> None:
     rest = Chunk(keys[3], parents[2], Kind.RANGE, 512, 100)
     for chunk, size in zip([*heads, rest], (10, 20, 30), strict=True):
         add_chunk(cache, chunk, size)
+    use = {keys[2].hex(): {"hits": 7, "used": 4e9}}
+    record = {"model": "a.gguf", "heads": use}
+    (cache / "0123456789abcdef-v1" / LEDGER).write_text(json.dumps(record))
     with live_server(models, cache_dir=cache, cache_size=1000) as live:
         seen = live.client.get("/api/cache").json()
         assert (seen["bytes"], seen["budget"], seen["write"]) == (60, 1000, "auto")
@@ -31,6 +36,8 @@ def test_size_heads_and_clearing(tmp_path: Path) -> None:
         assert (model["chunks"], model["tokens"], model["head_bytes"]) == (3, 612, 30)
         (head,) = seen["heads"]  # The two chunks of a head are one, its whole length told.
         assert (head["tokens"], head["bytes"]) == (512, 20)
+        assert (head["hits"], head["used"]) == (7, 4e9)
+        assert (head["name"], model["name"], model["id"]) == ("a.gguf", "a.gguf", head["model"])
         other = live.post("/api/cache/clear", {"model": "another"})
         assert other.json()["chunks"] == 0
         cleared = live.post("/api/cache/clear", {"model": "*"}).json()

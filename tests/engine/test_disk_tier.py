@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_server.cache.disk import DiskTier, Policy, chunk_tokens
+from llm_server.cache.ledger import Ledger
 from llm_server.cache.prefix import RENT_ROWS
 from llm_server.cache.store import ChunkStore
+from llm_server.cache.survey import survey
 from llm_server.worker.messages import Failed, Finished, Usage
 from tests.engine.fake_context import Bench, FakeContext, reference
 
@@ -41,20 +43,22 @@ class Server:
         n_ctx: int = 4096,
         parallel: int = 8,
     ) -> None:
-        self._folder = folder
+        self.folder = folder
         self._whole_state = whole_state
         self._policy = policy
         self._n_ctx, self._parallel = n_ctx, parallel
         self.start()
 
     def start(self) -> None:
-        self.store = ChunkStore(self._folder, FINGERPRINT, 1 << 30)
+        self.store = ChunkStore(self.folder, FINGERPRINT, 1 << 30)
+        ledger = Ledger(self.folder, FINGERPRINT, "a.gguf")
         self.disk = DiskTier(
             self.store,
             FINGERPRINT,
             whole_state=self._whole_state,
             policy=self._policy,
             size=SIZE,
+            ledger=ledger,
         )
         self.context = FakeContext(
             self._n_ctx, self._parallel, n_seq=self._parallel * 3, whole_state=self._whole_state
@@ -109,6 +113,16 @@ def test_another_question_behind_a_known_head_costs_only_itself_after_a_kill(
     usage = server.ask(2, HEAD + prompt(2), head=len(HEAD))
     assert (usage.cached_tokens, usage.disk_tokens) == (len(HEAD), len(HEAD))
     assert server.context.n_decoded == 20 + usage.completion_tokens - 1
+
+
+def test_requests_that_find_their_head_are_counted_over_restarts(server: Server) -> None:
+    for i in range(3):  # computed once, then found twice
+        server.ask(i, HEAD + prompt(i), head=len(HEAD))
+    server.ask(3, HEAD[:-1] + prompt(3), head=len(HEAD))  # another head
+    server.restart()
+    server.ask(4, HEAD + prompt(4), head=len(HEAD))
+    server.restart()
+    assert sorted(head.hits for head in survey(server.folder).heads()) == [0, 3]
 
 
 def test_a_conversation_goes_on_after_a_restart_in_order(server: Server) -> None:

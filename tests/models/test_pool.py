@@ -451,7 +451,8 @@ def test_workers_are_told_the_cache_and_the_log_level(tmp_path: Path) -> None:
 
     with_pool(tmp_path, test, loader=Loader(cache, "debug", start_worker=FAKE_START))
     load = msgspec.json.decode((tmp_path / "commands.log").read_bytes(), type=Load)
-    assert (load.cache, load.log_level) == (cache, "debug")
+    assert load.log_level == "debug"
+    assert load.cache == CacheConfig(cache.folder, 1000, "all", "a.gguf")
 
 
 def test_models_stay_beside_each_other_while_the_budget_holds_them(tmp_path: Path) -> None:
@@ -545,7 +546,7 @@ def test_when_a_model_will_leave_is_known_while_nobody_uses_it(tmp_path: Path) -
 
     async def test(pool: Pool) -> None:
         lease = await pool.acquire("a", keep_alive_s=60)
-        (resident,) = pool.residents
+        (resident,) = pool.loaded
         assert resident.expires_in_s is None
         lease.release()
         assert 50 < (resident.expires_in_s or 0) <= 60
@@ -558,7 +559,7 @@ def test_when_a_model_will_leave_is_known_while_nobody_uses_it(tmp_path: Path) -
         assert resident.expires_in_s is None
         await unloading
         (await waits).release()
-        assert [resident.state for resident in pool.residents] == ["ready"]
+        assert [resident.state for resident in pool.loaded] == ["ready"]
 
     with_pool(tmp_path, test)
 
