@@ -1,12 +1,15 @@
 """The yardstick: a bare `llama_decode` loop with greedy sampling, nothing of the server in it.
 
 It calls llama.cpp's C API directly, with the settings the server uses (one unified KV memory,
-the same batch sizes and threads), and decodes any number of streams in one batch a step.
+the same batch sizes and threads), and decodes any number of streams in one batch a step. As a
+program, `python -m bench.bare MODEL N_CTX N_STREAMS N_THREADS`, it loads the model, says how long
+that took, and ends.
 """
 
 from __future__ import annotations
 
 import ctypes
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -88,3 +91,15 @@ class BareLoop:
         lib.llama_sampler_free(self._sampler)
         lib.llama_free(self._context)
         lib.llama_model_free(self._model)
+
+
+def main() -> None:
+    """Load as `BareLoop` does, and print the seconds that llama.cpp took, timed inside."""
+    path, (n_ctx, n_streams, n_threads) = Path(sys.argv[1]), map(int, sys.argv[2:5])
+    start = time.perf_counter()
+    BareLoop(path, n_ctx=n_ctx, n_streams=n_streams, n_threads=n_threads)
+    print(time.perf_counter() - start, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFWriter, TokenType
 
+from llm_server.gguf.header import read_header
+
 N_EMBD = 64
 N_HEAD = 2
 HEAD = 32
@@ -251,6 +253,25 @@ def build_lora(path: Path, seed: int = 9, rank: int = 4) -> Path:
             for part, shape in (("a", (rank, n_in)), ("b", (n_out, rank))):
                 values = random.normal(0, 0.5, shape).astype(np.float32)
                 writer.add_tensor(f"{base}.lora_{part}", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def build_wide_lora(path: Path, base: Path, rank: int) -> Path:
+    """A LoRA adapter for all matrices in the layers of `base`, that changes nothing."""
+    header = read_header(base)
+    writer = GGUFWriter(path, str(header.metadata["general.architecture"]))
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", float(rank))
+    for tensor in header.tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
+            n_in, n_out = tensor.shape
+            writer.add_tensor(f"{tensor.name}.lora_a", np.zeros((rank, n_in), np.float32))
+            writer.add_tensor(f"{tensor.name}.lora_b", np.zeros((n_out, rank), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

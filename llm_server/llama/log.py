@@ -37,6 +37,8 @@ class _Lines:
         for line in lines:
             if "buffer size" in line and (found := _BUFFER.search(line)):
                 where, kind, mib = found.groups()
+                if kind == "compute":
+                    self.buffers[where, kind] = 0  # Made anew when there are adapters.
                 self.buffers[where, kind] += int(float(mib) * (1 << 20))
             if line.endswith(_FLASH_ATTENTION):
                 self.flash_attention = True

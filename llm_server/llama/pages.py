@@ -48,12 +48,12 @@ def mapped_since(before: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def give_back_zeros(ranges: Iterable[tuple[int, int]]) -> None:
-    """Give back what is zero in that memory.
+    """Give back what is zero in that memory, as far as it is still mapped.
 
     The caller vouches that no other thread uses it meanwhile: what it writes might be lost.
     """
     libc = ctypes.CDLL(None)
-    for start, stop in ranges:
+    for start, stop in _common(ranges, mapped()):
         first = -(-start // _BLOCK) * _BLOCK
         n_blocks = max(0, stop - first) // _BLOCK
         resident = np.zeros((n_blocks, _BLOCK // mmap.PAGESIZE), np.uint8)
@@ -65,6 +65,16 @@ def give_back_zeros(ranges: Iterable[tuple[int, int]]) -> None:
                 address = first + (taken.start + zero.start) * _BLOCK
                 size = ctypes.c_size_t(len(zero) * _BLOCK)
                 libc.madvise(ctypes.c_void_p(address), size, mmap.MADV_DONTNEED)
+
+
+def _common(
+    some: Iterable[tuple[int, int]], others: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """What is in both."""
+    for start, stop in some:
+        for low, high in others:
+            if low < stop and start < high:
+                yield max(start, low), min(stop, high)
 
 
 def _blocks(first: int, run: range) -> npt.NDArray[np.uint64]:

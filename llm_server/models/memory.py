@@ -193,14 +193,16 @@ def _of_embedding(facts: Facts, config: LoadConfig, extras: Extras) -> Memory:
     """What a model that makes vectors takes: a batch is one graph, and nothing is kept of it.
 
     At its widest that graph holds the rows either in a feed-forward layer or in attention, there
-    with the scores of all heads unless flash attention is on. Beside them lie the mask, and, for
-    the mean, which row counts how much in which text. Found by fitting what llama.cpp reports.
+    with the scores of all heads unless flash attention is on, or, of a model that could generate
+    text, as logits that nobody asks for. Beside them lie the mask, and, for the mean, which row
+    counts how much in which text. Found by fitting what llama.cpp reports.
     """
     shape, rows = facts.shape, config.n_ctx
     scored = config.flash_attn == "off"
     attention = 4 * rows * 6 * shape.n_embd + (4 * rows * rows * shape.n_head if scored else 0)
     wide = (3 if shape.gated else 1) * shape.n_ff + 3 * shape.n_embd
-    graph = max(attention, 4 * rows * wide) + rows * rows * (4 if scored else 2)
+    logits = 0 if shape.is_encoder else 4 * rows * shape.n_vocab
+    graph = max(attention, 4 * rows * wide, logits) + rows * rows * (4 if scored else 2)
     outputs = 4 * config.parallel * (shape.n_vocab + shape.n_embd)
     cells = -(-rows // CTX_STEP) * CTX_STEP
     return Memory(

@@ -71,9 +71,10 @@ def make_ready(command: Load, model: Model, digest: bytes) -> Ready:
         # One is native code, the other Python.
         opening = pool.submit(open_dialogue, model, template)
         context = open_context(model, config, adapters)
-        context.warm_up()
     dialogue = opening.result()
+    # Before the first computation, which starts threads.
     context.give_back_zeros()
+    context.warm_up()
     print_ = state_fingerprint(digest, command, context)
     loaded = Loaded(
         n_ctx=context.n_ctx,

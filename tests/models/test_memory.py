@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from gguf import PoolingType
+from gguf import PoolingType, TokenType
 
 from llm_server.demo import demo_model_path
 from llm_server.gguf.header import read_header
@@ -23,9 +23,9 @@ from llm_server.models.memory import (
     settled,
 )
 from llm_server.worker.client import Worker
-from llm_server.worker.config import LoadConfig
+from llm_server.worker.config import Adapter, LoadConfig
 from llm_server.worker.messages import Load
-from tests import tiny_encoders
+from tests import tiny_encoders, tiny_models
 
 MIB = 1 << 20
 AMPLE = 1 << 40
@@ -47,6 +47,30 @@ def encoder_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def wordy_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that generates text, with many more tokens than layers: logits outweigh all else."""
+    plain = tiny_models.bpe_vocabulary()
+    n_more = 30_000
+    vocabulary = replace(
+        plain,
+        tokens=[*plain.tokens, *(f"word{i}" for i in range(n_more))],
+        types=[*plain.types, *[TokenType.NORMAL] * n_more],
+    )
+    path = tmp_path_factory.mktemp("models") / "wordy.gguf"
+    return tiny_models.build_attention(path, vocabulary=vocabulary)
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two for the demo model, one of them heavier than it is itself."""
+    folder = tmp_path_factory.mktemp("adapters")
+    return [
+        tiny_models.build_wide_lora(folder / f"{rank}.gguf", demo_model_path(), rank)
+        for rank in (8, 128)
+    ]
+
+
+@pytest.fixture(scope="module")
 def demo() -> Facts:
     return facts(demo_model_path())
 
@@ -56,33 +80,37 @@ def demo() -> Facts:
     [
         ("demo", LoadConfig()),
         ("demo", LoadConfig(n_ctx=16_384, n_ubatch=1024)),
-        ("demo", LoadConfig(n_ctx=8192, type_k="q8_0", type_v="q4_0", parallel=4)),
-        ("demo", LoadConfig(n_ctx=8192, flash_attn="off")),
+        ("demo", LoadConfig(n_ctx=16_384, type_k="q8_0", type_v="q8_0", parallel=4)),
+        ("demo", LoadConfig(n_ctx=8192, flash_attn="off", type_k="q4_0")),
+        ("demo", LoadConfig(n_ctx=4096, lora=(Adapter("8.gguf"), Adapter("128.gguf")))),
         ("sliding_gguf", LoadConfig(n_ctx=16_384)),
         ("recurrent_gguf", LoadConfig(parallel=64)),
         ("hybrid_gguf", LoadConfig(n_ctx=16_384)),
         ("demo", LoadConfig(pooling="mean")),
-        ("demo", LoadConfig(pooling="last", flash_attn="off", parallel=4)),
+        ("wordy_gguf", LoadConfig(pooling="last", flash_attn="off", parallel=4)),
         ("encoder_gguf", LoadConfig()),
         ("encoder_gguf", LoadConfig(n_ctx=100_000)),
         ("encoder_gguf", LoadConfig(n_ctx=1024, flash_attn="off")),
     ],
 )
 def test_estimates_are_near_what_real_workers_take(
-    model: str, config: LoadConfig, request: pytest.FixtureRequest
+    model: str, config: LoadConfig, adapters: list[Path], request: pytest.FixtureRequest
 ) -> None:
+    used = adapters if config.lora else []
+    extras = Extras(cache=False, adapters=sum(adapter.stat().st_size for adapter in used))
     path = demo_model_path() if model == "demo" else request.getfixturevalue(model)
     told = facts(path)
-    config = settled(told, msgspec.structs.replace(config, n_threads=1), AMPLE, NO_CACHE)
+    config = settled(told, msgspec.structs.replace(config, n_threads=1), AMPLE, extras)
+    command = Load(str(path), config, log_level="error", adapter_paths=tuple(map(str, used)))
 
     async def load() -> int:
-        worker = await Worker.start(Load(model_path=str(path), config=config, log_level="error"))
+        worker = await Worker.start(command)
         await worker.stop(5)
         assert (worker.loaded.n_ctx, worker.loaded.parallel) == (config.n_ctx, config.parallel)
         return worker.loaded.memory_bytes
 
     taken = asyncio.run(load())
-    guessed = estimate(told, config, NO_CACHE).total
+    guessed = estimate(told, config, extras).total
     assert abs(guessed - taken) <= max(16 * MIB, taken // 10), (guessed // MIB, taken // MIB)
 
 
