@@ -2,9 +2,9 @@
 
 import { ApiError, events, request, words } from "./api.js";
 import { button, h } from "./dom.js";
-import { live, subscribe } from "./live.js";
+import { subscribe } from "./live.js";
 import { LiveMessage, messageView } from "./message.js";
-import { loadModel, modelList } from "./models.js";
+import { loadModel, modelPicker } from "./models.js";
 import { panel } from "./panel.js";
 import * as store from "./store.js";
 import { parseSchema, parseTools } from "./tools.js";
@@ -17,7 +17,7 @@ export function start(view) {
   const thread = h("div", { className: "thread", tabIndex: 0, role: "log", "aria-label": "Conversation" }, messages);
   const said = h("p", { className: "said", role: "status" });
   const titles = h("ul", {});
-  const picker = h("select", { "aria-label": "Model", onchange: pick });
+  const picker = modelPicker({ "aria-label": "Model", onchange: pick });
   const input = h("textarea", { rows: 1, placeholder: "Ask something", "aria-label": "Message", onkeydown: keys, oninput: grow });
   const sendButton = h("button", { className: "primary" }, "Send");
   const stopButton = button("Stop", stop, { hidden: true });
@@ -38,7 +38,7 @@ export function start(view) {
 
   view.append(h("h1", { className: "unseen" }, "Chat"), drawer,
     h("div", { className: "middle" },
-      h("div", { className: "bar-top" }, drawerButton, picker, settingsButton),
+      h("div", { className: "bar-top" }, drawerButton, picker.element, settingsButton),
       thread, said, composer),
     settings.element, file);
 
@@ -79,25 +79,27 @@ export function start(view) {
   function drawAll() {
     drawTitles();
     settings.show();
-    if (conversation.model) choose(conversation.model);
+    if (conversation.model) picker.choose(conversation.model);
     following = true;
     drawThread();
   }
 
-  function drawThread() {
-    messages.replaceChildren(...conversation.messages.map(viewOf));
+  /** Draw the messages from one on: those before it stay as they are, however many. */
+  function drawThread(from = 0) {
+    while (messages.children.length > from) messages.lastChild.remove();
+    messages.append(...conversation.messages.slice(from).map((message, i) => viewOf(message, from + i)));
     if (!conversation.messages.length) {
       messages.append(h("p", { className: "empty quiet" }, "Nothing said yet. What you write stays between this browser and the server."));
     }
   }
 
-  function viewOf(message, i) {
+  function viewOf(message, i, body) {
     const last = i === conversation.messages.length - 1;
     return messageView(message, {
       edit: message.role === "user" ? (text) => resend(i, text) : null,
       regenerate: message.role === "assistant" && last ? () => cut(i) : null,
-      answerTools: message.tool_calls && last ? (results) => { conversation.messages.push(...results); answer(); } : null,
-    });
+      answerTools: message.tool_calls && last ? (results) => say(...results) : null,
+    }, body);
   }
 
   function exportFile() {
@@ -129,22 +131,14 @@ export function start(view) {
 
   async function drawModels() {
     try {
-      const models = await modelList();
-      const chosen = conversation.model || picker.value || live.status?.model || "";
-      picker.replaceChildren(...models.map((model) => h("option", { value: model.id }, model.id)));
-      choose(chosen);
+      await picker.refresh(conversation.model);
     } catch (error) {
       said.textContent = words(error);
     }
   }
 
-  function choose(name) {
-    if ([...picker.options].some((option) => option.value === name)) picker.value = name;
-  }
-
   async function pick() {
-    conversation.model = picker.value;
-    const name = picker.value;
+    const name = conversation.model = picker.element.value;
     said.textContent = `Loading ${name} …`;
     try {
       await loadModel(name);
@@ -174,20 +168,25 @@ export function start(view) {
     if (!text || answering) return;
     input.value = "";
     grow();
-    conversation.messages.push({ role: "user", content: text });
-    answer();
+    say({ role: "user", content: text });
+  }
+
+  function say(...said) {
+    const last = conversation.messages.length - 1;
+    conversation.messages.push(...said);
+    answer(Math.max(0, last)); // what was the last one has fewer buttons now
   }
 
   function resend(i, text) {
     if (answering) return;
     conversation.messages.splice(i, Infinity, { role: "user", content: text });
-    answer();
+    answer(i);
   }
 
   function cut(i) {
     if (answering) return;
     conversation.messages.splice(i);
-    answer();
+    answer(i);
   }
 
   function stop() {
@@ -198,18 +197,19 @@ export function start(view) {
     const said = conversation.messages.filter((message) => !message.error || message.content).map(plain);
     if (conversation.system.trim()) said.unshift({ role: "system", content: conversation.system });
     return {
-      ...conversation.sampling, messages: said, model: picker.value || undefined, stream: true,
+      ...conversation.sampling, messages: said, model: picker.element.value || undefined, stream: true,
       tools: parseTools(conversation.tools), response_format: parseSchema(conversation.schema),
     };
   }
 
-  async function answer() {
+  /** Ask for an answer; messages have changed from `from` on. */
+  async function answer(from) {
     const asked = conversation;
     const controller = answering = new AbortController();
-    const message = { role: "assistant", content: "", model: picker.value, stats: {} };
+    const message = { role: "assistant", content: "", model: picker.element.value, stats: {} };
     persist(asked);
     following = true;
-    drawThread();
+    drawThread(from);
     const drawn = new LiveMessage(message);
     messages.append(drawn.element);
     busy(true);
@@ -226,7 +226,7 @@ export function start(view) {
     persist(asked);
     if (asked !== conversation) return;
     drawTitles();
-    drawn.element.replaceWith(viewOf(message, asked.messages.length - 1));
+    drawn.element.replaceWith(viewOf(message, asked.messages.length - 1, drawn.body));
   }
 
   async function receive(wanted, message, drawn, signal) {

@@ -18,6 +18,8 @@ export function h(tag, props = {}, ...children) {
 /** Insert HTML that the server has sanitised (POST /api/render), nothing else. */
 export function insertRendered(element, html) {
   element.innerHTML = policy ? policy.createHTML(html) : html;
+  // What is wide scrolls, also for who has no mouse.
+  for (const wide of element.querySelectorAll("pre, table")) wide.tabIndex = 0;
 }
 
 export function field(label, control, hint) {
@@ -51,17 +53,23 @@ export function when(epoch) {
   return new Date(epoch * 1000).toLocaleString();
 }
 
-/** A bar of parts [name, size, class] against a whole, with its legend. */
-export function bar(parts, whole, label) {
+/** A bar of groups [title, parts] against a whole, parts being [name, size, class]; with a legend. */
+export function bar(groups, whole, label) {
   const track = h("div", { className: "bar", role: "img", "aria-label": label });
-  for (const [name, size, kind] of parts) {
-    const part = h("span", { className: `part ${kind}`, title: `${name} ${bytes(size)}` });
-    part.style.width = `${whole ? Math.min(100, (100 * size) / whole) : 0}%`;
-    track.append(part);
+  for (const [title, parts] of groups) {
+    const group = h("span", { className: "group" });
+    for (const [name, size, kind] of parts) {
+      const part = h("span", { className: `part ${kind}`, title: [title, name, bytes(size)].filter(Boolean).join(" ") });
+      part.style.flexGrow = size;
+      group.append(part);
+    }
+    const size = parts.reduce((sum, part) => sum + part[1], 0);
+    group.style.width = `${whole ? Math.min(100, (100 * size) / whole) : 0}%`;
+    track.append(group);
   }
-  const legend = parts.map(([name, size, kind]) =>
-    h("li", {}, h("i", { className: kind }), `${name} ${bytes(size)}`));
-  return h("div", {}, track, h("ul", { className: "legend" }, legend));
+  return h("div", {}, track, groups.map(([title, parts]) => h("ul", { className: "legend" },
+    title ? h("li", { className: "title" }, title) : null,
+    parts.map(([name, size, kind]) => h("li", {}, h("i", { className: kind }), `${name} ${bytes(size)}`)))));
 }
 
 /** Replace what a list shows only if it has changed: nothing loses focus or jumps. */

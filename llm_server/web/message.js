@@ -6,20 +6,22 @@ import { pretty } from "./tools.js";
 
 const NAMES = { user: "You", assistant: "Model", tool: "Tool result" };
 
-/** The element of a message. `acts`: what the person may do with it. */
-export function messageView(message, acts) {
-  const body = h("div", { className: "text" });
+/** The element of a message. `acts`: what the person may do with it; `drawn`: its text, if that is drawn. */
+export function messageView(message, acts, drawn) {
+  const body = drawn ?? h("div", { className: "text" });
   const extras = h("div", { className: "extras" });
   const stats = h("p", { className: "stats" });
   const element = h("article", { className: `message ${message.role}`, "aria-label": NAMES[message.role] },
     h("h2", {}, message.role === "assistant" && message.model ? message.model : NAMES[message.role]),
     extras, body, message.role === "assistant" ? stats : null, actions(message, acts, body));
-  if (message.role === "assistant" && message.content) {
-    body.textContent = message.content;
-    render(body, message.content);
-  } else if (message.role !== "assistant") {
+  if (message.role !== "assistant") {
     body.classList.add("plain");
     body.textContent = message.content;
+  } else if (!message.content) {
+    body.hidden = true;
+  } else if (!drawn) {
+    body.textContent = message.content;
+    render(body, message.content);
   }
   drawExtras(extras, message, acts);
   stats.textContent = statsText(message);
@@ -69,7 +71,7 @@ function drawExtras(place, message, acts) {
 
 function card(call) {
   return h("div", { className: "call" }, h("b", {}, call.function.name),
-    h("pre", {}, pretty(call.function.arguments)));
+    h("pre", { tabIndex: 0 }, pretty(call.function.arguments)));
 }
 
 function resultForm(calls, answer) {
@@ -84,13 +86,25 @@ function resultForm(calls, answer) {
 
 function actions(message, acts, body) {
   const copy = button("Copy", async () => {
-    await navigator.clipboard.writeText(message.content ?? "");
-    copy.textContent = "Copied";
+    copy.textContent = await copied(message.content ?? "") ? "Copied" : "Select it to copy it";
     setTimeout(() => { copy.textContent = "Copy"; }, 1500);
   });
   return h("div", { className: "actions" }, copy,
     acts.edit ? button("Edit", () => edit(message, acts.edit, body)) : null,
     acts.regenerate ? button("Regenerate", acts.regenerate) : null);
+}
+
+/** Put a text into the clipboard; whether the browser let us. Plain HTTP has only the older way. */
+async function copied(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text).then(() => true, () => false);
+  const field = h("textarea", { className: "unseen", value: text, readOnly: true, "aria-hidden": "true" });
+  const before = document.activeElement;
+  document.body.append(field);
+  field.select();
+  const done = document.execCommand("copy");
+  field.remove();
+  before.focus();
+  return done;
 }
 
 function edit(message, done, body) {

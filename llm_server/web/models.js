@@ -1,8 +1,8 @@
 // The models of the folder: which are loaded, what they take, loading and unloading them.
 
 import { get, post, words } from "./api.js";
-import { bar, bytes, button, count, field, h, show } from "./dom.js";
-import { subscribe } from "./live.js";
+import { bar, bytes, button, count, field, h, seconds, show } from "./dom.js";
+import { live, subscribe } from "./live.js";
 
 const LOAD_FIELDS = [
   ["n_ctx", "Context", "number", "tokens; 0 or empty: what fits"],
@@ -22,6 +22,27 @@ export function loadModel(name, settings) {
   return post("/setModel", body);
 }
 
+/** A menu of all models, on the default one until somebody chooses. */
+export function modelPicker(props) {
+  const picker = h("select", props);
+  let chosen = false;
+  picker.addEventListener("change", () => { chosen = true; });
+  const choose = (name) => {
+    if ([...picker.options].some((option) => option.value === name)) picker.value = name;
+  };
+  return {
+    element: picker,
+    choose,
+    /** Look for new models; `wanted` is chosen if it is there. */
+    async refresh(wanted) {
+      const models = (await modelList()).map((model) => model.id);
+      const before = picker.value;
+      show(picker, models.join("\n"), () => models.map((name) => h("option", { value: name }, name)));
+      choose(wanted || (chosen ? before : live.status?.model));
+    },
+  };
+}
+
 function named(part) {
   return part === "kv" ? "context" : part.replace("_", " ");
 }
@@ -34,28 +55,33 @@ export function start(view) {
   const memory = h("div", {});
   const said = h("p", { role: "status", className: "said" });
   const rows = h("ul", { className: "rows cards" });
+  const moments = new Map();
 
   async function refresh() {
     if (view.hidden) return;
     try {
       const [models, props] = await Promise.all([
         modelList(), get("/props")]);
-      show(rows, JSON.stringify([models, props.default]), () => models.length
-        ? models.map((model) => row(model, props.default))
-        : h("li", { className: "quiet" }, "No model yet. Put a .gguf file into the models folder."));
-      drawMemory(props);
+      show(rows, JSON.stringify([models, props.default]), () => {
+        moments.clear();
+        return models.length ? models.map((model) => row(model, props.default))
+          : h("li", { className: "quiet" }, "No model yet. Put a .gguf file into the models folder.");
+      });
+      drawMoments();
+      show(memory, JSON.stringify([props.budget, props.models.map((model) => [model.model, model.memory])]),
+        () => memoryOf(props));
     } catch (error) {
       said.textContent = words(error);
     }
   }
 
-  function drawMemory({ models, budget }) {
+  function memoryOf({ models, budget }) {
     const used = models.reduce((sum, model) => sum + model.memory, 0);
-    const sums = PARTS.map((part) => models.reduce((sum, model) => sum + share(model, part), 0));
     const text = `${bytes(used)} of ${bytes(budget)}`;
-    memory.replaceChildren(
-      h("p", {}, `Loaded models take ${text} that they may have.`),
-      bar(PARTS.map((part, i) => [named(part), sums[i], `k${i + 1}`]), budget, text));
+    const groups = models.map((model) => [`${model.model} ${bytes(model.memory)}`,
+      PARTS.map((part, i) => [named(part), share(model, part), `k${i + 1}`])]);
+    return [h("p", {}, `Loaded models take ${text} that they may have.`),
+      bar(groups, budget, [text, ...groups.map(([title]) => title)].join(", "))];
   }
 
   // What was measured after the load beyond the estimate, or short of it, is the process's.
@@ -63,8 +89,18 @@ export function start(view) {
     return Math.max(0, part === "process" ? memory - estimate.total + estimate.process : estimate[part]);
   }
 
+  function drawMoments() {
+    for (const moment of moments.values()) moment.textContent = "";
+    for (const model of live.status?.models ?? []) {
+      const moment = moments.get(model.model);
+      if (moment) moment.textContent = momentOf(model);
+    }
+  }
+
   function row(model, standard) {
     const loaded = model.state === "loaded";
+    const moment = h("p", { className: "quiet moment" });
+    moments.set(model.id, moment);
     const facts = [
       model.size && bytes(model.size), model.n_params && `${(model.n_params / 1e6).toFixed(model.n_params < 1e7 ? 1 : 0)} M parameters`,
       model.quantization, model.architecture,
@@ -82,7 +118,7 @@ export function start(view) {
         h("b", {}, model.id), " ",
         model.state === "available" ? null : h("span", { className: "tag" }, model.state), " ",
         loaded && model.id === standard ? h("span", { className: "tag" }, "default") : null,
-        h("p", { className: "quiet" }, facts.join(" · ")),
+        h("p", { className: "quiet" }, facts.join(" · ")), loaded ? moment : null,
         model.problem ? h("p", { className: "bad" }, `Cannot be loaded: ${model.problem}`) : null),
       h("div", { className: "actions" },
         loaded ? null : button("Load", () => load(model.id), { className: "primary" }), open,
@@ -166,9 +202,23 @@ export function start(view) {
     if (status?.loading) progress.value = status.loading.progress;
     const text = status?.load_error ? `The last load failed: ${status.load_error}` : "";
     if (failure.textContent !== text) failure.textContent = text;
-    const key = JSON.stringify([status?.model, status?.state, status?.models, status?.loading?.model]);
+    if (!view.hidden) drawMoments();
+    const loaded = status?.models.map(({ model, state, n_ctx, memory }) => [model, state, n_ctx, memory]);
+    const key = JSON.stringify([status?.model, status?.state, loaded, status?.loading?.model]);
     if (key !== seen) refresh();
     seen = key;
   });
   return refresh;
+}
+
+/** What a loaded model does at the moment, and how long it stays. */
+function momentOf({ state, n_ctx, running, waiting, cells_running, cells_idle, keep_alive, expires_in }) {
+  return [
+    state === "unloading" ? "unloading: ends what it has" : null,
+    `${count(running)} running`, waiting ? `${count(waiting)} waiting` : null,
+    cells_idle === null ? null
+      : `cells: ${count(cells_running)} in use, ${count(cells_idle)} cached, ${count(n_ctx - cells_running - cells_idle)} free`,
+    expires_in !== null ? `goes in ${seconds(Math.ceil(expires_in))} if nobody asks`
+      : keep_alive < 0 ? "stays loaded" : `stays ${seconds(keep_alive)} after its last request`,
+  ].filter(Boolean).join(" · ");
 }

@@ -29,7 +29,7 @@ export function start(view) {
     if (!status || view.hidden) return;
     if (drawn !== live.history) plots.forEach((figure) => figure.draw(live.history));
     drawn = live.history;
-    show(facts, JSON.stringify([status.state, status.model, status.worker, Math.floor(status.uptime_seconds)]),
+    show(facts, JSON.stringify([status.state, status.model, status.worker, status.models, Math.floor(status.uptime_seconds)]),
       () => factsOf(status));
     drawRunning(running, status.requests);
     show(errors, JSON.stringify(status.errors), () => errorsOf(status.errors));
@@ -40,14 +40,19 @@ export function start(view) {
 
 function factsOf(status) {
   const facts = [
-    ["State", status.state], ["Model", status.model ?? "none"],
-    ["Context", status.n_ctx ? `${count(status.n_ctx)} tokens, ${status.parallel} at once` : "none"],
-    ["Worker", status.worker.sandbox ? `sandbox ${status.worker.sandbox}` : "none"],
-    ["Crashes", count(status.worker.crashes)],
+    ["State", status.state], ["Default model", status.model ?? "none"],
+    ["Its context", status.n_ctx ? `${count(status.n_ctx)} tokens, ${status.parallel} at once` : "none"],
+    ["Workers", status.models.map(workerOf).join(", ") || "none"],
+    ["Their sandbox", status.worker.sandbox ?? "none"],
+    ["Crashed and restarted", count(status.worker.crashes)],
     ["Memory free", `${bytes(status.memory.available)} of ${bytes(status.memory.total)}`],
     ["Up for", seconds(status.uptime_seconds)], ["Version", status.version],
   ];
   return facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)));
+}
+
+function workerOf({ model, state, running }) {
+  return `${model} (${state === "ready" ? `${count(running)} running` : state})`;
 }
 
 /** The rows are kept as they are while figures change, so that a button stays where it is. */

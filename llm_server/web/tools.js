@@ -5,7 +5,7 @@ export function parseJson(text, name) {
   try {
     return JSON.parse(text);
   } catch (error) {
-    throw new SyntaxError(`The ${name} are not valid JSON: ${error.message}`);
+    throw new SyntaxError(`The ${name} cannot be read as JSON: ${error.message}`);
   }
 }
 

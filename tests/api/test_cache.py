@@ -8,13 +8,8 @@ from pathlib import Path
 from llm_server.cache.chunkfile import PARENT_BYTES, Chunk
 from llm_server.cache.folder import LEDGER
 from llm_server.cache.keys import Kind
+from tests.cache.scenario import MODEL, add_chunk
 from tests.fake_live import add_models, live_server
-
-
-def add_chunk(folder: Path, chunk: Chunk, n_bytes: int) -> None:
-    path = folder / "0123456789abcdef-v1" / chunk.key.hex()[:2] / chunk.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(bytes(n_bytes))
 
 
 def test_size_heads_and_clearing(tmp_path: Path) -> None:
@@ -28,7 +23,7 @@ def test_size_heads_and_clearing(tmp_path: Path) -> None:
         add_chunk(cache, chunk, size)
     use = {keys[2].hex(): {"hits": 7, "used": 4e9}}
     record = {"model": "a.gguf", "heads": use}
-    (cache / "0123456789abcdef-v1" / LEDGER).write_text(json.dumps(record))
+    (cache / MODEL / LEDGER).write_text(json.dumps(record))
     with live_server(models, cache_dir=cache, cache_size=1000) as live:
         seen = live.client.get("/api/cache").json()
         assert (seen["bytes"], seen["budget"], seen["write"]) == (60, 1000, "auto")

@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import msgspec
+
+from llm_server.cache.chunkfile import PARENT_BYTES, Chunk
 from llm_server.cache.files import Files
+from llm_server.cache.folder import LEDGER, model_folder
 from llm_server.cache.keys import Chain, Kind, root_key
+from llm_server.cache.ledger import Record, Use
 from llm_server.cache.store import ChunkStore
 
 FINGERPRINT = bytes(range(32))
+MODEL = model_folder(FINGERPRINT)
 ROOT = root_key(FINGERPRINT)
 SIZE = 4
 BUDGET = 1 << 20
@@ -55,6 +61,21 @@ def recall(store: ChunkStore, tokens: list[int]) -> int:
 
 def chunk_files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.kv"))
+
+
+def add_chunk(folder: Path, chunk: Chunk, n_bytes: int) -> None:
+    """A file that has the name of a chunk."""
+    path = folder / MODEL / chunk.key.hex()[:2] / chunk.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(n_bytes))
+
+
+def add_head(folder: Path, *, model: str, n_tokens: int = 256, hits: int = 0) -> None:
+    """A file that has the name of a head, and a ledger that tells of it."""
+    key = root_key(FINGERPRINT, model)
+    add_chunk(folder, Chunk(key, bytes(PARENT_BYTES), Kind.RANGE, 0, n_tokens, True), 1000)
+    record = Record(model, {key.hex(): Use(hits, 0.0)})
+    (folder / MODEL / LEDGER).write_bytes(msgspec.json.encode(record))
 
 
 CHECKPOINT = Kind.CHECKPOINT

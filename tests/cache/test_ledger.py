@@ -10,13 +10,12 @@ import pytest
 
 from llm_server.cache import ledger
 from llm_server.cache.files import Files
-from llm_server.cache.folder import LEDGER, LOCK, model_folder
+from llm_server.cache.folder import LEDGER, LOCK
 from llm_server.cache.ledger import Ledger, Record, Use, read_ledger
 from llm_server.cache.survey import clear, survey
-from tests.cache.scenario import FINGERPRINT, keep, open_store
+from tests.cache.scenario import FINGERPRINT, MODEL, keep, open_store
 
 KEY, OTHER = b"\x01" * 32, b"\x02" * 32
-MODEL = model_folder(FINGERPRINT)
 
 
 @pytest.fixture

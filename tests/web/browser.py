@@ -1,4 +1,7 @@
-"""Debian's chromium, driven by Playwright; its own browsers would have to be downloaded."""
+"""Debian's chromium, driven by Playwright, and what people do first on the page.
+
+Playwright's own browsers would have to be downloaded.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,14 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    expect,
+    sync_playwright,
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -20,3 +30,35 @@ def chromium() -> Iterator[Browser]:
         )
         with contextlib.closing(browser):
             yield browser
+
+
+@contextlib.contextmanager
+def opened(context: BrowserContext) -> Iterator[Page]:
+    """The page, opened without conversations; none of its scripts may fail."""
+    page = context.new_page()
+    reported: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        expected = ("Failed to load resource", "TrustedHTML")
+        if message.type == "error" and not any(text in message.text for text in expected):
+            reported.append(message.text)
+
+    page.on("console", note)
+    page.on("pageerror", lambda error: reported.append(str(error)))
+    page.goto("/")
+    expect(page.locator("#state")).to_have_attribute("data-kind", "ready")
+    yield page
+    page.evaluate("localStorage.clear()")
+    page.close()
+    assert reported == []
+
+
+def ask(page: Page, text: str) -> None:
+    page.get_by_label("Message", exact=True).fill(text)
+    page.keyboard.press("Enter")
+
+
+def settings(page: Page, fields: dict[str, str]) -> None:
+    page.get_by_role("button", name="Settings").click()
+    for label, value in fields.items():
+        page.locator("#chat").get_by_label(label).fill(value)

@@ -1,14 +1,20 @@
-"""`python -m tests.web.screenshots FOLDER`: each view with the demo model; light, dark, a phone."""
+"""`python -m tests.web.screenshots FOLDER`: each view, light and dark, on a desk and on a phone.
+
+Two models are loaded, and there is a third one: the demo model twice, and a tiny random one.
+"""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
+from importlib.resources import files
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page
 
 from tests.live import LiveServer
+from tests.tiny_models import build_sliding
 from tests.web.browser import chromium
 
 SIZES = {"desk": (1280, 800), "phone": (390, 844)}
@@ -21,12 +27,18 @@ def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as home, chromium() as browser:
         models = Path(home) / "models"  # with the cache beside it, and nobody else's
         models.mkdir()
-        server = LiveServer(models)
+        for name in ("demo.gguf", "helper.gguf"):
+            shutil.copy(files("llm_server.demo") / "demo.gguf", models / name)
+        build_sliding(models / "sliding.gguf")
+        server = LiveServer(models, ["--memory", "400MB", "--model-name", "demo.gguf"])
         try:
             server.wait_ready()
-            for scheme in ("light", "dark"):
-                take(browser, server.url, folder, "desk", scheme)
-            take(browser, server.url, folder, "phone", "light")
+            load = {"model_name": "helper.gguf", "keep_alive": "30m"}
+            server.client.post("/setModel", json=load | {"load_model_configs": {"n_ctx": 2048}})
+            server.client.post("/setModel", json={"model_name": "demo.gguf"})
+            for size in SIZES:
+                for scheme in ("light", "dark"):
+                    take(browser, server.url, folder, size, scheme)
         finally:
             server.close()
 
@@ -39,6 +51,9 @@ def take(browser: Browser, url: str, folder: Path, size: str, scheme: str) -> No
     )
     page = context.new_page()
     page.goto(url + "/ui")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("System prompt").fill("You are the assistant of this server. Be brief.")
+    page.get_by_role("button", name="Settings").click()
     ask(page, "Where do I put my models?")
     ask(page, "Show me how to call you from Python.")
     if size == "desk":

@@ -1,88 +1,57 @@
-"""The page as people use it: Debian's chromium on the real application with fake workers."""
+"""Chat, and the page as a whole, as people use it, on the real application with fake workers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from tests.fake_live import Live, add_models, live_server
-from tests.web.browser import CHROMIUM, chromium
+from tests.web.browser import CHROMIUM, ask, settings
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
+HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 
 
-@pytest.fixture
-def live(tmp_path: Path) -> Iterator[Live]:
-    add_models(tmp_path, "a.gguf", "b.gguf", "broken.gguf")
-    with live_server(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser: Browser, live: Live) -> Iterator[Page]:
-    """The page, opened; what the console reported is an error at the end."""
-    context = browser.new_context(base_url=str(live.client.base_url))
-    context.grant_permissions(["clipboard-read", "clipboard-write"])
-    opened = context.new_page()
-    reported: list[str] = []
-
-    def note(message: ConsoleMessage) -> None:
-        expected = ("Failed to load resource", "TrustedHTML")
-        if message.type == "error" and not any(text in message.text for text in expected):
-            reported.append(message.text)
-
-    opened.on("console", note)
-    opened.on("pageerror", lambda error: reported.append(str(error)))
-    opened.goto("/")
-    expect(opened.locator("#state")).to_contain_text("a.gguf")
-    yield opened
-    context.close()
-    assert reported == []
-
-
-def ask(page: Page, text: str) -> None:
-    page.get_by_label("Message", exact=True).fill(text)
-    page.keyboard.press("Enter")
-
-
-def settings(page: Page, **fields: str) -> None:
-    page.get_by_role("button", name="Settings").click()
-    for label, value in fields.items():
-        page.locator("#chat").get_by_label(label.replace("_", " ")).fill(value)
+def messages_file(messages: Any) -> dict[str, Any]:
+    return {
+        "name": "x.json",
+        "mimeType": "application/json",
+        "buffer": json.dumps(messages).encode(),
+    }
 
 
 def test_a_streamed_answer_is_kept_over_a_reload(page: Page) -> None:
     ask(page, "some **bold** words")
     answer = page.locator(".message.assistant")
     expect(answer.locator("strong")).to_have_text("bold")
-    expect(answer.locator(".stats")).to_contain_text("tokens/s")
-    expect(answer.locator(".stats")).to_contain_text("first token")
+    for part in ("tokens/s", "first token", "3 tokens", "prompt 1: none from the cache"):
+        expect(answer.locator(".stats")).to_contain_text(part)
     page.reload()
     expect(page.locator(".message.assistant strong")).to_have_text("bold")
 
 
 def test_hostile_output_stays_inert(page: Page) -> None:
-    hostile = (
-        "<img src=x onerror=\"document.title='owned'\"> [x](javascript:alert(1)) </script>"
-        "<script>document.title='owned'</script>"
-    )
+    call = {"id": "x", "type": "function", "function": {"name": HOSTILE, "arguments": HOSTILE}}
+    before = [
+        {"role": "user", "content": HOSTILE},
+        {"role": "assistant", "content": HOSTILE, "reasoning": HOSTILE, "tool_calls": [call]},
+    ]
+    page.locator("input[type=file]").set_input_files(messages_file(before))
+    expect(page.locator(".message")).to_have_count(2)
+    expect(page.locator(".call b")).to_have_text(HOSTILE)
+    assert page.locator(".thread img").count() == 0
+    page.get_by_role("button", name="New conversation").click()
+    hostile = f"{HOSTILE} [x](javascript:alert(1)) </script><script>document.title='owned'</script>"
     ask(page, hostile)
-    answer = page.locator(".message.assistant .text")
+    answer = page.locator(".message.assistant .text").last
     expect(answer).to_contain_text("onerror")
-    expect(page.locator(".message.assistant .stats")).to_contain_text("tokens/s")
-    assert answer.locator("img, script, a[href^=javascript]").count() == 0
+    expect(page.locator(".message.assistant .stats").last).to_contain_text("tokens/s")
+    assert page.locator(".thread").locator("img, script, a[href^=javascript]").count() == 0
     assert page.title() == "Chat · LLM Server"
     # Nor would HTML that came past the server's sanitiser run.
     assert (
@@ -95,7 +64,7 @@ def test_hostile_output_stays_inert(page: Page) -> None:
 
 
 def test_a_call_is_a_card_and_its_result_goes_back(page: Page) -> None:
-    settings(page, Tools='{"name": "get_weather", "parameters": {"type": "object"}}')
+    settings(page, {"Tools": '{"name": "get_weather", "parameters": {"type": "object"}}'})
     ask(page, "tool")
     expect(page.locator(".call")).to_have_count(2)
     for result in page.get_by_label("Result of").all():
@@ -103,6 +72,7 @@ def test_a_call_is_a_card_and_its_result_goes_back(page: Page) -> None:
     page.get_by_role("button", name="Send the results").click()
     expect(page.locator(".message.tool")).to_contain_text(["sunny"] * 2)
     expect(page.locator(".message.assistant")).to_have_count(2)
+    expect(page.get_by_label("Result of")).to_have_count(0)
 
 
 def test_thoughts_are_folded(page: Page) -> None:
@@ -110,6 +80,48 @@ def test_thoughts_are_folded(page: Page) -> None:
     thought = page.locator(".message.assistant details.thought")
     expect(thought.locator("summary")).to_have_text("Thoughts")
     expect(thought.locator(".thought-text")).not_to_be_visible()
+
+
+def test_system_prompt_sampling_and_schema_go_along(page: Page) -> None:
+    schema = '{"type": "object"}'
+    settings(page, {"System prompt": "Be brief.", "temperature": "0.5", "JSON schema": schema})
+    expect(page.get_by_label("top_p")).to_have_attribute("placeholder", "0.95")
+    ask(page, "report")
+    answer = page.locator(".message.assistant .text")
+    expect(answer).to_contain_text('"content":"Be brief."')
+    expect(answer).to_contain_text('"temperature":0.5')
+    expect(answer).to_contain_text('"schema":{"type":"object"}')
+    page.get_by_label("JSON schema").fill("{")
+    ask(page, "report")
+    expect(page.locator(".message .bad")).to_contain_text("The schema cannot be read as JSON")
+
+
+def test_copy_export_and_import(page: Page, tmp_path: Path) -> None:
+    settings(page, {"System prompt": "Be brief.", "top_k": "7"})
+    ask(page, "some **bold** words")
+    answer = page.locator(".message.assistant")
+    answer.get_by_role("button", name="Copy").click()
+    expect(answer.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == "some **bold** words "
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export").click()
+    exported = tmp_path / "conversation.json"
+    download.value.save_as(exported)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Delete").click()
+    expect(page.locator(".message")).to_have_count(0)
+    expect(page.get_by_label("System prompt")).to_have_value("")
+    page.locator("input[type=file]").set_input_files(exported)
+    expect(answer.locator("strong")).to_have_text("bold")
+    expect(page.get_by_label("System prompt")).to_have_value("Be brief.")
+    expect(page.get_by_label("top_k")).to_have_value("7")
+    page.locator("input[type=file]").set_input_files(messages_file([{"role": "root"}]))
+    expect(page.locator("#chat .said")).to_contain_text("holds no conversation")
+    expect(page.locator(".message")).to_have_count(2)
+    # Browsers give scripts a clipboard over HTTPS and on this machine alone.
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page.locator(".message.user").get_by_role("button", name="Copy").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
 
 
 def test_stop_regenerate_and_edit(page: Page, tmp_path: Path) -> None:
@@ -129,84 +141,43 @@ def test_stop_regenerate_and_edit(page: Page, tmp_path: Path) -> None:
     expect(page.locator(".message.assistant .text")).to_contain_text("other words")
 
 
-def test_switching_models_while_one_streams(page: Page, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+def test_switching_models_while_one_streams(page: Page, live: Live, tmp_path: Path) -> None:
+    gate, loading = tmp_path / "gate", live.models / "gate-c.gguf.open"
     ask(page, f"gate:{gate}")
     expect(page.locator(".message.assistant .text")).not_to_be_empty()
-    page.get_by_role("combobox", name="Model").select_option("b.gguf")
+    page.get_by_role("combobox", name="Model").select_option("gate-c.gguf")
+    expect(page.locator("#chat .said")).to_have_text("Loading gate-c.gguf: 50 %")
+    loading.touch()
+    expect(page.locator("#chat .said")).to_have_text("gate-c.gguf is ready.")
+    loading.unlink()
     gate.touch()
-    expect(page.locator("#state")).to_contain_text("b.gguf")
+    expect(page.locator("#state")).to_contain_text("gate-c.gguf")
     expect(page.locator(".message.assistant .stats")).to_contain_text("tokens/s")
     ask(page, "again")
-    expect(page.locator(".message.assistant h2").nth(1)).to_have_text("b.gguf")
+    expect(page.locator(".message.assistant h2").nth(1)).to_have_text("gate-c.gguf")
 
 
-def test_models_are_loaded_with_settings_beside_each_other_and_unloaded(page: Page) -> None:
-    page.goto("/ui#models")
-    a, b = (page.locator("#models li", has_text=f"{name}.gguf") for name in "ab")
-    expect(a).to_contain_text("default")
-    b.get_by_role("button", name="Load with settings").click()
-    expect(b).to_contain_text("Fits:")
-    b.locator("input[name=n_ctx]").fill("99999999")
-    expect(b).to_contain_text("should be less than or equal to")
-    b.locator("input[name=n_ctx]").fill("1024")
-    b.locator("select[name=type_k]").select_option("q8_0")
-    expect(b).to_contain_text("with a context of 1,024")
-    b.get_by_role("button", name="Load so").click()
-    expect(b).to_contain_text("context 1,024 of 4,096")
-    expect(b).to_contain_text("default")
-    expect(a).to_contain_text("loaded")
-    memory = page.locator("#models .bar")
-    expect(memory.locator(".part")).to_have_count(5)
-    a.get_by_role("button", name="Make default").click()
-    expect(a).to_contain_text("default")
-    b.get_by_role("button", name="Unload").click()
-    expect(b).not_to_contain_text("loaded")
-    expect(b).to_contain_text("would take")
-
-
-def test_why_a_load_failed_is_said_in_words(page: Page) -> None:
-    page.get_by_role("link", name="Models").click()
-    row = page.locator("#models li", has_text="broken.gguf")
-    row.get_by_role("button", name="Load", exact=True).click()
-    expect(page.locator("#models .said").first).to_contain_text("could not be loaded.")
-
-
-def test_a_running_request_is_cancelled(page: Page, live: Live, tmp_path: Path) -> None:
-    ask(page, f"gate:{tmp_path / 'never'}")
-    page.get_by_role("link", name="Now").click()
-    page.get_by_role("button", name="Cancel req_").click()
-    page.get_by_role("link", name="Chat").click()
-    expect(page.locator(".message .bad")).to_contain_text("cancelled on the server")
-
-
-def test_warming_and_clearing_the_cache(page: Page) -> None:
-    page.get_by_role("link", name="Cache").click()
-    page.get_by_label("Messages").fill(json.dumps([{"role": "system", "content": "Be brief."}]))
-    page.get_by_role("button", name="Warm").click()
-    expect(page.locator("#cache .said")).to_contain_text("tokens")
-    page.on("dialog", lambda dialog: dialog.accept())
-    page.get_by_role("button", name="Clear all").click()
-    expect(page.locator("#cache .said")).to_contain_text("deleted")
-
-
-def test_five_hundred_messages_come_back(page: Page) -> None:
+def test_five_hundred_messages_come_back_and_stay_as_they_are(page: Page) -> None:
     messages = [
         {"role": ("user", "assistant")[i % 2], "content": f"message *{i}*"} for i in range(500)
     ]
-    page.locator("input[type=file]").set_input_files(
-        {
-            "name": "long.json",
-            "mimeType": "application/json",
-            "buffer": json.dumps({"messages": messages}).encode(),
-        }
-    )
+    page.locator("input[type=file]").set_input_files(messages_file({"messages": messages}))
     expect(page.locator(".message")).to_have_count(500)
     expect(page.locator(".message").last.locator("em")).to_have_text("499")
     expect(page.locator(".message").last).to_be_in_viewport()
+    expect(page.locator(".message").nth(1).locator("em")).to_have_text("1")
+    page.evaluate("document.querySelectorAll('.message').forEach((each) => { each.known = true; })")
+    rendered: list[str] = []
+    page.on("request", lambda request: rendered.append(request.post_data or ""))
     ask(page, "one more")
     expect(page.locator(".message")).to_have_count(502)
     expect(page.locator(".message").last.locator(".stats")).to_contain_text("tokens/s")
+    # A new answer costs the same however many there are: none of the others is drawn again,
+    # but for the last one, which is the last no more.
+    known = "[...document.querySelectorAll('.message')].filter((each) => each.known).length"
+    assert page.evaluate(known) == 499
+    drawn = [body for body in rendered if body.startswith('{"texts"')]
+    assert [body for body in drawn if "message *1*" in body or "message *497*" in body] == []
 
 
 def test_the_server_goes_and_comes_back(browser: Browser, tmp_path: Path) -> None:
@@ -218,10 +189,12 @@ def test_the_server_goes_and_comes_back(browser: Browser, tmp_path: Path) -> Non
         opened.goto(f"{url}/ui")
         expect(opened.locator("#state")).to_contain_text("a.gguf")
     expect(opened.locator("#notice")).to_be_visible()
+    ask(opened, "is anybody there")
+    expect(opened.locator(".message .bad")).to_have_text("The server cannot be reached.")
     with live_server(tmp_path, listen_port=int(url.rpartition(":")[2])):
         expect(opened.locator("#notice")).to_be_hidden(timeout=15_000)
-        ask(opened, "back again")
-        expect(opened.locator(".message.assistant .text")).to_contain_text("back again")
+        opened.get_by_role("button", name="Regenerate", exact=True).click()
+        expect(opened.locator(".message.assistant .text")).to_contain_text("is anybody there")
     context.close()
 
 
@@ -241,55 +214,33 @@ def test_the_key_is_asked_for_once(browser: Browser, tmp_path: Path) -> None:
         context.close()
 
 
-LOOK = """() => {
-    const bad = [];
-    for (const e of document.querySelectorAll(
-        'button, input, select, textarea, a[href], summary')) {
-        if (!e.checkVisibility()) continue;
-        const name = e.getAttribute('aria-label') || e.labels?.[0]?.textContent || e.textContent;
-        if (!name.trim()) bad.push(e.outerHTML.slice(0, 80));
-    }
-    const wide = document.documentElement.scrollWidth > innerWidth;
-    return [bad, wide, document.querySelectorAll('h1, h2').length];
-}"""
+def test_it_works_from_the_keyboard_alone(page: Page, tmp_path: Path) -> None:
+    def tab_to(name: str, key: str = "Tab") -> None:
+        for _ in range(20):
+            page.keyboard.press(key)
+            focused = page.evaluate("""() => {
+                const e = document.activeElement;
+                return e.ariaLabel || e.textContent;
+            }""")
+            if focused == name:
+                return
+        raise AssertionError(f"{name} is not reached by the Tab key")
 
-
-@pytest.mark.parametrize("width", [360, 1280])
-def test_controls_have_names_and_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 740})
-    ask(page, "word " * 30 + "a" * 300)
-    expect(page.locator(".message.assistant .stats")).to_contain_text("tokens/s")
-    for view in ("Chat", "Models", "Now", "Cache"):
-        page.get_by_role("link", name=view).click()
-        assert page.evaluate(LOOK)[:2] == [[], False], view
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_barrier(
-    browser: Browser, live: Live, scheme: Literal["light", "dark"]
-) -> None:
-    # The page's own policy would refuse the script that looks at it.
-    context = browser.new_context(
-        base_url=str(live.client.base_url), color_scheme=scheme, bypass_csp=True
-    )
-    page = context.new_page()
-    page.goto("/ui")
-    expect(page.locator("#state")).to_contain_text("a.gguf")
-    settings(page)
-    ask(page, "some **bold** words and `code`")
-    expect(page.locator(".message.assistant .stats")).to_contain_text("tokens/s")
-    for view in ("chat", "models", "now", "cache"):
-        page.goto(f"/ui#{view}")
-        expect(page.locator(f"#{view} h1, #{view} textarea").first).to_be_visible()
-        found = Axe().run(page).response["violations"]
-        assert [(barrier["id"], barrier["nodes"][0]["html"]) for barrier in found] == [], view
-    context.close()
-
-
-def test_it_works_from_the_keyboard_alone(page: Page) -> None:
     page.keyboard.press("Tab")
     expect(page.locator(".skip")).to_be_focused()
-    page.keyboard.press("Tab")
-    page.keyboard.press("Tab")
+    tab_to("Models")
     page.keyboard.press("Enter")
     expect(page.locator("#models h1")).to_be_visible()
+    tab_to("Chat", "Shift+Tab")
+    page.keyboard.press("Enter")
+    tab_to("Message")
+    page.keyboard.type(f"gate:{tmp_path / 'never'}")
+    page.keyboard.press("Enter")
+    expect(page.locator(".message.assistant .text")).to_contain_text("one")
+    page.keyboard.press("Escape")
+    expect(page.locator(".message.assistant .stats")).to_contain_text("stopped")
+    page.keyboard.type("one")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("two")
+    page.keyboard.press("Enter")
+    expect(page.locator(".message.user .text").last).to_have_text("one\ntwo")
