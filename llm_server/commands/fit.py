@@ -79,10 +79,12 @@ def _print(found: Fit) -> None:
     }
     output.print_table(["", ""], [(name, output.size_text(size)) for name, size in parts.items()])
     trained = found.plan.facts.n_ctx_train
+    name = found.plan.model.name
+    if not found.largest_n_ctx:
+        typer.echo(f"{name} does not fit with any context.")
+        return
     if found.largest_n_ctx == trained:
         longest = f"Its longest context, {trained} tokens, fits."
-    elif found.largest_n_ctx:
-        longest = f"The longest context that fits is {found.largest_n_ctx} of {trained} tokens."
     else:
-        longest = "It does not fit with any context."
-    typer.echo(f"{found.plan.model.name} {'fits' if found.fits else 'does not fit'}. {longest}")
+        longest = f"The longest context that fits is {found.largest_n_ctx} of {trained} tokens."
+    typer.echo(f"{name} {'fits' if found.fits else 'does not fit with that context'}. {longest}")

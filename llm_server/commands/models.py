@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llm_server.commands import output
+from llm_server.commands import adapters, output
 from llm_server.commands.output import Json, ModelsDir
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def _progress_bar(name: str) -> Iterator[Progress]:
 def list_models(models_dir: ModelsDir = None, json: Json = False) -> None:
     """List the models of the folder.
 
-    Downloads that are not finished are told below.
+    LoRA adapters, chat templates and downloads that are not finished are told below.
     """
     from llm_server.models import download
 
@@ -112,14 +111,18 @@ def list_models(models_dir: ModelsDir = None, json: Json = False) -> None:
     rows = [_summary(registry, model) for model in registry.models()]
     parts = sorted(registry.folder.glob("*.part"))
     unfinished = {download.name_of_part(part): part.stat().st_size for part in parts}
+    found = adapters.rows(registry)
     if json:
-        output.print_json({"models": rows, "unfinished": unfinished})
+        templates = [template.name for template in registry.templates()]
+        beside = {"adapters": found, "chat_templates": templates, "unfinished": unfinished}
+        output.print_json({"models": rows, **beside})
         return
     columns = ["model", "parameters", "quantization", "context", "size", "changed"]
-    output.print_table(columns, [[_cell(column, row) for column in columns] for row in rows])
+    output.print_table(columns, [[output.cell(column, row) for column in columns] for row in rows])
     for row in rows:
         if row["error"] is not None:
             typer.echo(f"{row['error']}")
+    adapters.print_list(registry, found)
     for name, size in unfinished.items():
         typer.echo(f"{name} is not finished: {output.size_text(size)} so far. Pull it again.")
     if rows and registry.is_stand_in(registry.models()[0]):
@@ -127,9 +130,10 @@ def list_models(models_dir: ModelsDir = None, json: Json = False) -> None:
 
 
 def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> None:
-    """Show what a model is and what it needs.
+    """Show what a model or a LoRA adapter is and what it needs.
 
-    By its header alone, with an estimate of the memory it would take here.
+    By its header alone, with an estimate of the memory a model would take here. A chat template is
+    printed.
     """
     import psutil
 
@@ -138,6 +142,9 @@ def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> N
     from llm_server.worker.config import LoadConfig
 
     registry = _registry(models_dir)
+    if (companion := adapters.find(registry, name)) is not None:
+        adapters.show(companion, json)
+        return
     try:
         model = registry.find(name)
         facts = registry.facts(model)
@@ -158,13 +165,15 @@ def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> N
     if json:
         output.print_json(about)
         return
-    lines = {column: _cell(column, about) for column in ("model", "parameters", "quantization")}
+    lines = {
+        column: output.cell(column, about) for column in ("model", "parameters", "quantization")
+    }
     lines |= {"title": facts.name or "-", "architecture": facts.architecture}
     lines["context"] = f"{facts.n_ctx_train} tokens"
     lines["chat template"] = "yes" if facts.template_sha256 else "no"
     if facts.pooling:
         lines["embeddings"] = f"yes, pooling {facts.pooling}"
-    lines["size"] = _cell("size", about)
+    lines["size"] = output.cell("size", about)
     lines["memory"] = f"about {output.size_text(needed.total)} with n_ctx {config.n_ctx}"
     lines["files"] = "\n".join(about["files"])
     output.print_table(["", ""], lines.items())
@@ -175,11 +184,14 @@ def rm(
     models_dir: ModelsDir = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
 ) -> None:
-    """Delete models from the folder.
+    """Delete models, LoRA adapters or chat templates from the folder.
 
-    All parts of a split one, and what unfinished downloads have left.
+    All parts of a split model, and what unfinished downloads have left. What the configuration
+    file says a model is to be loaded with stays.
     """
     registry = _registry(models_dir)
+    for name in names:
+        _refuse_in_use(registry, name, models_dir)
     doomed = {name: _files_of(registry, name) for name in names}
     for name, paths in doomed.items():
         size = sum(path.stat().st_size for path in paths)
@@ -204,11 +216,24 @@ def _registry(models_dir: Path | None) -> Registry:
     return registry
 
 
+def _refuse_in_use(registry: Registry, name: str, models_dir: Path | None) -> None:
+    file = adapters.find(registry, name)
+    if file is None:
+        return
+    if users := list(adapters.named_by(output.settings(models_dir=models_dir), registry, file)):
+        output.fail(
+            f"{file.name} is what the configuration file loads {' and '.join(users)} with; take it "
+            "out there first"
+        )
+
+
 def _files_of(registry: Registry, name: str) -> list[Path]:
     """The files of a model and what downloads of them have left."""
     from llm_server.errors import ModelNotFound
     from llm_server.models import download
 
+    if (companion := adapters.find(registry, name)) is not None:
+        return [companion.path]
     try:
         model = registry.find(name)
     except ModelNotFound as error:
@@ -242,16 +267,3 @@ def _summary(registry: Registry, model: ModelFile) -> dict[str, Any]:
         "quantization": facts.quantization,
         "context": facts.n_ctx_train,
     }
-
-
-def _cell(column: str, row: dict[str, Any]) -> str:
-    value = row[column]
-    if value is None:
-        return "?"
-    if column == "size":
-        return output.size_text(value)
-    if column == "changed":
-        return time.strftime("%Y-%m-%d %H:%M", time.localtime(value))
-    if column == "parameters":
-        return f"{value / 1e9:.3g} B" if value >= 1e9 else f"{value / 1e6:.3g} M"
-    return str(value)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -66,3 +67,17 @@ def size_text(n_bytes: float) -> str:
             return f"{n_bytes:.3g} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.3g} GB" if n_bytes < 999.5 else f"{n_bytes:.0f} GB"
+
+
+def cell(column: str, row: Mapping[str, Any]) -> str:
+    """A value of a row as a person reads it; "?" where it is not known."""
+    value = row[column]
+    if value is None:
+        return "?"
+    if column == "size":
+        return size_text(value)
+    if column == "changed":
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(value))
+    if column == "parameters":
+        return f"{value / 1e9:.3g} B" if value >= 1e9 else f"{value / 1e6:.3g} M"
+    return str(value)

@@ -63,10 +63,14 @@ class Model:
 
     @property
     def description(self) -> str:
-        """Architecture, size and quantization in a few words, as llama.cpp puts it."""
+        """Architecture, size and quantization in a few words, as llama.cpp puts it.
+
+        It knows the sizes of published models; those of others are counted.
+        """
         buffer = ctypes.create_string_buffer(256)
         lib.llama_model_desc(self._model, buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace")
+        described = buffer.value.decode("utf-8", "replace")
+        return described.replace("?B", _size_text(lib.llama_model_n_params(self._model)), 1)
 
     @property
     def chat_template(self) -> str | None:
@@ -100,3 +104,11 @@ class Model:
         if self._model:
             lib.llama_model_free(self._model)
             self._model = None
+
+
+def _size_text(n_params: int) -> str:
+    """A number of weights as the names of models have it: 1.5B, 13M."""
+    for unit, name in ((10**9, "B"), (10**6, "M")):
+        if n_params >= unit:
+            return f"{n_params / unit:.3g}{name}"
+    return f"{n_params / 1000:.3g}K"

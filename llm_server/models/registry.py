@@ -112,6 +112,23 @@ class Registry:
         """All models by name, as of the last scan."""
         return list(self._models.values())
 
+    def knows(self, name: str) -> bool:
+        """Whether `find` would find a model of that name, or several."""
+        return name in self._names or name in self._ambiguous
+
+    def adapters(self) -> list[ModelFile]:
+        """All LoRA adapters by name, as of the last scan."""
+        return list(self._adapters.values())
+
+    def templates(self) -> list[ModelFile]:
+        """All chat templates by name, as of the last scan."""
+        return sorted(self._templates.values(), key=_by_name)
+
+    def companion(self, name: str) -> ModelFile | None:
+        """The adapter or chat template of that name, as `adapter` and `template` find them."""
+        by_name = self._adapters | self._templates
+        return next((by_name[n] for n in _with_suffixes(name) if n in by_name), None)
+
     def is_stand_in(self, model: ModelFile) -> bool:
         """Whether that model is not of the folder, but serves for want of one."""
         return model.path == self._stand_in
@@ -171,6 +188,10 @@ def _of_name(
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     message = f"There is no {what} of that name in the models folder.{hint}"
     raise InvalidRequest(message, param=param)
+
+
+def _with_suffixes(name: str) -> tuple[str, ...]:
+    return name, f"{name}.gguf", name + _TEMPLATE
 
 
 def _by_name(model: ModelFile) -> str:

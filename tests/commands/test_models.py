@@ -15,8 +15,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from llm_server.cli import app
+from tests import tiny_models
 from tests.fake_live import until
 from tests.file_server import Fault, FileServer, file_server
+from tests.gguf_bytes import gguf
 
 
 def cli(folder: Path, *args: str, answer: str = "") -> Result:
@@ -158,6 +160,58 @@ def test_fit(folder: Path) -> None:
     assert json.loads(smaller.output)["memory"]["kv"] < told["memory"]["kv"]
     assert cli(folder, "fit", "split").exit_code == cli(folder, "fit", "nope").exit_code == 1
     assert cli(folder, "fit", "whole", "--kv-type", "q3").exit_code == 2
+
+
+@pytest.fixture
+def with_companions(folder: Path) -> Path:
+    tiny_models.build_lora(folder / "style.gguf")
+    (folder / "torn.gguf").write_bytes(gguf({"general.type": "adapter"}))
+    (folder / "short.jinja").write_text("{{ messages }}")
+    (folder / "whole.jinja").write_text("{{ messages }}")
+    return folder
+
+
+def test_adapters_and_templates_are_listed_apart(with_companions: Path) -> None:
+    output = cli(with_companions, "list").output
+    models, apart = output.split("\nadapter ")
+    assert "style" not in models and "whole.gguf" in models
+    (row,) = [line for line in apart.splitlines() if line.startswith("style.gguf")]
+    assert row.split()[1:3] == ["qwen2", "4"]
+    assert "torn.gguf cannot be used: it is an adapter, but no LoRA." in apart
+    assert "chat templates: short.jinja, whole.jinja" in apart
+    said = json.loads(cli(with_companions, "list", "--json").stdout)
+    assert [adapter["adapter"] for adapter in said["adapters"]] == ["style.gguf", "torn.gguf"]
+    assert said["adapters"][0]["rank"] == 4
+    assert said["chat_templates"] == ["short.jinja", "whole.jinja"]
+
+
+def test_show_of_an_adapter_and_of_a_template(with_companions: Path) -> None:
+    output = cli(with_companions, "show", "style").output
+    assert "qwen2" in output and '{"lora": [{"name": "style.gguf"}]}' in output
+    assert json.loads(cli(with_companions, "show", "style", "--json").stdout)["rank"] == 4
+    assert cli(with_companions, "show", "torn").exit_code == 1
+    assert cli(with_companions, "show", "short").output == "{{ messages }}\n"
+    # A model's short name is the model's.
+    assert "4096 tokens" in cli(with_companions, "show", "whole").output
+
+
+def test_rm_of_what_the_configuration_needs_is_refused(
+    with_companions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_companions / "llm-server.toml"
+    config.write_text(
+        '[models.whole.load]\nlora = [{name = "style"}]\n[models.x.load]\n'
+        'lora = [{name = "style.gguf"}]\nchat_template = "short.jinja"\n'
+    )
+    monkeypatch.setenv("LLM_SERVER_CONFIG", str(config))
+    refused = cli(with_companions, "rm", "style", "split", "--yes")
+    assert refused.exit_code == 1 and "loads whole and x with" in refused.stderr
+    assert cli(with_companions, "rm", "short", "--yes").exit_code == 1
+    assert (with_companions / "style.gguf").exists() and (with_companions / "short.jinja").exists()
+    assert (with_companions / "split-00001-of-00002.gguf").exists()
+    monkeypatch.delenv("LLM_SERVER_CONFIG")
+    assert cli(with_companions, "rm", "style", "short.jinja", "--yes").exit_code == 0
+    assert not (with_companions / "style.gguf").exists()
 
 
 def test_rm_asks_and_takes_all_parts(folder: Path) -> None:

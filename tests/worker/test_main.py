@@ -111,6 +111,7 @@ def test_it_loads_and_says_what_is_in_force(worker: Process, attention_gguf: Pat
     loaded = worker.load(attention_gguf)
     assert isinstance(loaded, Loaded)
     assert (loaded.n_ctx, loaded.n_ctx_train, loaded.parallel) == (512, 4096, 32)
+    assert loaded.description.startswith("qwen2 137K ") and loaded.flash_attn == "on"
 
 
 def test_n_ctx_zero_is_what_it_was_trained_for(worker: Process, attention_gguf: Path) -> None:
