@@ -77,7 +77,7 @@ PLAIN: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 64, "temperature": 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: seconds of each round, ours and theirs, and the ratio of medians."""
+    """One line of the table: the figures of each round, ours and theirs."""
 
     name: str
     ours: list[float]
@@ -86,9 +86,10 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        return (
-            statistics.median(self.ours) / statistics.median(self.others) if self.others else None
-        )
+        """The median over the rounds, so that what slows a machine for a while hits both sides."""
+        if not self.others:
+            return None
+        return statistics.median(a / b for a, b in zip(self.ours, self.others, strict=True))
 
 
 @contextmanager
@@ -169,7 +170,7 @@ def measure(ours: str, others: str | None, rounds: int) -> list[Row]:
         rows.append(Row(f"{name}, s: ours, llama-server", mine, theirs, f"<= {TARGET_CALL}"))
     bodies = [{**PLAIN, "tools": [TOOL]}, without_tools(ours)]
     speeds: list[list[float]] = [[], []]
-    for i in range(2 * rounds):
+    for i in range(4 * rounds):
         for side in (0, 1) if i % 2 else (1, 0):
             speeds[side].append(tokens_per_second(ours, bodies[side]))
     name = "plain content, tok/s: ours with tools, without"
