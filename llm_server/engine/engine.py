@@ -17,7 +17,7 @@ from llm_server.engine.answer import Vocabulary
 from llm_server.engine.draft import guesses
 from llm_server.engine.pace import Pace
 from llm_server.engine.rows import Decoder, Row
-from llm_server.engine.scheduler import Want, in_turn, plan
+from llm_server.engine.scheduler import Want, in_turn, next_depth, plan
 from llm_server.engine.sequence import Prompt, Sequence
 from llm_server.errors import ErrorInfo, ServerError
 from llm_server.worker.messages import Cells, Failed, RequestEvent
@@ -197,7 +197,8 @@ class Engine:
             n_rows = 0
             running = [s for s in self._running if not s.is_restoring]
             wants = [self._want(s, now) for s in running]
-            budget = self._pace.prompt_budget(sum(want.is_decode for want in wants))
+            n_decoding = sum(want.is_decode for want in wants)
+            budget = self._pace.prompt_budget(n_decoding, next_depth(wants))
             planned = list(plan(wants, budget, self._context.n_batch))
             decoding = [running[i] for i, n in planned if n == 1 == wants[i].n]
             drafts = self._drafts(decoding, len(planned))
@@ -225,9 +226,16 @@ class Engine:
 
     def _commit(self, rows: list[Row], seconds: float) -> None:
         """The cells are computed: account for them and learn what they cost."""
-        n_decoding = sum(row.n == 1 for row in rows)
-        n_prompt = sum(row.n for row in rows) - n_decoding
-        self._pace.learn(n_decoding, n_prompt, seconds, sum(len(row.draft) for row in rows))
+        prompts = [row for row in rows if row.n > 1]
+        n_prompt = sum(row.n for row in prompts)
+        looks = sum(row.n * (row.sequence.n_computed + row.n / 2) for row in prompts)
+        self._pace.learn(
+            len(rows) - len(prompts),
+            n_prompt,
+            seconds,
+            n_draft=sum(len(row.draft) for row in rows),
+            depth=looks / max(1, n_prompt),
+        )
         for row in rows:
             sequence = row.sequence
             assert sequence.lease is not None
@@ -277,6 +285,7 @@ class Engine:
             # Forced tokens go together; only after a preemption there are ever more to do.
             is_decode=n == 1 or (not sequence.is_prefilling and n <= MAX_FORCED),
             owner=sequence.owner,
+            depth=sequence.n_computed,
         )
 
     def _echo_rows(self) -> int:

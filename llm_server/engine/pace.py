@@ -8,6 +8,11 @@ from __future__ import annotations
 TILE = 4
 """Rows that llama.cpp's CPU kernels compute together: 13 cost as much as 16."""
 
+WIDE = 64
+"""Rows from which llama.cpp's CPU attention goes by tiles (GGML_FA_TILE_Q). Of fewer, each looks at
+every cell by itself: behind 1,536 cells 63 rows take 604 ms where 64 take 412, and 20 take 215."""
+
+_WIDE_TILE = 16  # above that: 65 rows cost as much as 72, 80 no more a row than 64
 _BASE_ROWS = 10
 """What a step costs before its first row, in rows (measured: of full prompt speed 16 rows a step
 keep 70 %, 32 keep 77, 40 keep 83, 64 keep 90)."""
@@ -15,48 +20,64 @@ keep 70 %, 32 keep 77, 40 keep 83, 64 keep 90)."""
 _LEAST = 4  # rows that are nearly free beside a decoding one, however slow the machine
 _SMOOTHING = 0.3  # weight of the newest step in the running means
 _FASTEST_S = 1e-6  # a coarse clock may measure nothing at all
+_LINE_STEPS = 50  # over how many steps the cost of a row is put on a line
 _MEMORY = 500
 """Steps after which a cost that was not seen again is forgotten: texts grow, machines get busy."""
 
 
 class Pace:
-    """Limits of prompt tokens per step, from the measured cost of a row of a large batch.
+    """Limits of prompt tokens per step, from the measured cost of a row in batches of either kind.
 
     `busy_s` is how long a step may take while others decode (it is their gap between tokens, and
-    small chunks cost the prompt up to twice its time), `alone_s` while nobody does (it is how long
-    a new request waits to be noticed).
+    small chunks cost the prompt up to twice its time; where it makes the step wide, a sixth more),
+    `alone_s` while nobody does (it is how long a new request waits to be noticed).
     """
 
     def __init__(self, n_batch: int, *, busy_s: float = 0.22, alone_s: float = 0.5) -> None:
         self._n_batch = n_batch
         self._busy_s = busy_s
         self._alone_s = alone_s
-        self._row_s: float | None = None
+        self._narrow = _RowCost()
+        self._wide = _RowCost()
         self._rows_s: dict[int, float] = {}
         self._seen: dict[int, int] = {}
         self._n_steps = 0
 
-    def prompt_budget(self, n_decoding: int) -> int:
-        """Prompt tokens the next step may compute beside `n_decoding` rows of other sequences."""
+    def prompt_budget(self, n_decoding: int, depth: int) -> int:
+        """Prompt tokens the next step may compute beside `n_decoding` rows of other sequences.
+
+        `depth` is how many tokens are before them.
+        """
         room = self._n_batch - n_decoding
-        if self._row_s is None:
+        wide_s, narrow_s = self._row_seconds(depth)
+        if wide_s == 0:
             return min(room, 4 * TILE if n_decoding else 32 * TILE)
         seconds = self._busy_s if n_decoding else self._alone_s
-        n = max(_LEAST, int(seconds / self._row_s) - _BASE_ROWS - n_decoding)
-        whole_tiles = (n + n_decoding) // TILE * TILE - n_decoding
-        return max(1, min(room, whole_tiles if whole_tiles >= _LEAST else n))
+        if (WIDE + _BASE_ROWS) * wide_s <= seconds * 7 / 6:
+            n_rows = max(WIDE, int(seconds / wide_s) - _BASE_ROWS) // _WIDE_TILE * _WIDE_TILE
+        else:
+            n_rows = min(WIDE, int(seconds / narrow_s) - _BASE_ROWS) // TILE * TILE
+        return max(1, min(room, max(_LEAST, n_rows - n_decoding)))
 
-    def learn(self, n_decoding: int, n_prompt: int, seconds: float, n_draft: int = 0) -> None:
-        """A step of so many rows took `seconds`."""
+    def learn(
+        self, n_decoding: int, n_prompt: int, seconds: float, n_draft: int = 0, depth: float = 0.0
+    ) -> None:
+        """A step of so many rows took `seconds`; prompt tokens were `depth` deep in the mean."""
+        n_rows = n_decoding + n_draft + n_prompt
         if n_prompt == 0:
-            self._learn_rows(_whole(n_decoding + n_draft), max(seconds, _FASTEST_S))
+            self._learn_rows(_whole(n_rows), max(seconds, _FASTEST_S))
         if n_prompt >= 2 * TILE:
-            n_rows = _BASE_ROWS + n_decoding + n_draft + n_prompt
-            self._row_s = _mean(self._row_s, max(seconds / n_rows, _FASTEST_S))
+            cost = self._wide if n_rows >= WIDE else self._narrow
+            cost.learn(depth, max(seconds / (n_rows + _BASE_ROWS), _FASTEST_S))
 
     def prompt_seconds(self, n: int) -> float:
         """Expected time to compute `n` prompt tokens; 0 before anything was learnt."""
-        return n * (self._row_s or 0.0)
+        return n * self._row_seconds(n / 2)[0]
+
+    def _row_seconds(self, depth: float) -> tuple[float, float]:
+        """What a row costs in wide and in narrow steps; as in the other, before one was seen."""
+        wide, narrow = self._wide.at(depth), self._narrow.at(depth)
+        return wide or narrow, narrow or wide
 
     def decode_seconds(self, n_rows: int) -> float:
         """Expected time of a step of `n_rows` rows without prompts; only ratios mean something."""
@@ -72,6 +93,37 @@ class Pace:
         self._seen[size] = self._n_steps
         for known in [s for s, n in self._seen.items() if n + _MEMORY < self._n_steps]:
             del self._rows_s[known], self._seen[known]
+
+
+class _RowCost:
+    """The seconds a row takes, as a line over the cells before it.
+
+    The line is a regression over many steps. It is scaled by how the last few compare with it, as
+    what else a machine has to do changes sooner than what a model costs.
+    """
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._depth = self._seconds = self._variance = self._covariance = 0.0
+        self._load = 1.0
+
+    def at(self, depth: float) -> float:
+        """What to expect behind `depth` cells; 0 if nothing is known."""
+        slope = max(0.0, self._covariance / self._variance) if self._variance else 0.0
+        line = self._seconds + slope * (depth - self._depth)
+        return self._load * max(line, self._seconds / 4)
+
+    def learn(self, depth: float, seconds: float) -> None:
+        """A row took `seconds` behind `depth` cells."""
+        if self._n:
+            self._load = _mean(self._load, self._load * seconds / self.at(depth))
+        self._n = min(self._n + 1, _LINE_STEPS)
+        share = 1 / self._n
+        off, more = depth - self._depth, seconds - self._seconds
+        self._depth += share * off
+        self._seconds += share * more
+        self._variance = (1 - share) * (self._variance + share * off * off)
+        self._covariance = (1 - share) * (self._covariance + share * off * more)
 
 
 def _whole(n_rows: int) -> int:

@@ -20,6 +20,7 @@ class Want:
     `n_first` is below `n` where a step must end at a boundary (a state worth keeping).
     `seconds` is the expected time for all `n`, `waited` how long it has been waiting for them.
     `is_decode`: they continue an answer that somebody is reading. `owner` is who asked.
+    `depth` is how many tokens come before them.
     """
 
     n: int
@@ -28,6 +29,12 @@ class Want:
     waited: float
     is_decode: bool = False
     owner: str = ""
+    depth: int = 0
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether a budget limits it."""
+        return not self.is_decode and self.n > 0
 
     @property
     def urgency(self) -> float:
@@ -49,6 +56,12 @@ def in_turn(wants: Sequence[Want], served: Iterable[str] = ()) -> list[int]:
     return sorted(order, key=turn.__getitem__)
 
 
+def next_depth(wants: Sequence[Want]) -> int:
+    """How many tokens come before the most urgent prompt; 0 if there is none."""
+    prompts = [want for want in wants if want.is_prompt]
+    return prompts[in_turn(prompts)[0]].depth if prompts else 0
+
+
 def plan(wants: Sequence[Want], budget: int, n_batch: int) -> Iterator[tuple[int, int]]:
     """Yield (index of a want, tokens to compute) in the order in which cells should be given out.
 
@@ -61,7 +74,7 @@ def plan(wants: Sequence[Want], budget: int, n_batch: int) -> Iterator[tuple[int
         if want.is_decode and n:
             yield i, n
             room -= n
-    prompts = [i for i, want in enumerate(wants) if not want.is_decode and want.n > 0]
+    prompts = [i for i, want in enumerate(wants) if want.is_prompt]
     for at in in_turn([wants[i] for i in prompts]):
         budget = min(budget, room)
         if budget <= 0:

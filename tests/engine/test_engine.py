@@ -162,7 +162,7 @@ def test_prompt_tokens_per_step_follow_their_measured_cost() -> None:
     bench.run()
     sizes = [sum(len(row[2]) for row in step) for step in bench.context.steps]
     assert sizes[0] == 128, "nothing is known yet"
-    assert set(sizes[1:-1]) == {124}, "half a second at 4 ms a token, in whole tiles"
+    assert set(sizes[1:-1]) == {112}, "half a second at 4 ms a token, in tiles of 16"
 
 
 def test_the_shortest_prompt_goes_first_until_the_long_one_has_waited() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_server.engine.pace import TILE, Pace
-from llm_server.engine.scheduler import Want, plan
+from llm_server.engine.pace import TILE, WIDE, Pace
+from llm_server.engine.scheduler import Want, next_depth, plan
 
 decode = Want(n=1, n_first=1, seconds=0, waited=0, is_decode=True)
 
@@ -69,20 +70,61 @@ def test_the_budget_is_what_the_latency_target_leaves() -> None:
     for _ in range(50):
         pace.learn(1, 0, 0.014)
         pace.learn(0, 128, 0.430)
-    assert pace.prompt_budget(0) == 148  # 0.5 s at 3.12 ms are 160 rows, 10 of them for the step
-    assert pace.prompt_budget(1) == 35  # 48 rows less 10, by tiles of 4, less the decoding one
-    assert (pace.prompt_budget(3) + 3) % TILE == 0
+    assert pace.prompt_budget(0, 0) == 144  # 0.5 s at 3.12 ms are 160 rows, 10 of them for the step
+    assert pace.prompt_budget(1, 0) == 35  # 48 rows less 10, by tiles of 4, less the decoding one
+    assert (pace.prompt_budget(3, 0) + 3) % TILE == 0
+
+
+def test_a_step_is_wide_where_that_fits_the_target() -> None:
+    pace = Pace(2048, busy_s=0.2, alone_s=0.5)
+    pace.learn(0, 128, 0.003 * 138)
+    pace.learn(1, 31, 0.003 * 42)
+    assert pace.prompt_budget(1, 0) == WIDE - 1, "74 rows' time is a tenth over the target"
+    for _ in range(20):
+        pace.learn(1, WIDE - 1, 0.005 * 74)
+    assert pace.prompt_budget(1, 0) == 55, "0.2 s at 3 ms are 66 rows, 10 of them for the step"
+
+
+def test_rows_cost_more_behind_many_tokens() -> None:
+    pace = Pace(2048, busy_s=0.2, alone_s=0.5)
+    for _ in range(5):
+        for depth in (0, 400, 800, 1200, 1600):
+            cost = 0.002 * (1 + depth / 800)
+            pace.learn(0, 128, cost * 138, depth=depth)
+    for depth in (0, 600, 1600, 2400):
+        rows = 0.5 / (0.002 * (1 + depth / 800)) - 10
+        assert pace.prompt_budget(0, depth) == pytest.approx(rows, abs=0.1 * rows + 16)
+
+
+def test_a_busy_machine_is_noticed_within_a_few_steps() -> None:
+    pace = Pace(2048, alone_s=0.5)
+    for _ in range(50):
+        pace.learn(0, 128, 0.003 * 138)
+    before = pace.prompt_budget(0, 0)
+    for _ in range(6):
+        pace.learn(0, 64, 0.006 * 74)
+    assert pace.prompt_budget(0, 0) <= before * 0.6
+
+
+def test_the_next_prompt_is_the_most_urgent_one() -> None:
+    wants = [
+        Want(n=1, n_first=1, seconds=0, waited=0, is_decode=True, depth=900),
+        Want(n=500, n_first=500, seconds=2, waited=0, depth=700),
+        Want(n=20, n_first=20, seconds=0.1, waited=0, depth=30),
+    ]
+    assert next_depth(wants) == 30
+    assert next_depth(wants[:1]) == 0
 
 
 def test_a_fast_machine_gets_whole_batches_and_a_slow_one_a_few_rows() -> None:
     fast, slow = Pace(2048), Pace(2048)
     fast.learn(0, 512, 0.01)
     slow.learn(0, 128, 60.0)
-    assert fast.prompt_budget(0) == 2048
-    assert slow.prompt_budget(1) == 4
-    assert slow.prompt_budget(0) == 4
+    assert fast.prompt_budget(0, 0) == 2048
+    assert slow.prompt_budget(1, 0) == 4
+    assert slow.prompt_budget(0, 0) == 4
 
 
 def test_before_anything_is_known_the_first_steps_are_careful() -> None:
-    assert Pace(2048).prompt_budget(1) == 4 * TILE
-    assert Pace(2048).prompt_budget(0) == 32 * TILE
+    assert Pace(2048).prompt_budget(1, 0) == 4 * TILE
+    assert Pace(2048).prompt_budget(0, 0) == 32 * TILE
