@@ -55,8 +55,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield native.gpu_finding(built, machine.graphics_cards())
     else:
         yield built
-    n_threads = settings.threads or machine.physical_cores()
-    yield checks.thread_finding(n_threads, machine.core_classes(), machine.cpu_quota())
+    n_cores = machine.physical_cores()
+    yield checks.thread_finding(
+        settings.threads or n_cores, n_cores, machine.core_classes(), machine.cpu_quota()
+    )
     registry = config.make_registry(settings, demo_model_path())
     registry.scan()
     largest = max((model.size for model in registry.models()), default=0)

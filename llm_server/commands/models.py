@@ -64,6 +64,7 @@ def _announce(choice: Choice) -> None:
 
 
 def _fetch_all(choice: Choice, folder: Path) -> None:
+    from llm_server.gguf.header import read_kind
     from llm_server.models import download
 
     download.check_space(folder, choice.files)
@@ -72,7 +73,10 @@ def _fetch_all(choice: Choice, folder: Path) -> None:
             path = download.fetch(remote, folder, progress)
         checked = "SHA-256 as announced" if remote.sha256 else "no hash was announced"
         typer.echo(f"{path} ({checked})")
-    typer.echo(f"Try it: llm-server run {choice.model_name}")
+    if read_kind(path) == "adapter":
+        typer.echo(f"It is a LoRA adapter. What it is for: llm-server show {choice.model_name}")
+    else:
+        typer.echo(f"Try it: llm-server run {choice.model_name}")
 
 
 @contextmanager

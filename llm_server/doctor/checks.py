@@ -23,20 +23,26 @@ _MEASURED_BYTES = 32 << 20
 _LITTLE_DISK = 2 * 10**9
 
 
-def thread_finding(n_threads: int, classes: Sequence[int], quota: float | None) -> Finding:
-    """Whether `n_threads` suit what there is: `classes` by speed, of which `quota` may be used."""
+def thread_finding(
+    n_threads: int, n_cores: int, classes: Sequence[int], quota: float | None
+) -> Finding:
+    """Whether `n_threads` suit what there is: `n_cores` that this process may use, processors in
+    `classes` by speed, of which `quota` may be used."""
     big = classes[0] if len(classes) > 1 else None
-    detail = f"{n_threads} threads"
+    detail = f"{n_threads} threads on {n_cores} cores"
     if quota is not None and n_threads > max(1, round(quota)):
         detail += f", and this container may use {quota:g} processors: they wait for each other"
         return Finding("threads", "warn", detail, _threads_fix(max(1, round(quota))))
     if big is not None:
         kinds = f"{big} fast and {sum(classes) - big} slow processors"
-        detail += f" on {kinds}"
+        detail += f", {kinds}"
         if n_threads > big:
             return Finding(
                 "threads", "warn", detail + ": the fast wait for the slow", _threads_fix(big)
             )
+    if n_threads > n_cores:
+        detail += ": more than there are only wait for each other"
+        return Finding("threads", "warn", detail, _threads_fix(n_cores))
     return Finding("threads", "ok", detail)
 
 

@@ -113,7 +113,7 @@ def _require_space(folder: Path, n_bytes: int) -> None:
     if n_bytes + SPARE_BYTES > free:
         raise DownloadError(
             f"the disk of {folder} has {free / 1e9:.2f} GB free, and {n_bytes / 1e9:.2f} GB are "
-            "to be downloaded"
+            f"to be downloaded, with {SPARE_BYTES / 1e9:.2f} GB left free"
         )
 
 
@@ -167,6 +167,8 @@ class _Part:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        if not self.size:
+            self.discard()
 
     def write(self, data: bytes) -> None:
         """Append. Raises DownloadError, and deletes the part, when this is no GGUF file."""

@@ -70,6 +70,9 @@ def test_pull_an_address(server: FileServer, tmp_path: Path, attention_gguf: Pat
     assert result.exit_code == 0, result.output
     assert "no hash was announced" in result.output
     assert "m.gguf" in cli(tmp_path, "list").output
+    server.files["/style.gguf"] = tiny_models.build_lora(tmp_path / "x.gguf").read_bytes()
+    result = cli(tmp_path, "pull", f"{server.url}/style.gguf")
+    assert result.output.endswith("What it is for: llm-server show style\n"), result.output
 
 
 @pytest.mark.parametrize("source", ["qwen", "{url}/missing.gguf", "{url}/page.gguf"])

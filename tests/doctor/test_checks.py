@@ -15,22 +15,30 @@ GB = 10**9
 
 
 @pytest.mark.parametrize(
-    ("n_threads", "classes", "quota", "status", "fix"),
+    ("n_threads", "n_cores", "classes", "quota", "status", "fix"),
     [
-        (4, [], None, "ok", None),
-        (4, [4], None, "ok", None),
-        (8, [4, 4], None, "warn", "export LLM_SERVER_THREADS=4"),
-        (4, [4, 4], None, "ok", None),
-        (16, [16], 2.0, "warn", "export LLM_SERVER_THREADS=2"),
-        (16, [16], 0.5, "warn", "export LLM_SERVER_THREADS=1"),
-        (2, [16], 2.0, "ok", None),
+        (4, 4, [], None, "ok", None),
+        (4, 4, [4], None, "ok", None),
+        (2, 4, [4], None, "ok", None),
+        (8, 4, [], None, "warn", "export LLM_SERVER_THREADS=4"),
+        (8, 8, [4, 4], None, "warn", "export LLM_SERVER_THREADS=4"),
+        (4, 8, [4, 4], None, "ok", None),
+        (16, 16, [16], 2.0, "warn", "export LLM_SERVER_THREADS=2"),
+        (16, 16, [16], 0.5, "warn", "export LLM_SERVER_THREADS=1"),
+        (2, 16, [16], 2.0, "ok", None),
     ],
 )
 def test_threads(
-    n_threads: int, classes: list[int], quota: float | None, status: str, fix: str | None
+    n_threads: int,
+    n_cores: int,
+    classes: list[int],
+    quota: float | None,
+    status: str,
+    fix: str | None,
 ) -> None:
-    found = checks.thread_finding(n_threads, classes, quota)
+    found = checks.thread_finding(n_threads, n_cores, classes, quota)
     assert (found.status, found.fix) == (status, fix)
+    assert found.detail.startswith(f"{n_threads} threads on {n_cores} cores")
 
 
 def test_memory() -> None:

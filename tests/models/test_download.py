@@ -180,12 +180,13 @@ def test_a_version_that_changes_on_the_way_is_noticed(
     ("status", "hint"), [(401, "HF_TOKEN"), (403, "not allowed"), (404, "check the address")]
 )
 def test_refusals_are_not_repeated(
-    server: FileServer, tmp_path: Path, status: int, hint: str
+    server: FileServer, tmp_path: Path, content: bytes, status: int, hint: str
 ) -> None:
     server.faults = [Fault(status=status)] * 5
     with pytest.raises(DownloadError, match=rf"{status}.*{hint}"):
-        fetch(server, tmp_path)
+        fetch(server, tmp_path, **hashed(content))
     assert len(server.requests) == 1
+    assert list(tmp_path.iterdir()) == []  # Nothing has arrived, so nothing is left.
 
 
 def test_a_busy_server_is_asked_again_when_it_says(
