@@ -52,7 +52,8 @@ function factsOf(status) {
 }
 
 function workerOf({ model, state, running }) {
-  return `${model} (${state === "ready" ? `${count(running)} running` : state})`;
+  const doing = [state === "ready" ? null : state, running ? `${count(running)} running` : null].filter(Boolean);
+  return doing.length ? `${model} (${doing.join(", ")})` : model;
 }
 
 /** The rows are kept as they are while figures change, so that a button stays where it is. */

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page
 
+from tests.fake_live import until
 from tests.live import LiveServer
 from tests.tiny_models import build_sliding
 from tests.web.browser import chromium
 
 SIZES = {"desk": (1280, 800), "phone": (390, 844)}
+SYSTEM = "You are the assistant of this server. Be brief."
 TOOL = """[{"name": "get_weather",
   "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]"""
 
@@ -36,11 +38,20 @@ def main(folder: Path) -> None:
             load = {"model_name": "helper.gguf", "keep_alive": "30m"}
             server.client.post("/setModel", json=load | {"load_model_configs": {"n_ctx": 2048}})
             server.client.post("/setModel", json={"model_name": "demo.gguf"})
+            use_a_head(server)
             for size in SIZES:
                 for scheme in ("light", "dark"):
                     take(browser, server.url, folder, size, scheme)
         finally:
             server.close()
+
+
+def use_a_head(server: LiveServer) -> None:
+    """Have requests that begin alike, and wait until they are counted: within a minute."""
+    for question in ("Who are you?", "What is a model?", "Where are models?", "What is a cache?"):
+        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+        server.client.post("/v1/chat/completions", json={"messages": messages})
+    until(lambda: any(h["hits"] for h in server.client.get("/api/cache").json()["heads"]), 90)
 
 
 def take(browser: Browser, url: str, folder: Path, size: str, scheme: str) -> None:
@@ -52,7 +63,7 @@ def take(browser: Browser, url: str, folder: Path, size: str, scheme: str) -> No
     page = context.new_page()
     page.goto(url + "/ui")
     page.get_by_role("button", name="Settings").click()
-    page.get_by_label("System prompt").fill("You are the assistant of this server. Be brief.")
+    page.get_by_label("System prompt").fill(SYSTEM)
     page.get_by_role("button", name="Settings").click()
     ask(page, "Where do I put my models?")
     ask(page, "Show me how to call you from Python.")

@@ -95,6 +95,9 @@ LOOK = """() => {
     for (const e of document.querySelectorAll('.plot figcaption, .plot output, .facts dd')) {
         if (e.scrollWidth > e.clientWidth) bad.push('cut off: ' + e.textContent);
     }
+    for (const e of document.querySelectorAll('.rows .grow')) {
+        if (e.checkVisibility() && e.clientWidth < 200) bad.push('squeezed: ' + e.textContent);
+    }
     if (document.documentElement.scrollWidth > innerWidth) bad.push('wider than the screen');
     return bad;
 }"""
