@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,25 @@ class BareLoop:
             )
             tokens = [self._sample(row) for row in range(len(prompts))]
         return n_tokens * len(prompts) / (time.perf_counter() - start)
+
+    def step_seconds(self, depth: int, sizes: Sequence[int]) -> list[float]:
+        """Seconds of a step for each number of rows: one decodes, the others are a prompt's behind
+        `depth` tokens."""
+        memory = lib.llama_get_memory(self._context)
+        lib.llama_memory_clear(memory, True)
+        for start in range(0, depth, 512):
+            stop = min(start + 512, depth)
+            self._compute([(pos, pos, 0, False) for pos in range(start, stop)])
+        self._compute([(1, 0, 1, True)])
+        seconds = []
+        for size in sizes:
+            prompt = [(pos, pos, 0, False) for pos in range(depth, depth + size - 1)]
+            start_s = time.perf_counter()
+            self._compute([(1, 1, 1, True), *prompt])
+            seconds.append(time.perf_counter() - start_s)
+            lib.llama_memory_seq_rm(memory, 0, depth, -1)
+            lib.llama_memory_seq_rm(memory, 1, 1, -1)
+        return seconds
 
     def _sample(self, row: int) -> int:
         token: int = lib.llama_sampler_sample(self._sampler, self._context, row)

@@ -1,0 +1,44 @@
+"""What a step of so many rows costs behind so many tokens: a bare `llama_decode`, no server.
+
+One row decodes and the others are a prompt's. It is what `engine/pace.py` rests on.
+`python -m bench.rows`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import synthetic
+from bench.bare import BareLoop
+
+DEPTHS = (64, 512, 1536, 3072)
+SIZES = (1, 8, 16, 20, 32, 48, 63, 64, 65, 80, 96, 128, 256)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="The cost of a step by its rows and their depth.")
+    parser.add_argument("--size", choices=["0.5b", "1.5b"], default="0.5b")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    n_ctx = max(DEPTHS) + 2 * max(SIZES)
+    bare = BareLoop(synthetic.build(args.size), n_ctx=n_ctx, n_streams=2, n_threads=args.threads)
+    table = Table("rows", *(f"behind {depth}" for depth in DEPTHS), title="ms a step (ms a row)")
+    bare.step_seconds(DEPTHS[0], SIZES)  # the weights come into memory
+    columns = []
+    for depth in DEPTHS:
+        rounds = [bare.step_seconds(depth, SIZES) for _ in range(args.rounds)]
+        columns.append([1000 * statistics.median(times) for times in zip(*rounds, strict=True)])
+    for size, row in zip(SIZES, zip(*columns, strict=True), strict=True):
+        table.add_row(str(size), *(f"{ms:.0f} ({ms / size:.1f})" for ms in row))
+    bare.close()
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
