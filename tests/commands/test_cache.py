@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 from llm_server.cache.keys import Chain, root_key
 from llm_server.cache.store import ChunkStore
 from llm_server.cli import app
+from tests.cache.scenario import add_head
 
 FINGERPRINT = bytes(range(32))
 
@@ -34,6 +35,14 @@ def test_ls_names_every_chunk(folder: Path) -> None:
     assert result.exit_code == 0
     assert "0 to 256" in result.output and "256 to 300" in result.output
     assert "range, head" in result.output
+
+
+def test_ls_and_stats_name_the_model_and_ls_counts_hits_of_heads(folder: Path) -> None:
+    add_head(folder, model="a.gguf", hits=1234)
+    rows = run(folder, "ls").output.splitlines()
+    assert [row.split()[-3] for row in rows if "1234" in row] == ["1234"]
+    assert sum(row.startswith("a.gguf") for row in rows) == 3
+    assert "a.gguf" in run(folder, "stats").output
 
 
 def test_stats_adds_up(folder: Path) -> None:
