@@ -42,7 +42,7 @@ def placement(plan: Plan, told: ReplicaFields, *, cores: int, gpu_memory: int | 
         num_gpus = _share(on_gpu, gpu_memory) if gpu_memory and on_gpu else 0.0
     num_cpus = told.num_cpus
     if num_cpus is None:
-        num_cpus = plan.config.n_threads or (1 if num_gpus else cores)
+        num_cpus = plan.asked.n_threads or (1 if num_gpus else cores)
     if told.memory is not None:
         memory = int(told.memory)
     else:

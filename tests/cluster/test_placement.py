@@ -8,6 +8,9 @@ import pytest
 
 from llm_server.cluster.placement import placement
 from llm_server.config_file import ReplicaFields
+from llm_server.demo import demo_model_path
+from llm_server.gguf.header import read_header
+from llm_server.models.facts import facts_of
 from llm_server.models.memory import Memory
 from llm_server.models.plan import Plan
 from llm_server.models.registry import ModelFile
@@ -21,7 +24,8 @@ def plan(**config: object) -> Plan:
     memory = Memory(weights=6 * GB, kv=1 * GB, compute=GB // 2, prompt_cache=0, process=GB // 2)
     model = ModelFile("a.gguf", Path("a.gguf"), 6 * GB, 0, (), ())
     loaded = LoadConfig(**config)  # type: ignore[arg-type]
-    return Plan(model, loaded, loaded, memory, layer_bytes=LAYERS)
+    facts = facts_of([read_header(demo_model_path())])
+    return Plan(model, loaded, loaded, loaded, facts, memory, layer_bytes=LAYERS)
 
 
 def test_without_cards_a_model_takes_all_cores_and_its_memory() -> None:
