@@ -41,6 +41,18 @@ _BEFORE = (
     "hmm,",
     "good morning,",
     "question:",
+    "forgive me,",
+    "dumb question:",
+    "dear assistant,",
+    "listen,",
+    "i am puzzled:",
+    "my problem:",
+    "for a friend:",
+    "would you know",
+    "not sure where to ask, but",
+    "let me ask,",
+    "problem:",
+    "tip needed:",
 )
 _AFTER = (
     "please",
@@ -57,6 +69,16 @@ _AFTER = (
     "in short",
     "actually",
     "my friend",
+    "in a nutshell",
+    "in plain words",
+    "i forgot",
+    "i am stuck",
+    "or what",
+    "any advice",
+    "any hint",
+    "if possible",
+    "step by step",
+    "on my machine",
 )
 _STORY = (
     "i am new to this",
@@ -76,6 +98,30 @@ _STORY = (
     "i use a {a} laptop",
     "i am not a programmer",
     "this is my first {w}",
+    "i run a small shop in {c}",
+    "my daughter needs it for school",
+    "we meet next week to talk about it",
+    "i have to show it to {p} tomorrow",
+    "the last {w} gave me a headache",
+    "sorry for my english",
+    "i am in a hurry",
+    "i searched for an hour and found nothing",
+    "it is for a {w} project at our university",
+    "{p} and i share one machine",
+    "i am setting up a home lab",
+    "i moved here from another program",
+    "i am the admin of a school in {c}",
+    "i build voice assistants for fun",
+    "my {w} talks to my smart home",
+    "i write apps for phones",
+    "we are a team of {n}",
+    "the {a} {w} in the cellar runs it",
+    "it worked fine until now",
+    "maybe a silly question",
+    "i only know the basics",
+    "i inherited this from {p}",
+    "i have read half of the manual",
+    "everything else works",
 )
 _SMALL = {"the", "a", "an", "do", "does", "is", "are", "to", "of", "i", "can", "please", "for"}
 
@@ -95,12 +141,14 @@ def story(rng: random.Random) -> str:
 @cache
 def _synonyms() -> dict[str, tuple[str, ...]]:
     text = (Path(__file__).parent / "data" / "synonyms.txt").read_text(encoding="utf-8")
-    groups = [
-        tuple(part.strip() for part in line.split(","))
-        for line in text.splitlines()
-        if line.strip() and not line.startswith("#")
-    ]
-    return {word: group for group in groups for word in group if " " not in word}
+    known: dict[str, tuple[str, ...]] = {}
+    for line in text.splitlines():
+        if line.startswith("#"):
+            continue
+        word, arrow, others = line.partition(" > ")
+        group = tuple(part.strip() for part in (others if arrow else line).split(","))
+        known |= {each: group for each in ((word,) if arrow else group) if " " not in each}
+    return known
 
 
 def reword(rng: random.Random, text: str) -> str:
