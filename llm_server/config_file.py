@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
@@ -104,6 +104,8 @@ class ClusterTable(ReplicaFields):
 
     ingress_replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Copies of the API; each is one process."""
+    routing: Literal["prefix", "load"] = "prefix"
+    """Whether requests go to who knows their head, or to the less busy of any two replicas."""
     gpu_memory: ByteSize | None = None
     """Bytes a graphics card has: what a replica takes of it follows. None: no cards are used."""
 

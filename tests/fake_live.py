@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from llm_server.api.app import create_app
 from llm_server.api.chat import Patience
@@ -22,6 +24,12 @@ from llm_server.running import Server
 from tests.gguf_bytes import gguf
 
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+
+
+one_machine = pytest.mark.skipif(
+    "TEST_ON_CLUSTER" in os.environ, reason="about what one machine does by itself"
+)
+"""For tests of loads, queues and connections that Ray Serve does in its own way."""
 
 
 class Live:
@@ -91,7 +99,18 @@ def live_server(
     limits: Limits | None = None,
     **settings: Any,
 ) -> Iterator[Live]:
-    """Serve `models`; with `wait` the first model is loaded when the block is entered."""
+    """Serve `models`; with `wait` the first model is loaded when the block is entered.
+
+    With TEST_ON_CLUSTER in the environment, replicas of a Ray cluster do.
+    """
+    if os.environ.get("TEST_ON_CLUSTER"):
+        if listen_port or patience or limits:
+            pytest.skip("about the server's own HTTP connections, which are Ray Serve's here")
+        from tests.cluster.live import deployed, shared_nodes
+
+        with deployed(shared_nodes(), models, wait=wait, stand_in=stand_in, **settings) as live:
+            yield live
+        return
     app = create_app(
         Settings(models_dir=models, **({"parallel": 4} | settings)),
         worker_argv=FAKE_WORKER,

@@ -18,6 +18,7 @@ from llm_server.errors import (
     InvalidRequest,
     ModelLoading,
     ModelNotFound,
+    QueueFull,
     ServerError,
     ShuttingDown,
     UnsupportedParameter,
@@ -26,7 +27,7 @@ from llm_server.models.lease import Overrides
 from llm_server.models.plan import Plan, Planner
 from llm_server.models.registry import ModelFile
 from llm_server.models.status import ModelState, State, Status
-from llm_server.worker.messages import Cells
+from llm_server.worker.messages import Cells, Loaded
 from llm_server.worker.totals import Totals
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class Deployments:
         plans: Mapping[str, Plan],
         handles: Mapping[str, DeploymentHandle],
         share_default: Callable[[str], None],
+        queue_size: int,
         first_model: str | None = None,
     ) -> None:
         self.planner = planner
@@ -109,6 +111,7 @@ class Deployments:
             for name, handle in handles.items()
         }
         self._share_default = share_default
+        self._queue_size = queue_size
         self._first_model = first_model
         self._default: str | None = None
         self._counted: Mapping[str, Counted] = {}
@@ -157,8 +160,8 @@ class Deployments:
     ) -> RemoteLease:
         """The right to ask a model, None for the default one, once it has a replica.
 
-        Raises ModelNotFound, ShuttingDown, InvalidRequest for a way to load it that is not that of
-        the deployment, and whatever its load fails with.
+        Raises ModelNotFound, QueueFull, ShuttingDown, InvalidRequest for a way to load it that is
+        not that of the deployment, and whatever its load fails with.
         """
         if self._closing:
             raise ShuttingDown("The server is shutting down.")
@@ -169,10 +172,11 @@ class Deployments:
                 param="keep_alive",
             )
         file = self._unnamed() if model is None else self._named(model)
-        self._check(self._plans[file.name], overrides or {})
         worker = self._workers[file.name]
+        self._check_room(file.name)
         if not worker.described:
             await worker.describe()
+        self._check(self._plans[file.name], worker.loaded, overrides or {})
         if make_default:
             self._share_default(file.name)
         return RemoteLease(file, worker)
@@ -201,8 +205,8 @@ class Deployments:
             parallel=sum(
                 d.worker.loaded.parallel * self._counted[d.model.name].running for d in loaded
             ),
-            running=sum(len(worker.streams) for worker in workers) - self._n_waiting(),
-            waiting=self._n_waiting(),
+            running=sum(worker.n_running for worker in workers),
+            waiting=sum(worker.n_waiting for worker in workers),
             loading=loading,
             fraction=0.0,
             error=None,
@@ -256,17 +260,26 @@ class Deployments:
             " It came into the models folder after the deployment: deploy again.",
         )
 
-    def _check(self, plan: Plan, overrides: Overrides) -> None:
+    def _check_room(self, name: str) -> None:
+        """Raises QueueFull, by the rule of the pool: what this ingress has, and what may wait."""
+        replicas = max(1, self._counted.get(name, Counted()).running)
+        worker = self._workers[name]
+        room = replicas * self._plans[name].config.parallel + self._queue_size
+        if worker.n_running + worker.n_waiting >= room:
+            raise QueueFull("Too many requests are waiting. Try again in a moment.")
+
+    def _check(self, plan: Plan, loaded: Loaded, overrides: Overrides) -> None:
+        """Raises InvalidRequest unless all replicas are loaded like that."""
         for name, value in self.planner.named(overrides).items():
-            if value not in (getattr(plan.asked, name), getattr(plan.config, name)):
+            in_force = [getattr(plan.asked, name), getattr(plan.config, name)]
+            if name in ("n_ctx", "parallel"):
+                in_force += [0, getattr(loaded, name)]
+            if value not in in_force:
                 raise InvalidRequest(
                     f"In a cluster models are loaded as llm-server.toml says: {name} of "
                     f"{plan.model.name} is {getattr(plan.config, name)}.",
                     param=f"load_model_configs.{name}",
                 )
-
-    def _n_waiting(self) -> int:
-        return sum(worker.n_waiting for worker in self._workers.values())
 
     def _state(self, usable: bool, loading: str | None) -> State:
         if self._closing:

@@ -13,6 +13,7 @@ import msgspec
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.schema import LoggingConfig
 
 from llm_server.cluster.ingress import Ingress
 from llm_server.cluster.placement import Placement, placement
@@ -28,6 +29,9 @@ from llm_server.models.registry import ModelFile
 from llm_server.worker.process import WORKER_ARGV
 
 logger = logging.getLogger(__name__)
+
+QUIET = LoggingConfig(enable_access_log=False)
+"""The server writes a line for each request itself."""
 
 INGRESS = "api"
 MAX_ONGOING_INGRESS = 10_000
@@ -71,6 +75,7 @@ def build(
         num_replicas=settings.cluster.ingress_replicas,
         max_ongoing_requests=MAX_ONGOING_INGRESS,
         graceful_shutdown_timeout_s=settings.cluster.graceful_shutdown_timeout_s,
+        logging_config=QUIET,
         # It waits more than it computes, and must find a place beside models that take all cores.
         ray_actor_options={"num_cpus": 0},
     )
@@ -109,22 +114,24 @@ def _load(plan: Plan) -> dict[str, object]:
 def _deployment(
     settings: Settings, plan: Plan, place: Placement, told: ReplicaFields
 ) -> serve.Deployment:
-    parallel = plan.config.parallel
+    # A few wait inside, so that no step goes half empty; the others may still go elsewhere.
+    most = plan.config.parallel + max(1, plan.config.parallel // 4)
     return serve.deployment(
         Replica,
         name=deployment_name(plan.model.name),
         autoscaling_config=AutoscalingConfig(
             min_replicas=told.min_replicas,
             max_replicas=told.max_replicas,
-            target_ongoing_requests=told.target_ongoing_requests or parallel,
+            target_ongoing_requests=told.target_ongoing_requests or plan.config.parallel,
             upscale_delay_s=told.upscale_delay_s,
             downscale_delay_s=told.downscale_delay_s,
         ),
-        # A few wait inside, so that no step goes half empty; the others may still go elsewhere.
-        max_ongoing_requests=parallel + max(1, parallel // 4),
-        max_queued_requests=settings.queue_size,
+        max_ongoing_requests=most,
+        # The ingress counts itself, by the pool's rule; this is for when its count is behind.
+        max_queued_requests=settings.queue_size + most * told.max_replicas,
         graceful_shutdown_timeout_s=told.graceful_shutdown_timeout_s,
-        request_router_config=RequestRouterConfig(request_router_class=PrefixRouter),
+        request_router_config=_router(settings),
+        logging_config=QUIET,
         ray_actor_options={
             "num_cpus": place.num_cpus,
             "num_gpus": place.num_gpus,
@@ -132,6 +139,12 @@ def _deployment(
             "resources": dict(place.resources),
         },
     )
+
+
+def _router(settings: Settings) -> RequestRouterConfig:
+    if settings.cluster.routing == "load":
+        return RequestRouterConfig()
+    return RequestRouterConfig(request_router_class=PrefixRouter)
 
 
 def deployment_name(model: str) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -46,6 +48,7 @@ class Ingress:
             plans,
             handles,
             self._share_default,
+            settings.queue_size,
             settings.model_name,
         )
         self._app = create_app(settings, backend=self._backend)
@@ -69,19 +72,24 @@ class Ingress:
 
     def _share_default(self, name: str) -> None:
         self._backend.take_default(name)
-        self._spawn(self._peers().broadcast("take_default", name).results_async())
+        self._spawn(self._ask_all("take_default", name))
 
     async def _ask_default(self) -> None:
-        answers = (
-            await self._peers().broadcast("tell_default").results_async(return_exceptions=True)
-        )
-        for name in answers:
+        for name in await self._ask_all("tell_default"):
             if isinstance(name, str):
                 self._backend.take_default(name)
 
-    def _peers(self) -> DeploymentHandle:
+    async def _ask_all(self, method: str, *args: str) -> list[object]:
+        """What all ingresses answer, this one too."""
         here = serve.get_replica_context()
-        return serve.get_deployment_handle(here.deployment, here.app_name)
+        handle = serve.get_deployment_handle(here.deployment, here.app_name)
+        try:
+            answers = await handle.broadcast(method, *args).results_async(return_exceptions=True)
+        except (RayError, RayServeException) as error:
+            # The first ingress asks before it is one; later ones ask those that are there.
+            logger.debug("no ingress was asked for %s: %s", method, error)
+            return []
+        return list(answers)
 
     # ---- what is there -------------------------------------------------------------------------
 

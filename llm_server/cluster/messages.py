@@ -1,7 +1,7 @@
 """What crosses the cluster between an ingress and a replica: msgpack, in the worker's own messages.
 
-A call carries `Submit`s and is answered by one `Opening`, then by lists of events, those of one
-engine step together. It knows nothing of Ray.
+A call carries `Submit`s and is answered by one `Opening` with the first events, then by lists of
+events, those of one engine step together. It knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from collections.abc import Sequence
 import msgspec
 
 from llm_server.errors import ErrorInfo
-from llm_server.worker.messages import Asked, Loaded, Submit
+from llm_server.worker.messages import Asked, Event, Loaded, Submit
 
 
 class Opening(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The first answer to a call: what serves it, or why nothing does.
+    """The first answer to a call: what serves it and how it begins, or why nothing does.
 
-    `first_id` is the id of the call's first request in the events that follow.
+    `first_id` is the id of the call's first request in its events. They come with it because a
+    message of their own would cost every first token a millisecond.
     """
 
     first_id: int = 0
     loaded: Loaded | None = None
     error: ErrorInfo | None = None
+    events: list[Event] = []
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -64,6 +64,7 @@ class RemoteWorker:
         self._last_id = 0
         self._pumps: dict[EventStream, asyncio.Task[None]] = {}
         self._waiting: set[EventStream] = set()
+        self._asking = 0
 
     @property
     def loaded(self) -> Loaded:
@@ -82,16 +83,24 @@ class RemoteWorker:
         return list(self._pumps)
 
     @property
+    def n_running(self) -> int:
+        """Answers that a replica has begun with."""
+        return len(self._pumps) - len(self._waiting)
+
+    @property
     def n_waiting(self) -> int:
-        """Those of them that no replica has begun with."""
-        return len(self._waiting)
+        """Requests that no replica has begun with."""
+        return len(self._waiting) + self._asking
 
     async def describe(self) -> None:
         """Ask a replica what is loaded; the first one is started for it. Raises ServerError."""
+        self._asking += 1
         try:
             body = await self._describe.remote(b"")
         except (RayError, BackPressureError, DeploymentUnavailableError) as error:
             raise RemoteError(_told(error)) from None
+        finally:
+            self._asking -= 1
         self._opened(messages.decode_opening(body))
 
     def submit(self, *requests: Asked, owner: str = "") -> EventStream:
@@ -119,15 +128,17 @@ class RemoteWorker:
     async def _pump(self, stream: EventStream, marks: bytes, body: bytes) -> None:
         """Feed a stream to its end."""
         for attempt in range(1, ATTEMPTS + 1):
-            seen = False
+            seen = over = False
             try:
+                # Read to the end: what is left then is ended without being cancelled.
                 async for events in self._call(stream, marks, body):
                     seen = seen or not all(isinstance(event, Progress) for event in events)
-                    if self._feed(stream, events):
-                        return
+                    over = over or self._feed(stream, events)
                 error: Exception = RemoteError(WorkerCrashed(LOST).info)
             except (RayError, BackPressureError, DeploymentUnavailableError, ServerError) as failed:
                 error = failed
+            if over:
+                return
             if seen or attempt == ATTEMPTS or not isinstance(error, RayError):
                 break
             logger.warning("%s: %s; asking another replica", self._model.name, type(error).__name__)
@@ -140,15 +151,19 @@ class RemoteWorker:
     ) -> AsyncIterator[list[RequestEvent]]:
         """The events of one attempt. Raises ServerError for a refusal, and what Ray raises."""
         response: DeploymentResponseGenerator = self._answer.remote(marks, body)
+        ended = False
         try:
             opening = self._opened(messages.decode_opening(await anext(response)))
             self._waiting.discard(stream)
             stream.ids = range(opening.first_id, opening.first_id + len(stream.ids))
-            async for body in response:
-                # A replica sends what its streams hold.
-                yield cast("list[RequestEvent]", frames.decode_events(body))
+            # A replica sends what its streams hold, and nothing else.
+            yield cast("list[RequestEvent]", opening.events)
+            async for step in response:
+                yield cast("list[RequestEvent]", frames.decode_events(step))
+            ended = True
         finally:
-            response.cancel()
+            if not ended:
+                response.cancel()
 
     def _opened(self, opening: messages.Opening) -> messages.Opening:
         if opening.error is not None:

@@ -66,7 +66,10 @@ class Replica:
             except ServerError as error:
                 yield messages.encode_opening(Opening(error=error.info))
                 return
-            yield messages.encode_opening(Opening(stream.ids[0], lease.worker.loaded))
+            loaded = lease.worker.loaded
+            yield messages.encode_opening(
+                Opening(stream.ids[0], loaded, events=list(await anext(stream)))
+            )
             async for batch in stream:
                 yield frames.encode_events(list(batch))
 

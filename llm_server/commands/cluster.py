@@ -28,6 +28,9 @@ def cluster() -> None:
 def serve(context: typer.Context) -> None:
     """Serve the models of a folder on the Ray cluster of RAY_ADDRESS, else on one made here."""
     try:
+        from llm_server.cluster import tuning
+
+        tuning.apply()
         from llm_server.cluster import running
     except ModuleNotFoundError as error:
         if error.name != "ray":

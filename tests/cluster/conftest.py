@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,10 +11,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def nodes() -> Iterator[Nodes]:
+def nodes() -> Nodes:
     """A cluster with Ray Serve and no application."""
-    from tests.cluster.live import Nodes
+    from tests.cluster.live import shared_nodes
 
-    running = Nodes()
-    yield running
-    running.close()
+    return shared_nodes()

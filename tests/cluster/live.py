@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import shutil
 import socket
@@ -16,10 +18,11 @@ import httpx
 import psutil
 import pytest
 
+from llm_server.cluster import tuning
 from llm_server.config import Settings
 from tests.fake_live import FAKE_WORKER, Live, until
 
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+tuning.apply()
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own are not ours to mend.
     ray = pytest.importorskip("ray", reason="Ray is not installed: make test-cluster")
@@ -49,7 +52,10 @@ class Nodes:
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="warning")
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
-        serve.start(http_options={"host": "127.0.0.1", "port": self.port})
+        # All nodes are this machine: proxies of several would share one port.
+        serve.start(
+            proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port}
+        )
 
     def close(self) -> None:
         """End all processes."""
@@ -57,6 +63,14 @@ class Nodes:
         ray.shutdown()
         self.cluster.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@functools.cache
+def shared_nodes() -> Nodes:
+    """One cluster for all tests of this process, ended with it."""
+    nodes = Nodes()
+    atexit.register(nodes.close)
+    return nodes
 
 
 @contextlib.contextmanager
@@ -73,21 +87,38 @@ def deployed(
     """Deploy `models`; with `wait` the first one has a replica when the block is entered."""
     told = Settings(models_dir=models, **({"parallel": 4, "threads": 1} | settings))
     argv = {"worker_argv": FAKE_WORKER} if fake else {}
-    serve.run(build(told, stand_in=stand_in, **argv), name=APPLICATION)
+    _stack.append(build(told, stand_in=stand_in, **argv))
+    serve.run(_stack[-1], name=APPLICATION)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{nodes.port}", timeout=60) as client:
             if wait:
                 until(lambda: client.get("/health").status_code == 200)
             yield Live(client, models)
     finally:
-        serve.delete(APPLICATION)
+        _stack.pop()
+        if _stack:  # The one around this one, as it was.
+            serve.run(_stack[-1], name=APPLICATION)
+        else:
+            serve.delete(APPLICATION)
 
 
-def workers() -> list[psutil.Process]:
-    """The worker processes of all replicas on this machine."""
+_stack: list[Any] = []
+"""The applications that are to be served, one inside the other; the last one is."""
+
+
+def serve_again(models: Path, **settings: Any) -> None:
+    """Deploy the application anew, with other settings, while it is serving."""
+    told = Settings(models_dir=models, **({"parallel": 4, "threads": 1} | settings))
+    _stack[-1] = build(told, worker_argv=FAKE_WORKER)
+    serve.run(_stack[-1], name=APPLICATION)
+
+
+def replicas(deployment: str) -> list[psutil.Process]:
+    """The replicas of a model on this machine, dead ones left out."""
+    title = f"ray::ServeReplica:{APPLICATION}:{deployment}"
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = process.info["cmdline"] or []
-        if FAKE_WORKER[1] in line or "llm_server.worker" in line:
-            found.append(process)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(title):
+                found.append(process)
     return found
