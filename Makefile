@@ -42,6 +42,8 @@ clients: $(VENV)/.dev $(VENV)-clients/.done $(VENV)-clients-openai-2/.done $(NOD
 
 test-cluster: $(VENV)-cluster/.done  ## pytest on a Ray cluster of several nodes on this machine
 	$(VENV)-cluster/bin/python -m pytest tests/cluster -m "slow or not slow" $(ARGS)
+	TEST_ON_CLUSTER=1 $(VENV)-cluster/bin/python -m pytest -W default $(addprefix tests/api/test_, \
+	  chat.py completions.py edge.py embeddings.py errors.py openai.py responses.py tokens.py)
 
 soak: $(VENV)/.dev  ## 10,000 mixed requests: what they leave behind (ARGS=20000 for more)
 	$(BIN)/python -m tests.endurance.soak $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -92,12 +93,11 @@ def test_a_lost_node_costs_its_running_answers_and_the_model_comes_back_elsewher
     add_models(tmp_path, "b.gguf")
     cluster = {"min_replicas": 1, "resources": {"rack": 1}}
     first = nodes.cluster.add_node(num_cpus=1, resources={"rack": 1})
-    with deployed(nodes, tmp_path, cluster=cluster) as live:
-        until(lambda: len(replicas("b.gguf")) == 1)
-        assert live.chat("hello").status_code == 200
-        second = nodes.cluster.add_node(num_cpus=1, resources={"rack": 1})
-        nodes.cluster.remove_node(first)
-        try:
+    with contextlib.ExitStack() as later:
+        with deployed(nodes, tmp_path, cluster=cluster) as live:
+            until(lambda: len(replicas("b.gguf")) == 1)
+            assert live.chat("hello").status_code == 200
+            second = nodes.cluster.add_node(num_cpus=1, resources={"rack": 1})
+            later.callback(nodes.cluster.remove_node, second)
+            nodes.cluster.remove_node(first)
             assert live.chat("hello again").status_code == 200
-        finally:
-            nodes.cluster.remove_node(second)

@@ -54,22 +54,25 @@ def test_a_warmed_head_is_found_by_who_begins_like_it(
 def test_replicas_share_a_cache_folder(nodes: Nodes, attention_gguf: Path, tmp_path: Path) -> None:
     folder, cache = _alone(attention_gguf, tmp_path), tmp_path / "cache"
     settings = {"n_ctx": 2048, "parallel": 2, "cache_dir": cache, "cache_write": "all"}
-    # Not by prefix: it is the folder that shall bring together what they know.
+    one = {"min_replicas": 1, "max_replicas": 1}
+    with deployed(nodes, folder, fake=False, cluster=one, **settings) as live:
+        first = ask(live, HEAD, "hello")
+        assert cached(first) == 0
+    # By load, so that both are asked: neither has computed anything of it.
     two = {"min_replicas": 2, "max_replicas": 2, "routing": "load"}
     with deployed(nodes, folder, fake=False, cluster=two, **settings) as live:
         until(lambda: len(replicas("attention.gguf")) == 2)
-        first = ask(live, HEAD, "hello")
-        assert cached(first) == 0
-        until(lambda: any(path.is_file() for path in cache.rglob("*.kv*")))
-        later: list[httpx.Response] = []
+        from_disk = 0
 
-        def one_found_it_on_disk() -> bool:
-            later.append(ask(live, HEAD, "hello"))
-            return bool(later[-1].json()["timings"]["cache_disk_n"])
+        def both_found_it_there() -> bool:
+            nonlocal from_disk
+            answer = ask(live, HEAD, "hello")
+            assert answer.json()["choices"] == first.json()["choices"]
+            assert cached(answer) > 0.7
+            from_disk += answer.json()["timings"]["cache_disk_n"] > 0
+            return from_disk == 2
 
-        until(one_found_it_on_disk)
-        assert all(cached(answer) > 0.7 for answer in later)
-        assert all(answer.json()["choices"] == first.json()["choices"] for answer in later)
+        until(both_found_it_there)
 
 
 def _alone(model: Path, folder: Path) -> Path:
