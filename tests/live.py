@@ -13,20 +13,24 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.forked import ForkedServer
+
 
 class LiveServer:
-    """`python -m llm_server.server` on a free port, with its folder of models."""
+    """A server on a free port, with its folder of models; `python` is what it runs with."""
 
     def __init__(
         self, models_dir: Path, options: Sequence[str] = (), python: str = sys.executable
     ) -> None:
         # A file, because a pipe that nobody reads stops the server once it is full.
         self._log = tempfile.NamedTemporaryFile(prefix="llm-server-", suffix=".log")
-        self.process = subprocess.Popen(
-            [python, "-m", "llm_server.server", "--port", "0"]
-            + ["--models-dir", str(models_dir), "--threads", "1", *options],
-            stderr=self._log,
-        )
+        arguments = ["--port", "0", "--models-dir", str(models_dir), "--threads", "1", *options]
+        self.process: ForkedServer | subprocess.Popen[bytes]
+        if python == sys.executable:
+            self.process = ForkedServer(arguments, Path(self._log.name))
+        else:
+            command = [python, "-m", "llm_server.server", *arguments]
+            self.process = subprocess.Popen(command, stderr=self._log)
         self.url = self._read_until(r"http://[\d.]+:\d+")
         self.client = httpx.Client(base_url=self.url, timeout=60)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import pytest
 
 from llm_server.errors import (
@@ -35,6 +34,7 @@ from llm_server.worker.config import CacheConfig, LoadConfig
 from llm_server.worker.messages import Load
 from tests.fake_live import FAKE_WORKER, add_models
 from tests.fake_worker import UNLUCKY_N_CTX
+from tests.forked import children
 
 FAKE_START = partial(Worker.start, argv=FAKE_WORKER)
 AMPLE = 1 << 40
@@ -51,7 +51,7 @@ def with_pool(
     **kwargs: Any,
 ) -> None:
     """Run `test` on a pool, close it, and see that none of its processes is left."""
-    others = set(psutil.Process().children())
+    others = set(children())
 
     async def run() -> None:
         pool = Pool(
@@ -65,7 +65,7 @@ def with_pool(
             await pool.close()
 
     asyncio.run(run())
-    assert set(psutil.Process().children()) <= others
+    assert set(children()) <= others
 
 
 def loads(folder: Path) -> list[str]:
@@ -188,7 +188,7 @@ def test_a_switch_waits_for_running_requests_and_then_takes_all_that_wait(tmp_pa
             assert lease.model.name == "a.gguf"
             lease.release()
         assert [line.split(".")[0] for line in loads(tmp_path)] == ["a", "b", "a"]
-        await until(lambda: len(psutil.Process().children()) == 1)
+        await until(lambda: len(children()) == 1)
 
     with_pool(tmp_path, test, memory=SCARCE)
 
@@ -429,7 +429,7 @@ def test_closing_refuses_the_waiting_and_new_ones_and_drains(tmp_path: Path) -> 
 def test_closing_in_the_middle_of_a_load_leaves_nothing(tmp_path: Path) -> None:
     add_models(tmp_path, "gate.gguf")
 
-    others = set(psutil.Process().children())
+    others = set(children())
 
     async def test(pool: Pool) -> None:
         waiting = asyncio.create_task(pool.acquire("gate"))
@@ -437,7 +437,7 @@ def test_closing_in_the_middle_of_a_load_leaves_nothing(tmp_path: Path) -> None:
         await pool.close()
         with pytest.raises(ServerError):
             await waiting
-        assert set(psutil.Process().children()) <= others
+        assert set(children()) <= others
 
     with_pool(tmp_path, test)
 
@@ -460,7 +460,7 @@ def test_models_stay_beside_each_other_while_the_budget_holds_them(tmp_path: Pat
 
     async def test(pool: Pool) -> None:
         leases = {name: await pool.acquire(name) for name in ("a", "b")}
-        assert len(psutil.Process().children()) == 2
+        assert len(children()) == 2
         assert pool.status().running == 2
         leases["a"].release()
         # `c` needs room, and `b` is in use: `a` goes, though it was used later.

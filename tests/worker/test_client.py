@@ -33,6 +33,7 @@ from llm_server.worker.messages import (
 from llm_server.worker.process import worker_environment
 from llm_server.worker.stream import MAX_UNREAD, EventStream
 from tests.fake_live import FAKE_WORKER, add_models, until
+from tests.forked import children
 
 
 def ask(text: str) -> ChatRequest:
@@ -87,13 +88,13 @@ def test_a_refusal_arrives_in_the_workers_words(tmp_path: Path) -> None:
     with pytest.raises(RemoteError) as caught:
         asyncio.run(started(tmp_path, "broken.gguf"))
     assert caught.value.info.code == "model_load_failed"
-    assert not psutil.Process().children()
+    assert not children()
 
 
 def test_a_crash_while_loading_is_a_failed_load(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadFailed):
         asyncio.run(started(tmp_path, "crash.gguf"))
-    assert not psutil.Process().children()
+    assert not children()
 
 
 def test_a_kill_by_the_system_while_loading_is_put_down_to_memory(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_a_kill_by_the_system_while_loading_is_put_down_to_memory(tmp_path: Path
             started(tmp_path, "gate.gguf", on_progress=lambda _: loading.set())
         )
         await loading.wait()
-        (child,) = psutil.Process().children()
+        (child,) = children()
         child.send_signal(signal.SIGKILL)
         with pytest.raises(InsufficientMemory):
             await starting
@@ -121,7 +122,7 @@ def test_a_cancelled_load_leaves_no_process(tmp_path: Path) -> None:
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
-        assert not psutil.Process().children()
+        assert not children()
 
     asyncio.run(run())
 
