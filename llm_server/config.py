@@ -22,8 +22,8 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -202,7 +202,9 @@ class Settings(BaseSettings):
         default={}, description="more names and own defaults of single models, by their names"
     )
     cluster: ClusterTable = Field(
-        default=ClusterTable(), description="how many replicas, and where, in a cluster"
+        default=ClusterTable(),
+        validate_default=True,
+        description="how many replicas, and where, in a cluster",
     )
 
     @classmethod
@@ -232,11 +234,15 @@ class Settings(BaseSettings):
         config_file.aliases_of(told)
         return told
 
-    @model_validator(mode="after")
-    def _check_cluster(self) -> Settings:
-        for table in self.models.values():
-            self.cluster.of(table.cluster)
-        return self
+    @field_validator("cluster")
+    @classmethod
+    def _check_cluster(cls, told: ClusterTable, info: ValidationInfo) -> ClusterTable:
+        for name, table in info.data.get("models", {}).items():
+            try:
+                told.of(table.cluster)
+            except ValueError as error:
+                raise ValueError(f"with [models.{name}.cluster], {error}") from None
+        return told
 
     @field_validator("memory")
     @classmethod

@@ -90,14 +90,6 @@ class ReplicaFields(BaseModel):
     resources: dict[str, float] = {}
     """Custom resources of Ray that a replica's node must have."""
 
-    @model_validator(mode="after")
-    def _check(self) -> ReplicaFields:
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(
-                f"min_replicas is {self.min_replicas}, more than max_replicas {self.max_replicas}"
-            )
-        return self
-
 
 class ClusterTable(ReplicaFields):
     """`[cluster]`: what holds for the whole cluster, and for models that say nothing themselves."""
@@ -112,7 +104,17 @@ class ClusterTable(ReplicaFields):
     def of(self, model: ReplicaFields) -> ReplicaFields:
         """What holds for a model. Raises ValueError where the two do not go together."""
         shared = self.model_dump(include=set(ReplicaFields.model_fields), exclude_unset=True)
-        return ReplicaFields(**{**shared, **model.model_dump(exclude_unset=True)})
+        both = ReplicaFields(**{**shared, **model.model_dump(exclude_unset=True)})
+        if both.min_replicas > both.max_replicas:
+            raise ValueError(
+                f"min_replicas is {both.min_replicas}, more than max_replicas {both.max_replicas}"
+            )
+        return both
+
+    @model_validator(mode="after")
+    def _check(self) -> ClusterTable:
+        self.of(ReplicaFields())
+        return self
 
 
 class ModelTable(Wire):

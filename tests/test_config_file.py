@@ -137,3 +137,33 @@ def test_a_file_that_cannot_be_read_is_one_line(
             settings_from_args(["--config", str(tmp_path / name)], "x")
         error = capsys.readouterr().err
         assert words in error and str(tmp_path / name) in error and error.count("\n") == 1
+
+
+def test_what_a_cluster_is_told(tmp_path: Path) -> None:
+    settings = from_file(
+        tmp_path,
+        "[cluster]\nmax_replicas = 4\ngpu_memory = '24GB'\n"
+        "[models.a.cluster]\nmin_replicas = 2\nmemory = '3GB'\n",
+    )
+    shared, own = settings.cluster, settings.models["a"].cluster
+    assert (shared.max_replicas, shared.gpu_memory, shared.ingress_replicas) == (4, 24 * 10**9, 1)
+    both = shared.of(own)
+    assert (both.min_replicas, both.max_replicas, both.memory) == (2, 4, 3 * 10**9)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[cluster]\nmax_replica = 1\n", "unknown key cluster.max_replica; did you mean max_repl"),
+        ("[models.a.cluster]\nnum_cpu = 1\n", "unknown key models.a.cluster.num_cpu; did you me"),
+        ("[cluster]\nmin_replicas = 2\n", "min_replicas is 2, more than max_replicas 1"),
+        ("[models.a.cluster]\nmax_replicas = 0\n", "models.a.cluster.max_replicas"),
+        ("[models.a.cluster]\nmin_replicas = 2\n", "with [models.a.cluster], min_replicas is 2"),
+    ],
+)
+def test_what_is_wrong_with_the_tables_of_a_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    with pytest.raises(SystemExit):
+        from_file(tmp_path, text)
+    assert said in capsys.readouterr().err
