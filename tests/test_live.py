@@ -150,14 +150,30 @@ def test_an_over_long_prompt_is_a_plain_400_even_when_streamed(server: LiveServe
 
 
 def test_thirty_two_streams_at_once(server: LiveServer) -> None:
-    def ask(i: int) -> str:
-        body = {**CHAT, "messages": [{"role": "user", "content": f"name {i % 4}"}]}
-        return text_of(server.client.post("/chat/completions", json={**body, "max_tokens": 20}))
+    def ask(i: int) -> list[dict[str, Any]]:
+        question = {"messages": [{"role": "user", "content": f"name {i % 4}"}]}
+        body = {**CHAT, **question, "max_tokens": 20, "logprobs": True, "top_logprobs": 2}
+        answer = server.client.post("/chat/completions", json=body).json()
+        tokens: list[dict[str, Any]] = answer["choices"][0]["logprobs"]["content"]
+        return tokens
 
     with ThreadPoolExecutor(32) as pool:
-        texts = list(pool.map(ask, range(32)))
-    assert all(texts[i] == texts[i % 4] for i in range(32))
+        answers = list(pool.map(ask, range(32)))
+    assert all(agree(answers[i], answers[i % 4]) for i in range(32))
     assert server.client.get("/").json()["running"] == 0
+
+
+def agree(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
+    """Whether answers are the same up to where two tokens were as likely as each other.
+
+    In batches of another size llama.cpp rounds differently: attention by tiles keeps 32 bits where
+    it goes row by row in 16.
+    """
+    for a, b in zip(one, other, strict=True):
+        if a["token"] != b["token"]:
+            first, second = (likely["logprob"] for likely in a["top_logprobs"])
+            return bool(first - second < 0.02)
+    return True
 
 
 def test_a_disconnect_frees_the_worker(server: LiveServer) -> None:
