@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from llm_server import config_file
+from llm_server import config_file, places
 from llm_server.api.parameters import GpuLayers
 from llm_server.config_file import ClusterTable, ConfigFileError, FileSource, ModelTable
 from llm_server.machine import Memory, memory
@@ -93,7 +92,7 @@ class Settings(BaseSettings):
         description="model to load at the start, default the first by name",
     )
     models_dir: Path = Field(
-        default_factory=lambda: default_models_dir(),
+        default_factory=lambda: places.default_models_dir(),
         description="folder with GGUF files, default ./models or the per-user data folder",
     )
     n_ctx: int = Field(
@@ -257,12 +256,6 @@ class Settings(BaseSettings):
         return told
 
 
-def default_models_dir() -> Path:
-    """`models/` of the working directory if there is one, else in the per-user data folder."""
-    here = Path("models")
-    return here.absolute() if here.is_dir() else user_data_dir() / "models"
-
-
 def make_registry(settings: Settings, stand_in: Path | None) -> Registry:
     """The models folder as the settings want it read; nothing has been read yet."""
     return Registry(
@@ -300,37 +293,8 @@ def cache_config(settings: Settings) -> CacheConfig | None:
     folder = cache_dir(settings)
     size = settings.cache_size
     if size is None:
-        size = ByteSize(min(MAX_CACHE_BYTES, _free_bytes(folder) // CACHE_SHARE))
+        size = ByteSize(min(MAX_CACHE_BYTES, places.free_bytes(folder) // CACHE_SHARE))
     return CacheConfig(str(folder), int(size), settings.cache_write) if size else None
-
-
-def _free_bytes(folder: Path) -> int:
-    """Free space where `folder` is or will be."""
-    for path in (folder, *folder.parents):
-        try:
-            return shutil.disk_usage(path).free
-        except OSError:
-            continue
-    return 0
-
-
-def user_data_dir() -> Path:
-    """Where this user's data of the server lies, by the platform's custom."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "llm-server"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "llm-server"
-    # XDG Base Directory Specification: a relative value is to be ignored.
-    told = Path(os.environ.get("XDG_DATA_HOME", ""))
-    return (told if told.is_absolute() else Path.home() / ".local" / "share") / "llm-server"
-
-
-def user_config_dir() -> Path:
-    """Where this user's configuration of the server lies, by the platform's custom."""
-    if sys.platform in ("darwin", "win32"):
-        return user_data_dir()
-    told = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    return (told if told.is_absolute() else Path.home() / ".config") / "llm-server"
 
 
 def settings_from_args(args: Sequence[str], prog: str) -> Settings:
@@ -348,7 +312,7 @@ def settings_from_environment(given: Mapping[str, Any] | None = None) -> Setting
 
 def _settings(given: Mapping[str, Any], prog: str) -> Settings:
     told = given.get("config") or os.environ.get(_variable("config"))
-    path = Path(told).absolute() if told else config_file.found(user_config_dir())
+    path = Path(told).absolute() if told else config_file.found(places.user_config_dir())
     try:
         if told and path is not None and not path.is_file():
             raise ConfigFileError(f"--config: there is no file {path}")

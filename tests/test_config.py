@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_server.config import MAX_CACHE_BYTES, cache_config, settings_from_args, user_data_dir
+from llm_server.config import MAX_CACHE_BYTES, cache_config, settings_from_args
+from llm_server.places import user_data_dir
 from llm_server.worker.config import CacheConfig
 
 

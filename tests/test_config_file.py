@@ -11,8 +11,8 @@ from llm_server.config import (
     make_registry,
     settings_from_args,
     settings_from_environment,
-    user_config_dir,
 )
+from llm_server.places import user_config_dir
 from tests.fake_live import add_models
 
 

@@ -1,0 +1,43 @@
+"""Where things lie unless told: models, data and configuration of this user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+
+def default_models_dir() -> Path:
+    """`models/` of the working directory if there is one, else in the per-user data folder."""
+    here = Path("models")
+    return here.absolute() if here.is_dir() else user_data_dir() / "models"
+
+
+def user_data_dir() -> Path:
+    """Where this user's data of the server lies, by the platform's custom."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "llm-server"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "llm-server"
+    # XDG Base Directory Specification: a relative value is to be ignored.
+    told = Path(os.environ.get("XDG_DATA_HOME", ""))
+    return (told if told.is_absolute() else Path.home() / ".local" / "share") / "llm-server"
+
+
+def user_config_dir() -> Path:
+    """Where this user's configuration of the server lies, by the platform's custom."""
+    if sys.platform in ("darwin", "win32"):
+        return user_data_dir()
+    told = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    return (told if told.is_absolute() else Path.home() / ".config") / "llm-server"
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where `folder` is or will be."""
+    for path in (folder, *folder.parents):
+        try:
+            return shutil.disk_usage(path).free
+        except OSError:
+            continue
+    return 0
