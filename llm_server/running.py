@@ -13,8 +13,6 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -37,19 +35,17 @@ KEEP_ALIVE_S = 65
 they never send into a connection that is just being closed."""
 
 
-def run(
-    settings: Settings,
-    listener: socket.socket,
-    worker_argv: Sequence[str] | None = None,
-    stand_in: Path | None = None,
-) -> int:
-    """Serve on `listener` until told to stop. 0, or 1 when it was told twice."""
-    app = create_app(settings, worker_argv=worker_argv, stand_in=stand_in)
+async def serve(settings: Settings, listener: socket.socket, pool: Pool) -> int:
+    """Serve on `listener` until told to stop. 0, or 1 when it was told twice.
+
+    `pool` has been told to load the first model.
+    """
+    app = create_app(settings, backend=pool, preloads=False)
     limits = Limits(connections=affordable_connections(settings.max_connections))
     server = Server(app, limits, settings.grace_seconds)
     # What is here now stays: searching all of it for garbage takes 20 ms each time.
     gc.freeze()
-    server.run(sockets=[listener])
+    await server.serve(sockets=[listener])
     return 1 if server.force_exit else 0
 
 

@@ -1,8 +1,8 @@
 """Starting and stopping the server: `python -m llm_server.server`, and `app` for uvicorn.
 
-What can be wrong is found first (settings, port, model), then the heavy imports are made, then
-models are loaded. On the first SIGINT or SIGTERM running answers get time to end; a second one
-stops at once.
+What can be wrong is found first (settings, port, model); then `opening` makes the heavy imports
+while the first model is loaded. On the first SIGINT or SIGTERM running answers get time to end; a
+second one stops at once.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def serve(
     with listener:
         check_exposure(settings, listener)
         configure_logging(settings)
-        from llm_server.running import run
+        from llm_server.opening import run
 
         logs.say(banner(settings, registry, listener))
         warn_of_unknown_models(settings, registry)

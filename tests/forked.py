@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["llm_server.server", "llm_server.running"])
+_CONTEXT.set_forkserver_preload(["llm_server.server", "llm_server.opening", "llm_server.running"])
 
 
 class ForkedServer:

@@ -214,7 +214,7 @@ def test_uvicorn_with_a_missing_model_ends_with_one_line(tmp_path: Path) -> None
 
 def test_the_api_process_never_imports_llama_cpp() -> None:
     code = (
-        "import sys, llm_server.cli, llm_server.server, llm_server.running;"
+        "import sys, llm_server.cli, llm_server.server, llm_server.opening, llm_server.running;"
         "sys.exit(any(m.split('.')[0] in ('llama_cpp', 'jinja2', 'numpy') for m in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

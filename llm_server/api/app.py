@@ -22,17 +22,11 @@ from llm_server.api.edge import Edge
 from llm_server.api.keys import Keyring
 from llm_server.api.schema import document
 from llm_server.api.traffic import Traffic
-from llm_server.config import Settings, cache_config, make_planner, make_registry
+from llm_server.config import Settings, cache_config, make_registry
 from llm_server.errors import ServerError
 from llm_server.models.backend import Backend
-from llm_server.models.loader import Loader
-from llm_server.models.policy import keep_alive_seconds
-from llm_server.models.pool import Pool
-from llm_server.models.registry import Registry
-from llm_server.worker.client import Worker
-from llm_server.worker.config import CacheConfig
+from llm_server.opening import make_pool, preload
 from llm_server.worker.process import WORKER_ARGV
-from llm_server.worker.watchdog import Limits
 
 
 class App(FastAPI):
@@ -58,12 +52,14 @@ def create_app(
     patience: Patience | None = None,
     stand_in: Path | None = None,
     backend: Backend | None = None,
+    preloads: bool = True,
 ) -> App:
     """The application for `settings`. Nothing is started before its lifespan begins.
 
     `worker_argv` is the command of worker processes, when it is not our own; `stand_in` the model
     that serves while the folder holds none. Both are for the pool that is made here, unless
-    `backend` holds the models. Raises InvalidKey.
+    `backend` holds the models. `preloads`: the lifespan begins with loading the first model.
+    Raises InvalidKey.
     """
     cached = cache_config(settings)
     pool = backend or make_pool(
@@ -92,6 +88,7 @@ def create_app(
         shared_cache=settings.shared_cache,
     )
     registry = pool.planner.registry
+    app.state.preloads = preloads
     app.state.context = Context(registry, pool, access, traffic, patience or Patience(), cached)
     app.include_router(native.router)
     app.include_router(models.router)
@@ -100,33 +97,6 @@ def create_app(
         app.include_router(router)
     app.router.routes += ui.file_routes()
     return app
-
-
-def make_pool(
-    settings: Settings,
-    registry: Registry,
-    cached: CacheConfig | None,
-    worker_argv: Sequence[str],
-) -> Pool:
-    """The pool of models for `settings`; nothing is loaded yet."""
-    start_worker = partial(
-        Worker.start,
-        argv=worker_argv,
-        limits=Limits(memory=settings.worker_memory),
-    )
-    return Pool(
-        make_planner(settings, registry),
-        Loader(
-            cached,
-            log_level=settings.log_level,
-            log_format=settings.log_format,
-            sandbox=not settings.no_sandbox,
-            start_worker=start_worker,
-        ),
-        queue_size=settings.queue_size,
-        first_model=settings.model_name,
-        keep_alive_s=keep_alive_seconds(settings.keep_alive),
-    )
 
 
 def access_of(settings: Settings) -> Access:
@@ -141,20 +111,12 @@ def access_of(settings: Settings) -> Access:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context = app.state.context
     pool = context.pool
-    preloading = asyncio.create_task(_preload(pool))
-    watching = asyncio.create_task(context.journal.watch(pool))
+    beside = [asyncio.create_task(preload(pool))] if app.state.preloads else []
+    beside.append(asyncio.create_task(context.journal.watch(pool)))
     try:
         yield
     finally:
-        preloading.cancel()
-        watching.cancel()
+        for task in beside:
+            task.cancel()
         await context.renderer.close()
         await pool.close()
-
-
-async def _preload(pool: Backend) -> None:
-    """Load the first model behind the server's back, so that it answers /health meanwhile."""
-    # The pool logs what goes wrong, and an empty folder is no error.
-    with contextlib.suppress(ServerError):
-        lease = await pool.acquire(None)
-        lease.release()

@@ -11,13 +11,13 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from llm_server.api.app import make_pool
 from llm_server.cluster import messages
 from llm_server.cluster.messages import Opening
 from llm_server.config import Settings, cache_config, make_registry
 from llm_server.errors import ServerError
 from llm_server.models.lease import Lease, Overrides
 from llm_server.models.pool import Pool
+from llm_server.opening import make_pool
 from llm_server.server import configure_logging
 from llm_server.worker import frames
 

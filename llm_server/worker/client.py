@@ -246,17 +246,14 @@ class Worker:
         """The process has been reaped."""
         self._usable = False
         self._ticking.cancel()
-        if not self._stopping and (not self._killed or self._verdict is not None):
+        told_to = self._stopping or (self._killed and self._verdict is None)
+        if not told_to:
             self.crashed_at = time.monotonic()
             self._totals.worker_crashes += 1
-        if not self._stopping or status != 0:
-            logger.log(
-                logging.INFO if self._stopping else logging.ERROR,
-                "worker %d %s with %d requests running",
-                self.pid,
-                describe_exit(status),
-                len(self._running),
-            )
+        if not told_to or status != 0:
+            level = logging.INFO if told_to else logging.ERROR
+            ended, n = describe_exit(status), len(self._running)
+            logger.log(level, "worker %d %s with %d requests running", self.pid, ended, n)
         if not self._loading.done():
             self._loading.set_exception(self._verdict or died_loading(status, self._killed))
             self._loading.exception()  # Read here: the loader may have been cancelled.

@@ -112,7 +112,9 @@ def test_a_kill_by_the_system_while_loading_is_put_down_to_memory(tmp_path: Path
     asyncio.run(run())
 
 
-def test_a_cancelled_load_leaves_no_process(tmp_path: Path) -> None:
+def test_a_cancelled_load_leaves_no_process_and_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def run() -> None:
         loading = asyncio.Event()
         starting = asyncio.create_task(
@@ -125,6 +127,7 @@ def test_a_cancelled_load_leaves_no_process(tmp_path: Path) -> None:
         assert not children()
 
     asyncio.run(run())
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
