@@ -16,6 +16,7 @@ from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from llm_server.chat.closing import WayOut
+from llm_server.chat.edges import NOWHERE, Edge
 from llm_server.errors import ServerError
 
 RESERVE = 512
@@ -42,15 +43,12 @@ class GrammarTooComplex(ServerError):
 class Trigger:
     """A text that ends a free phase and begins a grammar.
 
-    `token` is the one token that always spells it, -1 if there is none. `matcher` makes a fresh
-    matcher that begins with any text and then `text`, `announced` one behind which anything may
-    come. `anchored`: only where the answer starts.
+    `matcher` makes a fresh matcher of what follows the text. `anchored`: only where the answer
+    starts.
     """
 
-    text: bytes
-    token: int
+    edge: Edge
     matcher: Callable[[], LLMatcher]
-    announced: Callable[[], LLMatcher]
     anchored: bool = False
 
 
@@ -74,7 +72,7 @@ class Plan:
 
     `first` is the grammar of the answer's beginning, None if that is free; `head` is that or the
     opening of a thought, where one may come. `triggers` begin calls in free text. `thought` opens
-    a thought and `close` ends it, as text; after a thought comes `first`. `once`: the answer ends
+    a thought and `close` ends it; after a thought comes `first`. `once`: the answer ends
     with its grammar. `bulk` is how much longer the shortest call of the largest tool is than that
     of the smallest. `opening` begins calls at the start of the answer and behind `switch`, which
     ends one message of it. `must_call`: `first` holds nothing but calls; else `heads` are what
@@ -85,13 +83,13 @@ class Plan:
     head: Callable[[], LLMatcher] | None = None
     triggers: Sequence[Trigger] = ()
     thought: bytes = b""
-    close: bytes = b""
+    close: Edge = NOWHERE
     close_tokens: Sequence[int] = ()
     budget: int | None = None
     once: bool = True
     bulk: float = 1.0
     opening: Opening | None = None
-    switch: bytes = b""
+    switch: Edge = NOWHERE
     must_call: bool = False
     heads: Sequence[bytes] = ()
 
@@ -102,13 +100,15 @@ class Constraint:
     After each token, sampled or forced, `accept` it; then, unless `finished`, append all of
     `forced`, if any, or sample with `mask`. If the model samples an end of generation, append
     all of `instead_of_end`, if any. `spellings` are the bytes of all tokens.
-    `way_out` finds endings, `ends` are the tokens that end a generation.
+    `tokenize` makes tokens of text in the middle of an answer, `way_out` finds endings, `ends` are
+    the tokens that end a generation.
     """
 
     def __init__(
         self,
         plan: Plan,
         spellings: Sequence[bytes],
+        tokenize: Callable[[bytes], list[int]],
         way_out: Callable[[], WayOut],
         ends: Sequence[int],
         *,
@@ -116,6 +116,7 @@ class Constraint:
     ) -> None:
         self._plan = plan
         self._spellings = spellings
+        self._tokenize = tokenize
         self._find_way_out = way_out
         self._mask: NDArray[np.int32] = np.zeros((len(spellings) + 31) // 32, dtype=np.int32)
         self._matcher: LLMatcher | None = None
@@ -125,10 +126,9 @@ class Constraint:
         self._in_call = False
         self._said: bytes | None = b""  # of `first`, until it shows whether that is a call
         self._opened: list[int] | None = None  # tokens of a message that may begin with a call
-        self._recent: list[int] = []
-        self._n_text = 0
-        self._by_text = [t for t in plan.triggers if t.token < 0]
-        self._tail = b""
+        self._tail = b""  # the end of free text
+        self._n_last = 0  # bytes of its last token
+        self._cut = False  # text came before it
         self._n_thought = 0
         self._n_seen = 0
         self._exit: list[int] | None = None
@@ -180,6 +180,9 @@ class Constraint:
     def accept(self, token: int) -> None:
         """`token` has become part of the answer. Raises GrammarTooComplex."""
         self._n_seen += 1
+        self._take(token)
+
+    def _take(self, token: int) -> None:
         if self._thinking:
             self._think(token)
         elif self._matcher is not None:
@@ -188,42 +191,35 @@ class Constraint:
             self._watch(token)
 
     def _without_misfits(self) -> NDArray[np.int32] | None:
-        """Free text, but no token that ends a call's header and goes on as the call must not.
+        """Free text, but no token that ends it and goes on as what follows must not.
 
-        The grammar begins behind such a token: it would come too late. None where there is none.
+        None where there is none.
         """
         bad = np.zeros_like(self._mask)
-        for start, tokens in self._headers():
-            bad |= self._misfits(start.matcher(), start.announced(), tokens)
+        bits = bad.view(np.uint8)
+        for edge, anchored in self._edges():
+            for n, tokens in edge.blocked.items():
+                at = len(self._tail) - n
+                if self._tail.endswith(edge.text[:n]) and not (anchored and self._said_before(at)):
+                    np.bitwise_or.at(bits, tokens // 8, (1 << tokens % 8).astype(np.uint8))
+        opening = self._plan.opening
+        if opening is not None and self._opened is not None:
+            bad |= self._misfits(opening.matcher(), opening.announced(), self._opened)
         if not bad.any():
             return None
         return np.invert(bad, out=self._mask)
 
-    def _headers(self) -> Iterator[tuple[Trigger | Opening, list[int]]]:
-        """What the next token may complete, and what was said of it."""
-        if self._plan.opening is not None and self._opened is not None:
-            yield self._plan.opening, self._opened
-        for trigger in self._by_text:
-            if (tokens := self._begun(trigger)) is not None:
-                yield trigger, tokens
+    def _edges(self) -> Iterator[tuple[Edge, bool]]:
+        """Where free text may end, and whether only at the start of the answer."""
+        yield from ((trigger.edge, trigger.anchored) for trigger in self._plan.triggers)
+        if self._thinking:
+            yield self._plan.close, False
+        if self._plan.opening is not None:
+            yield self._plan.switch, False
 
-    def _begun(self, trigger: Trigger) -> list[int] | None:
-        """The last tokens if a trigger's text has begun in them; at the start it may always."""
-        tail, text = self._tail, trigger.text
-        lengths = range(len(text) - 1, 0, -1)
-        at = len(tail) - next((n for n in lengths if tail.endswith(text[:n])), 0)
-        if trigger.anchored:
-            return None if self._n_text or tail[:at].strip() else self._recent
-        return self._since(at) or None
-
-    def _since(self, at: int) -> list[int]:
-        """The tokens of free text from the one on that holds its byte `at`."""
-        start = 0
-        for n, token in enumerate(self._recent):
-            start += len(self._spellings[token])
-            if start > at:
-                return self._recent[n:]
-        return []
+    def _said_before(self, at: int) -> bool:
+        """Whether anything but blanks comes before byte `at` of the free text's end."""
+        return self._cut or bool(self._tail[:at].strip())
 
     def _misfits(
         self, call: LLMatcher, announced: LLMatcher, tokens: list[int]
@@ -248,7 +244,7 @@ class Constraint:
     def _begin(self, head: Callable[[], LLMatcher] | None = None) -> None:
         """The answer proper starts here, or with `head` a thought may."""
         self._thinking = False
-        self._tail, self._recent, self._n_text = b"", [], 0
+        self._tail, self._cut = b"", False
         source = head or self._plan.first
         if source is not None:
             self._matcher = source()
@@ -261,8 +257,15 @@ class Constraint:
         self._watch(token)
         if self._matcher is not None:
             self._thinking = False  # it calls without an end to its thought
-        elif self._plan.close in self._tail:
+        elif (at := self._find(self._plan.close.text)) >= 0:
+            rest = self._tail[at:]
             self._begin()
+            self._retake(rest)
+
+    def _retake(self, rest: bytes) -> None:
+        """What the last token holds behind the end of a phase belongs to the next one."""
+        for token in self._tokenize(rest) if rest else ():
+            self._take(token)
 
     def _end_of_thought(self, remaining: int) -> list[int]:
         """Close a thought that used up its budget, or the answer's."""
@@ -300,13 +303,13 @@ class Constraint:
             text = self._tail.strip()
             if text == self._plan.thought:
                 self._matcher, self._thinking, self._n_thought = None, True, 0
-                self._tail, self._recent, self._said, self._in_call = b"", [], b"", False
+                self._tail, self._said, self._in_call = b"", b"", False
                 return
             self._in_head = self._plan.thought.startswith(text)
         if self._matcher.is_stopped():
             self._check()
             self._matcher, self._in_call = None, False
-            self._tail, self._recent = b"", []
+            self._tail = b""
             self.finished = self._plan.once
 
     def _look_for_call(self, said: bytes) -> None:
@@ -319,22 +322,22 @@ class Constraint:
         self._said = said if not text or (self._in_call and not begun) else None
 
     def _watch(self, token: int) -> None:
-        """Free text: look for a trigger at its end."""
+        """Free text: look for what ends it."""
         plan = self._plan
-        for trigger in plan.triggers:
-            if token == trigger.token:
-                self._enter(trigger.matcher(), [token])
-                return
         if self._opened is not None and self._opens(token):
             return
         self._remember(token)
-        for trigger in self._by_text:
+        for trigger in plan.triggers:
             if self._completed(trigger):
                 return
-        if self._tail.strip() == plan.thought and plan.thought and not self._n_text:
-            self._thinking, self._tail, self._n_thought = True, b"", 0
-            self._recent, self._opened = [], None
-        elif plan.opening and plan.switch and self._tail.endswith(plan.switch):
+        if self._thinking:
+            return
+        thought = self._find(plan.thought)
+        if thought >= 0 and not self._said_before(thought - len(plan.thought)):
+            rest, self._thinking, self._n_thought = self._tail[thought:], True, 0
+            self._tail, self._opened = b"", None
+            self._retake(rest)
+        elif plan.opening and self._find(plan.switch.text) >= 0:
             self._opened = []
 
     def _opens(self, token: int) -> bool:
@@ -350,28 +353,31 @@ class Constraint:
         return complete and self._enter(opening.matcher(), opened)
 
     def _remember(self, token: int) -> None:
-        """Keep the end of the text, whole tokens of it."""
+        """Keep the end of the text, with all of its last token."""
+        if len(self._tail) > TAIL:
+            self._tail, self._cut = self._tail[-TAIL:], True
         self._tail += self._spellings[token]
-        self._recent.append(token)
-        while len(self._tail) - len(self._spellings[self._recent[0]]) >= TAIL:
-            dropped = self._spellings[self._recent.pop(0)]
-            self._tail = self._tail[len(dropped) :]
-            self._n_text += 1
+        self._n_last = len(self._spellings[token])
+
+    def _find(self, text: bytes) -> int:
+        """Where a text ends that the last token completed, -1 if it did not."""
+        start = max(len(self._tail) - self._n_last - len(text) + 1, 0)
+        at = self._tail.find(text, start) if text else -1
+        return at + len(text) if at >= 0 else -1
 
     def _completed(self, trigger: Trigger) -> bool:
         """Whether the last token completed the text of a trigger, and a grammar begins with it."""
-        last = len(self._spellings[self._recent[-1]])
-        at = self._tail.find(trigger.text, max(len(self._tail) - last - len(trigger.text) + 1, 0))
-        if at < 0 or (trigger.anchored and (self._n_text or self._tail[:at].strip())):
+        at = self._find(trigger.edge.text)
+        if at < 0 or (trigger.anchored and self._said_before(at - len(trigger.edge.text))):
             return False
-        return self._enter(trigger.matcher(), self._since(at))
+        return self._enter(trigger.matcher(), self._tokenize(self._tail[at:]))
 
     def _enter(self, matcher: LLMatcher, tokens: list[int]) -> bool:
         if matcher.validate_tokens(tokens) < len(tokens):
             return False  # it went on in another way: no call that we know
         matcher.consume_tokens(tokens)
         self._matcher, self._in_head, self._in_call = matcher, False, True
-        self._tail, self._recent, self._opened, self._said = b"", [], None, None
+        self._tail, self._opened, self._said = b"", None, None
         return True
 
     # ---- the end -------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ class Dialogue:
     def warm(self) -> None:
         """Build what the first request with tools or a schema would wait for: half a second for
         150,000 tokens, most of it with the interpreter's lock held."""
-        _ = self._planner.grammars.tokenizer
+        self._planner.warm()
 
     def prepare(self, id: int, request: ChatRequest) -> Prepared:
         """Everything the engine needs to answer a request.

@@ -114,10 +114,6 @@ class Lark:
             at = match.end()
         return " ".join(part for part in [*parts, _regex(text[at:])] if part)
 
-    def starts_with_marker(self, text: str) -> bool:
-        """Whether a text begins with a token that stands for its whole spelling."""
-        return self._split.match(text) is not None
-
     def leading(self, text: str) -> tuple[str, str]:
         """`text` up to its first marker, and the rest."""
         match = self._split.search(text)

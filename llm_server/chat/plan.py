@@ -17,10 +17,11 @@ from llguidance import LLMatcher
 
 from llm_server.chat.closing import WayOut
 from llm_server.chat.constraint import Constraint, Opening, Plan, Trigger
-from llm_server.chat.grammar import ANYTHING, Grammars, Lark, Spelling, check_schema
+from llm_server.chat.edges import NOWHERE, Edge, Edges, begins, blank
+from llm_server.chat.grammar import Grammars, Lark, Spelling, check_schema
 from llm_server.chat.stream import Where
 from llm_server.chat.syntax.call_grammar import CallGrammar, Choice
-from llm_server.chat.syntax.format import ParamArgs, Syntax, other_headers
+from llm_server.chat.syntax.format import ParamArgs, ReasoningFormat, Syntax, other_headers
 from llm_server.chat.syntax.literal import (
     Literal,
     Slot,
@@ -103,18 +104,20 @@ class Planner:
         reasoning = self._syntax.reasoning
         first, head = self._first(demand)
         triggers = self._triggers(demand) if demand.tools else []
+        opening = self._call_opening(demand) if demand.tools and first is None else None
+        anchored = opening is not None or any(trigger.anchored for trigger in triggers)
         plan = Plan(
             first,
             head,
             triggers,
             thought=reasoning.open.encode() if reasoning and demand.may_think else b"",
-            close=reasoning.close.encode() if reasoning else b"",
+            close=self._close(reasoning, first, anchored) if reasoning else NOWHERE,
             close_tokens=self._close_tokens,
             budget=demand.request.reasoning_budget if reasoning else None,
             once=first is not None or not demand.request.parallel_tool_calls,
             bulk=self._bulk(demand.tools),
-            opening=self._call_opening(demand) if demand.tools and first is None else None,
-            switch=self._syntax.switch.encode(),
+            opening=opening,
+            switch=self._edges.edge(self._syntax.switch.encode(), blank) if opening else NOWHERE,
             must_call=demand.must_call,
             heads=self._heads(demand) if first is not None else (),
         )
@@ -123,6 +126,7 @@ class Planner:
         return Constraint(
             plan,
             self._vocabulary.spellings,
+            self.grammars.tokenizer.tokenize_bytes,
             partial(self._way_out, demand.tools),
             sorted(self._vocabulary.eog),
             thinking=demand.where == "reasoning" and reasoning is not None,
@@ -172,6 +176,24 @@ class Planner:
             plain = self.grammars.tokenizer.tokenize_str(part) if marker is None else [marker]
             tokens += plain
         return tokens
+
+    @cached_property
+    def _edges(self) -> Edges:
+        return Edges(self._vocabulary.spellings, self.grammars.tokenizer.tokenize_bytes)
+
+    def warm(self) -> None:
+        """Build what the first constrained answer would wait for: half a second for 150,000
+        tokens, most of it with the interpreter's lock held."""
+        close = self._syntax.reasoning.close if self._syntax.reasoning is not None else ""
+        for text in (self._syntax.calls.trigger, close):
+            self._edges.overhangs(text.encode())
+
+    def _close(self, reasoning: ReasoningFormat, first: _Source | None, anchored: bool) -> Edge:
+        """How a thought ends. `anchored`: a call may come where the answer starts, only there."""
+        text = reasoning.close.encode()
+        if first is not None:
+            return self._edges.edge(text, begins(first()))
+        return self._edges.edge(text, blank) if anchored else Edge(text, {})
 
     @cached_property
     def _close_tokens(self) -> list[int]:
@@ -252,19 +274,11 @@ class Planner:
 
     def _trigger(self, demand: Demand, text: str, opening: Literal, anchored: bool) -> Trigger:
         lark = Lark(self.grammars.markers)
-        calls = self._calls(lark, demand)
-        token = self.grammars.markers.get(text, -1)
-        if lark.starts_with_marker(text):
-            body = calls.section(opening)
-        else:
-            rest = text_of(opening).lstrip().removeprefix(text)
-            head = lark.any_text_until(text)
-            body = f"{head} {calls.section(build(rest, *opening[1:]))}"
+        rest = text_of(opening).lstrip().removeprefix(text)
+        body = self._calls(lark, demand).section(build(rest, *opening[1:]))
         matcher = self._compiled(lark.source(body), demand.request)
-        lark = Lark(self.grammars.markers)
-        anything = lark.source(f"{lark.any_text_until(text)} {ANYTHING}")
-        announced = self._compiled(anything, demand.request)
-        return Trigger(text.encode(), token, matcher, announced, anchored)
+        edge = self._edges.edge(text.encode(), begins(matcher()), anchored=anchored)
+        return Trigger(edge, matcher, anchored)
 
     def _calls(self, lark: Lark, demand: Demand) -> CallGrammar:
         choice = Choice(demand.tools, demand.params, demand.request.parallel_tool_calls)

@@ -31,8 +31,12 @@ def generate(
     max_tokens: int = 300,
     seed: int = 0,
     script: str = "",
+    wordy: bool = False,
 ) -> Answer:
-    """Random tokens under the constraint, at most `max_tokens`; `script` is said first, freely."""
+    """Random tokens under the constraint, at most `max_tokens`; `script` is said first, freely.
+
+    `wordy`: tokens of several letters where any may come.
+    """
     rng, answer = random.Random(seed), Answer()
     constraint = prepared.constraint
     scripted = vocabulary.tokenize(script, parse_special=True)
@@ -54,7 +58,7 @@ def generate(
                 del scripted[: len(forced)]
         else:
             mask = constraint.mask() if constraint is not None else None
-            tokens = [_pick(rng, mask, vocabulary, scripted)]
+            tokens = [_pick(rng, mask, vocabulary, scripted, wordy)]
             answer.n_sampled += 1
             answer.n_masked += mask is not None
             if tokens[0] in vocabulary.eog:
@@ -74,9 +78,12 @@ def _pick(
     mask: np.ndarray[tuple[int, ...], np.dtype[np.int32]] | None,
     vocabulary: ByteVocabulary,
     scripted: list[int],
+    wordy: bool,
 ) -> int:
     if scripted:
         return scripted.pop(0)
+    if wordy and mask is None:
+        return rng.choice([*vocabulary.eog, *range(256, vocabulary.n_tokens)])
     if mask is None:
         return rng.choice(sorted(vocabulary.eog) + list(range(32, 127)))
     bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: vocabulary.n_tokens]

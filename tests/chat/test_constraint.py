@@ -158,27 +158,30 @@ def test_auto_constrains_what_can_only_be_a_call(name: str, script: str, spelled
     assert "get_weather" in arguments(fold(got.deltas)[2]), got.text
 
 
-MISFITS = {
-    None: ("Hm. <tool_cal", ["l>\n{", 'l>\n{"x', "l>!"]),
-    "meetkai-functionary-medium-v3.2": ("get_weather", ["\n{", '\n{"x', "\nIt"]),
-    "meta-llama-Llama-3.1-8B-Instruct": (
-        '{"name',
-        ['": "get', '": "x', '": "7'],
-    ),
-    "openai-gpt-oss-120b": (
+MISFITS: list[tuple[str | None, str, list[str]]] = [
+    (None, "Hm. <tool_cal", ["l>\n{", 'l>\n{"x', "l>!"]),
+    (None, "Hm. ", ["<tool_call>\n{", '<tool_call>\n{"x', ".<tool_call>!"]),
+    (None, "<think>Hm.", ["<tool_call>\n{", "</think><tool_call>!", "</think>.<tool_call>!"]),
+    ("meetkai-functionary-medium-v3.2", "get_weather", ["\n{", '\n{"x', "\nIt"]),
+    ("meetkai-functionary-medium-v3.2", "", ["get_weather\n{", 'get_weather\n{"x', "do-it\nIt"]),
+    ("meta-llama-Llama-3.1-8B-Instruct", '{"name', ['": "get', '": "x', '": "7']),
+    ("meta-llama-Llama-3.1-8B-Instruct", "", ['{"name": "get', '{"name": "x', '{"name": 7']),
+    (
+        "openai-gpt-oss-120b",
         "<|channel|>commentary to=functions.get_weather<|message",
         ["|>{", '|>{"x', "|>It"],
     ),
-}
-"""By template (None: Hermes' calls): the beginning of a header, and tokens that hold its end, the
+]
+"""By template (None: Hermes' calls): what was said, and tokens that hold the end of a header, the
 first with arguments that may follow."""
 
 
-@pytest.mark.parametrize("name", MISFITS)
-def test_a_token_cannot_end_a_header_and_go_on_as_the_call_must_not(name: str | None) -> None:
+@pytest.mark.parametrize(("name", "said", "words"), MISFITS, ids=range(len(MISFITS)))
+def test_a_token_cannot_end_a_header_and_go_on_as_the_call_must_not(
+    name: str | None, said: str, words: list[str]
+) -> None:
     if name not in TEMPLATES and name is not None:
         pytest.skip("no published templates beside the checkout")
-    said, words = MISFITS[name]
     vocabulary = ByteVocabulary(["<s>", "</s>"], words=words)
     source = CHATML if name is None else TEMPLATES[name]
     request = ChatRequest(QUESTION, TOOLS)
@@ -195,6 +198,57 @@ def test_a_token_cannot_end_a_header_and_go_on_as_the_call_must_not(name: str | 
     again = Dialogue(source, vocabulary).prepare(1, request)
     got = generate(again, vocabulary, script=said + words[0], max_tokens=900)
     assert arguments(fold(got.deltas)[2])
+
+
+def straddling(texts: list[str]) -> list[str]:
+    """Words that hold an end of one of `texts`, or all of it, and go on in many ways."""
+    call = '\n{"name": "do-it", "arguments": '
+    behind = ["", "\n", "{", '{"', "x", "\n\n<tool", "<think>", call + '{"', call + '{"y":"']
+    behind += [f"<tool_call>{call}{{}}"]
+    words = [
+        lead + text[n:] + rest
+        for text in texts
+        for n, lead in enumerate(["", "", ".\n"])
+        for rest in behind
+    ]
+    words += [text[-n:] + rest for text in texts for n in (1, 2, 5) for rest in behind]
+    words += [text[:n] for text in texts for n in (1, 2, len(text) - 1)]
+    return sorted({word for word in words if len(word) > 1})
+
+
+@pytest.mark.parametrize("markers", [[], HERMES_MARKERS, [*HERMES_MARKERS, "<think>", "</think>"]])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ChatRequest(QUESTION, TOOLS),
+        ChatRequest(QUESTION, TOOLS, tool_choice="required"),
+        ChatRequest(QUESTION, response_format=ResponseFormat("json_schema", COUNT)),
+    ],
+    ids=["auto", "required", "schema"],
+)
+def test_tokens_that_hold_the_end_of_a_marker_and_more(
+    request_: ChatRequest, markers: list[str]
+) -> None:
+    """Wherever the vocabulary cuts, what is read as a call or an answer by a schema is valid."""
+    words = straddling(["<tool_call>", "<think>", "</think>"])
+    vocabulary = ByteVocabulary(["<s>", "<|im_end|>", "<|im_start|>"], markers, words)
+    d = Dialogue(CHATML, vocabulary)
+    schema = request_.response_format.schema
+    is_free = request_.tool_choice == "auto" and schema is None
+    n_calls = 0
+    for seed in range(40):
+        script = ["<think>", "Hm. <tool" if is_free else ""][seed % 2]
+        got = generate(
+            d.prepare(1, request_), vocabulary, seed=seed, script=script, max_tokens=700, wordy=True
+        )
+        content, _, calls = fold(got.deltas)
+        n_calls += len(arguments(calls))
+        if schema is not None:
+            jsonschema.validate(json.loads(content), schema)
+        elif not is_free:
+            assert calls
+            assert not content
+    assert n_calls or schema is not None
 
 
 @pytest.mark.parametrize("said", ["get_weather is a tool.", "to=user? No.", "get", "{}", "x"])
