@@ -19,8 +19,9 @@ _LAST = ["\n", ",", " "]
 class WayOut:
     """Finds endings for matchers of one tokenizer.
 
-    `closers` are tokens that close a value, tried first; `endings` are such that close a call,
-    tried when no single sign helps.
+    `closers` are tokens that close a value, `endings` such that close a call. What ends the grammar
+    is tried first: a sign may lead from where a call could end into the next one, for ever.
+    `n_call` is about how many tokens the shortest call of the largest tool takes.
     """
 
     def __init__(
@@ -28,13 +29,16 @@ class WayOut:
         tokenizer: LLTokenizer,
         closers: Sequence[list[int]],
         endings: Sequence[list[int]] = (),
+        n_call: int = 0,
     ) -> None:
+        self.n_call = n_call
         self._n_words = (tokenizer.vocab_size + 31) // 32
         self._mask = np.zeros(self._n_words, dtype=np.uint32)
         self._narrow = max(tokenizer.vocab_size // 4, 16)
         signs, last = (
             [list(tokenizer.tokenize_str(text)) for text in texts] for texts in (_SIGNS, _LAST)
         )
+        self._endings = [t for t in endings if t]
         self._options = [t for t in (*closers, *signs, *endings, *last) if t]
         self._eos = set(tokenizer.eos_tokens)
 
@@ -42,7 +46,7 @@ class WayOut:
         """Tokens that lead to where the grammar may end; None if none is found in time."""
         matcher = matcher.deep_copy()
         path: list[int] = []
-        while not (matcher.is_accepting() or matcher.is_stopped()):
+        while not _may_end(matcher):
             if len(path) > MAX_STEPS or matcher.is_error():
                 return None
             tokens = matcher.compute_ff_tokens() or self._step(matcher)
@@ -53,18 +57,26 @@ class WayOut:
 
     def _step(self, matcher: LLMatcher) -> list[int]:
         """What to try next: the first option after which little is allowed."""
+        for ending in self._endings:
+            if (after := self._after(matcher, ending)) and _may_end(after):
+                return ending
         possible: list[list[int]] = []
         for option in self._options:
-            if matcher.validate_tokens(option) < len(option):
+            after = self._after(matcher, option)
+            if after is None:
                 continue
-            after = matcher.deep_copy()
-            after.consume_tokens(option)
-            if after.is_accepting() or after.is_stopped():
-                return option
-            if self._n_allowed(after) <= self._narrow:
+            if _may_end(after) or self._n_allowed(after) <= self._narrow:
                 return option
             possible.append(option)
         return possible[0] if possible else self._any(matcher)
+
+    def _after(self, matcher: LLMatcher, tokens: list[int]) -> LLMatcher | None:
+        """The matcher behind these tokens; None if they may not come."""
+        if matcher.validate_tokens(tokens) < len(tokens):
+            return None
+        after = matcher.deep_copy()
+        after.consume_tokens(tokens)
+        return after
 
     def _n_allowed(self, matcher: LLMatcher) -> int:
         matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
@@ -76,3 +88,7 @@ class WayOut:
         bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
         allowed = [int(t) for t in np.flatnonzero(bits)[:8] if int(t) not in self._eos]
         return allowed[:1]
+
+
+def _may_end(matcher: LLMatcher) -> bool:
+    return bool(matcher.is_accepting() or matcher.is_stopped())

@@ -73,8 +73,7 @@ class Plan:
     `first` is the grammar of the answer's beginning, None if that is free; `head` is that or the
     opening of a thought, where one may come. `triggers` begin calls in free text. `thought` opens
     a thought and `close` ends it; after a thought comes `first`. `once`: the answer ends
-    with its grammar. `bulk` is how much longer the shortest call of the largest tool is than that
-    of the smallest. `opening` begins calls at the start of the answer and behind `switch`, which
+    with its grammar. `opening` begins calls at the start of the answer and behind `switch`, which
     ends one message of it. `must_call`: `first` holds nothing but calls; else `heads` are what
     begins calls in it.
     """
@@ -87,7 +86,6 @@ class Plan:
     close_tokens: Sequence[int] = ()
     budget: int | None = None
     once: bool = True
-    bulk: float = 1.0
     opening: Opening | None = None
     switch: Edge = NOWHERE
     must_call: bool = False
@@ -389,7 +387,8 @@ class Constraint:
         counted with the shortest answer: that much must stay left.
         """
         assert self._matcher is not None
-        spare = min(int(1.2 * self._plan.bulk * self._n_least), RESERVE) + MARGIN
+        least = max(self._n_least, self._way_out.n_call)
+        spare = min(int(1.2 * least), RESERVE) + MARGIN
         stale = self._n_seen - self._looked_at
         if stale >= EVERY:
             self._exit, self._looked_at, stale = self._way_out.find(self._matcher), self._n_seen, 0

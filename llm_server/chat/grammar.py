@@ -47,6 +47,8 @@ _LIMITS = LLParserLimits(
 )
 
 
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+
 _SLICES = [r'[^"\\\x00-\x1F\x7F]+']
 """Text inside a JSON string, for which llguidance keeps a second table, so that a mask takes 0.01
 ms there instead of 2.6. Its default are four: 35 MB more for 150,000 tokens, and twice the time."""
@@ -299,13 +301,14 @@ def _quoted(text: str) -> str:
 def _check(matcher: LLMatcher, param: str, probe: bool) -> None:
     """Refuse a grammar that failed to compile or, on a closer look, lets nothing come first."""
     if matcher.is_error():
-        if "coerce_one_of" in matcher.get_error():
+        reason = _first_line(matcher.get_error())
+        if "coerce_one_of" in reason:
             raise _refused(
                 "oneOf can be enforced only where no value fits two of its options: tell them "
                 "apart by type, or by a required property with a const, or use anyOf.",
                 param,
             )
-        raise _refused(f"This schema is not supported: {_first_line(matcher.get_error())}", param)
+        raise _refused(f"This schema is not supported: {reason}", param)
     if probe:
         matcher = matcher.deep_copy()
         mask = matcher.compute_bitmask()
@@ -314,7 +317,9 @@ def _check(matcher: LLMatcher, param: str, probe: bool) -> None:
 
 
 def _first_line(text: str) -> str:
+    """What llguidance says is wrong, without the place in our grammar that it quotes below."""
     line = next((part for part in text.splitlines() if part.strip()), "")
+    line = _PLACE.sub("", line)
     return "".join(c if c.isprintable() else " " for c in line[:200])
 
 

@@ -115,7 +115,6 @@ class Planner:
             close_tokens=self._close_tokens,
             budget=demand.request.reasoning_budget if reasoning else None,
             once=first is not None or not demand.request.parallel_tool_calls,
-            bulk=self._bulk(demand.tools),
             opening=opening,
             switch=self._edges.edge(self._syntax.switch.encode(), blank) if opening else NOWHERE,
             must_call=demand.must_call,
@@ -164,6 +163,7 @@ class Planner:
             self.grammars.tokenizer,
             [self._tokens(text) for text in sorted(posts - {""}, key=len)],
             [self._tokens(end[i:]) for i in range(len(end))] if tools else [],
+            max((self._n_call(tool["function"]) for tool in tools), default=0),
         )
 
     def _tokens(self, text: str) -> list[int]:
@@ -240,10 +240,17 @@ class Planner:
         heads = (text_of(fill(self._opening(demand), {Slot.NAME: name})).strip() for name in names)
         return [head.encode() for head in heads if head]
 
-    def _bulk(self, tools: list[JsonObject]) -> float:
-        fixed = sum(map(len, self._syntax.calls.texts()[:2]))
-        sizes = [fixed + shortest(tool["function"].get("parameters")) for tool in tools]
-        return max(sizes) / max(min(sizes), 1) if sizes else 1.0
+    def _n_call(self, function: JsonObject) -> int:
+        """About how many tokens the shortest call of a tool takes."""
+        calls, name, schema = self._syntax.calls, function["name"], function.get("parameters")
+        filled = {Slot.NAME: name, Slot.LAST: name, Slot.ID: "123456789", Slot.INDEX: "0"}
+        around = [calls.begin, calls.end]
+        if isinstance(calls.args, ParamArgs) and isinstance(schema, dict):
+            text, pre = calls.args.wrappers["string"], calls.args.pre
+            for key in (k for k in schema.get("required") or () if isinstance(k, str)):
+                around.append(fill(build(*pre, key, *text.mid, *text.post), {Slot.KEY: key}))
+        fixed = "".join(text_of(fill(literal, filled)) for literal in around)
+        return len(self._tokens(fixed)) + shortest(schema)
 
     def _triggers(self, demand: Demand) -> list[Trigger]:
         calls = self._syntax.calls

@@ -6,6 +6,7 @@ Measuring sees one set of names only; a template may write others in another way
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 from llm_server.chat.stream import AnswerParser
@@ -24,6 +25,24 @@ from llm_server.worker.messages import JsonObject, ToolCall
 _NAMES = ("look_up_qc", "send-qd")
 _CALLS: tuple[JsonObject, ...] = ({"qkey": "Some words.", "qother_key": "7 x"}, {"qkey": "y"})
 """Other names, keys and values than the probes have, of other lengths and numbers."""
+_AWKWARD: JsonObject = {
+    "qkey": 'It\'s "b"\n<c> & \\d',
+    "qlist": ["x, y", "]"],
+    "qobject": {"qa": {"qb": 'x "y"'}},
+    "qflag": True,
+}
+"""Values that have to be escaped, and of other kinds."""
+_SCHEMAS: dict[str, JsonObject] = {
+    "qlist": {"type": "array", "description": "Texts.", "items": {"type": "string"}},
+    "qobject": {
+        "type": "object",
+        "description": "An object.",
+        "properties": {},
+        "additionalProperties": {},
+        "required": [],
+    },
+    "qflag": {"type": "boolean", "description": "A flag."},
+}
 
 
 def measure_syntax(template: ChatTemplate) -> Syntax:
@@ -35,14 +54,17 @@ def measure_syntax(template: ChatTemplate) -> Syntax:
 
 def reads_back(template: ChatTemplate, syntax: Syntax) -> bool:
     """Whether calls that the template writes, one and two, are read as they are."""
-    tools = [probe_tool(name, list(_CALLS[0])) for name in _NAMES]
+    tools = [probe_tool(name, [*_CALLS[0], *_AWKWARD], _SCHEMAS) for name in _NAMES]
     probes = Probes(template, tools=tools)
-    n_calls = 1 if syntax.calls.again is None else 2
-    return all(_comes_back(probes, syntax, n) for n in range(1, n_calls + 1))
+    several = syntax.calls.again is not None
+    return all(
+        _comes_back(probes, syntax, calls)
+        for calls in ([_CALLS[0]], [_AWKWARD], list(_CALLS) if several else [_CALLS[1]])
+    )
 
 
-def _comes_back(probes: Probes, syntax: Syntax, n: int) -> bool:
-    written = probes.calls(*_CALLS[:n])
+def _comes_back(probes: Probes, syntax: Syntax, calls: Sequence[JsonObject]) -> bool:
+    written = probes.calls(*calls)
     if written is None:
         return False
     parser = AnswerParser(0, syntax, probes.tools)
@@ -53,7 +75,7 @@ def _comes_back(probes: Probes, syntax: Syntax, n: int) -> bool:
             call = found.setdefault(delta.index, [delta.name or "", ""])
             call[1] += delta.arguments
     return [(name, _value(text)) for name, text in found.values()] == [
-        (_NAMES[i], _CALLS[i]) for i in range(n)
+        (_NAMES[i], arguments) for i, arguments in enumerate(calls)
     ]
 
 

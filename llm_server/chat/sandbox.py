@@ -27,7 +27,7 @@ from jinja2.utils import pass_context
 from llm_server.chat.compile import CheckingGenerator, GenerationTag
 
 RENDER_SECONDS = 2.0
-"""Wall-clock limit of one render."""
+"""Limit of one render, in processor time: a busy machine makes no template slow."""
 
 MAX_CHARS = 16 * 1024 * 1024
 """Longest string a template may make, and so the longest output."""
@@ -118,7 +118,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def start(self, seconds: float = RENDER_SECONDS) -> None:
         """Give the next render its budget."""
-        self._deadline = time.monotonic() + seconds
+        self._deadline = time.thread_time() + seconds
         self._chars_left = MAX_TOTAL_CHARS
 
     def tick(self) -> None:
@@ -128,7 +128,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             self._look_at_clock()
 
     def _look_at_clock(self) -> None:
-        if time.monotonic() > self._deadline:
+        if time.thread_time() > self._deadline:
             raise LimitExceeded("the chat template takes too long")
 
     # ---- sizes ---------------------------------------------------------------------------------

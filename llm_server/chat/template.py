@@ -36,7 +36,7 @@ MAX_SOURCE_BYTES = 256 * 1024
 """Longest template accepted; the longest published ones have a tenth of that."""
 
 PROBE_SECONDS = 0.2
-"""Limit of one measuring render, a thousand times what published templates take."""
+"""Processor time of one measuring render, a thousand times what published templates take."""
 
 CHATML = """\
 {%- for message in messages -%}

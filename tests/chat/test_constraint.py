@@ -481,6 +481,26 @@ def test_what_cannot_be_enforced_is_refused_by_its_name_or_ignored(
         d.prepare(1, ChatRequest(QUESTION, [strict]))
 
 
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "string", "minLength": -1}, "Expected positive integer for 'minLength', got -1"),
+        ({"type": "integer", "minimum": 5, "maximum": 4}, "minimum (5) is greater than maximum"),
+        ({"type": "object", "required": "a"}, "Expected array for 'required'"),
+        ({"enum": []}, "Unsatisfiable schema"),
+        ({"type": "integer", "multipleOf": 20_011}, "more than 20000"),
+    ],
+)
+def test_a_refused_schema_is_told_what_is_wrong_with_it(schema: Any, said: str) -> None:
+    d, _ = build()
+    with pytest.raises(InvalidRequest) as caught:
+        d.prepare(1, ChatRequest(QUESTION, response_format=ResponseFormat("json_schema", schema)))
+    message = caught.value.info.message
+    assert said in message
+    assert "oneOf" not in message
+    assert "at 2(" not in message
+
+
 def test_options_that_exclude_each_other_are_enforced() -> None:
     def option(kind: str) -> dict[str, Any]:
         properties = {"kind": {"const": kind}, kind: {"type": "integer"}}

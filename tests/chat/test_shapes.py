@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm_server.chat.dialogue import Dialogue
+from llm_server.chat.plan import _markers
 from llm_server.chat.syntax.format import HERMES
+from llm_server.chat.syntax.literal import text_of
 from llm_server.chat.syntax.measure import measure_calls
 from llm_server.chat.syntax.probes import Probes
 from llm_server.worker.messages import ChatRequest, Message
@@ -88,15 +91,28 @@ SHAPES: dict[str, str] = {
 }
 
 
-def dialogue(name: str) -> tuple[Dialogue, ByteVocabulary]:
-    vocabulary = ByteVocabulary(["<s>", "<%end%>", "<%user%>", "<%assistant%>"], words=WORDS)
-    return Dialogue(FRAME % SHAPES[name], vocabulary), vocabulary
+VARIANTS = {
+    path.stem: path.read_text(encoding="utf-8")
+    for path in sorted((Path(__file__).parent / "variants").glob("*.jinja"))
+}
+"""Whole templates: other frames, markers, keys, separators and thoughts, tools in other places."""
+
+FOREIGN = {"arguments_as_text"}
+"""Variants whose calls no shape here can write: Hermes' calls instead."""
+
+SOURCES = {**{name: FRAME % shape for name, shape in SHAPES.items()}, **VARIANTS}
 
 
-@pytest.mark.parametrize("name", SHAPES)
+def dialogue(name: str, *markers: str) -> tuple[Dialogue, ByteVocabulary]:
+    control = ["<s>", "<%end%>", "<%user%>", "<%assistant%>", *markers]
+    vocabulary = ByteVocabulary(control, words=WORDS)
+    return Dialogue(SOURCES[name], vocabulary), vocabulary
+
+
+@pytest.mark.parametrize("name", SOURCES)
 def test_calls_come_back(name: str) -> None:
     d, _ = dialogue(name)
-    assert d.syntax.native
+    assert d.syntax.native == (name not in FOREIGN)
     for values in AWKWARD:
         for step in (1, 9):
             text, p = written(d, Message("assistant", "Hm.", tool_calls=calls_of(values, SECOND)))
@@ -105,15 +121,56 @@ def test_calls_come_back(name: str) -> None:
             assert content.startswith("Hm.")
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_random_weights_write_valid_calls(name: str) -> None:
+@pytest.mark.parametrize("name", SOURCES)
+def test_thoughts_and_plain_text_come_back(name: str) -> None:
+    d, _ = dialogue(name)
+    said = 'Braces {"a": 1} and <tags>, and\n\ntwo paragraphs.'
+    for calls in ([], calls_of({"s": "Paris"})):
+        answer = Message("assistant", said, tool_calls=calls, reasoning_content="A thought.")
+        text, p = written(d, answer)
+        content, reasoning, found = read(p, text, 1)
+        assert content.strip().startswith(said)
+        assert found == ([("get_weather", {"s": "Paris"})] if calls else [])
+        assert reasoning == ("A thought." if d.syntax.reasoning else "")
+        assert ("A thought." in text) == (d.syntax.reasoning is not None)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("spelled", [False, True])
+def test_random_weights_write_valid_calls(name: str, spelled: bool) -> None:
     d, vocabulary = dialogue(name)
+    if spelled:
+        d, vocabulary = dialogue(name, *sorted(_markers(d.syntax)))
     assert set(SCHEMAS) == {"get_weather", "do-it"}
     for seed in range(3):
         request = ChatRequest([Message("user", "?")], STRICT_TOOLS, tool_choice="required")
         got = generate(d.prepare(1, request), vocabulary, max_tokens=900, seed=seed)
         assert got.ended
         assert arguments(fold(got.deltas)[2])
+    script = "Hm." + (d.syntax.calls.trigger or text_of(d.syntax.calls.begin))
+    free = ChatRequest([Message("user", "?")], STRICT_TOOLS)
+    got = generate(d.prepare(1, free), vocabulary, script=script, max_tokens=900)
+    assert got.n_masked
+    assert arguments(fold(got.deltas)[2])
+
+
+def test_a_single_sign_announces_no_call() -> None:
+    thought = "{% if m.reasoning_content %}<|r|>{{ m.reasoning_content }}<|/r|>{% endif %}"
+    call = EACH.replace("%s", "/{{ f.name }} {{ f.arguments | tojson }}\n")
+    vocabulary = ByteVocabulary(["<s>", "<%end%>", "<%user%>", "<%assistant%>"], words=WORDS)
+    d = Dialogue((FRAME % call).replace("{{ m.content", thought + "{{ m.content"), vocabulary)
+    text, p = written(d, Message("assistant", "One and/or two.", reasoning_content="A thought."))
+    assert read(p, text, 1)[:2] == ("One and/or two.<%end%>", "A thought.")
+    text, p = written(d, Message("assistant", None, tool_calls=calls_of({"s": "a/b"})))
+    assert read(p, text, 1)[2] == [("get_weather", {"s": "a/b"})]
+    request = ChatRequest([Message("user", "?")], STRICT_TOOLS)
+    constraint = d.prepare(1, request).constraint
+    assert constraint is not None
+    for token in vocabulary.tokenize("One and/or two.", parse_special=True):
+        constraint.accept(token)
+        assert constraint.mask() is None
+    got = generate(d.prepare(1, request), vocabulary, script="/get_weather {", max_tokens=900)
+    assert arguments(fold(got.deltas)[2])
 
 
 def test_an_unknown_shape_falls_back_to_hermes() -> None:

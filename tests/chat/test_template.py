@@ -243,10 +243,10 @@ HOSTILE = [
 
 @pytest.mark.parametrize("source", HOSTILE)
 def test_hostile_templates_end_soon(source: str) -> None:
-    begin = time.monotonic()
+    begin = time.thread_time()
     with pytest.raises(TemplateError):
         template(source).render([Message("user", "Hi")])
-    assert time.monotonic() - begin < 4
+    assert time.thread_time() - begin < 4
 
 
 NO_TOOL_ROLE = {"google-gemma-2-2b-it"}

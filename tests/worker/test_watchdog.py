@@ -24,7 +24,7 @@ from llm_server.worker.totals import Totals
 from llm_server.worker.watchdog import Limits, Watchdog, oom_kills, own_memory
 from tests.fake_live import FAKE_WORKER, add_models
 
-QUICK = Limits(silence_s=0.2, text_rate=1e9, load_s=0.2, tick_s=0.05)
+QUICK = Limits(silence_s=0.2, text_rate=1e9, tick_s=0.05)
 
 
 def ask(text: str) -> ChatRequest:
@@ -102,7 +102,7 @@ def test_a_load_may_take_as_long_as_its_size_deserves() -> None:
 
 def test_a_load_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadFailed, match="not loaded within"):
-        asyncio.run(start(tmp_path, QUICK, "gate.gguf"))
+        asyncio.run(start(tmp_path, Limits(load_s=0.2, tick_s=0.05), "gate.gguf"))
 
 
 def test_a_worker_that_grows_too_big_is_ended(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ from llm_server.chat.syntax.literal import (
 from llm_server.chat.syntax.measure_params import measure_params
 from llm_server.chat.syntax.probes import CONTENT, IDS, NAMES, STRINGS, Probes
 
+MIN_TRIGGER = 3
+"""Shortest text that announces calls: a slash or a bracket comes in any text."""
+
 
 def measure_calls(probes: Probes) -> CallFormat | None:
     """How this template writes calls; None when it does not, or in no shape known here."""
@@ -68,7 +71,8 @@ def _trigger(begin: Literal, text: str) -> str:
         trigger += piece
         if is_marker(piece):
             break
-    return trigger.strip()
+    trigger = trigger.strip()
+    return trigger if len(trigger) >= MIN_TRIGGER else ""
 
 
 def answer_of(one: str, text: str, prompt: str) -> str:

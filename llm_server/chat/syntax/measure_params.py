@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal as OneOf
 
 from llm_server.chat.syntax.format import KINDS, Kind, ParamArgs, Wrapper
@@ -108,7 +108,7 @@ class _Values:
                 if kind == "null":  # left out or refused: there is no way to write it
                     del wrappers[kind]
                 continue
-            spelled = next((s for s in spellings if text.endswith(s)), None)
+            spelled = next((s for s in _written(spellings) if text.endswith(s)), None)
             if spelled is None:
                 spelled = text.removeprefix(mid)
                 self._dialect(value, spelled)
@@ -161,6 +161,11 @@ class _Values:
         elif not before.startswith("{"):
             _, mid = _cut(before, KEYS[1])
             self.member = Wrapper(build(mid), _literal(after.replace(KEYS[1], _HOLE)))
+
+
+def _written(spellings: Sequence[str]) -> list[str]:
+    """Spellings as they are, and with their quotes as XML's entities."""
+    return [s.replace('"', quote) for s in spellings for quote in ('"', "&#34;", "&quot;")]
 
 
 def _cut(text: str, word: str) -> tuple[str, str]:

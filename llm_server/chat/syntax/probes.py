@@ -20,9 +20,12 @@ QUESTION, CONTENT, THOUGHT = "uqtext", "cqtext", "rqtext"
 STRINGS: JsonObject = dict(zip(KEYS, VALUES, strict=True))
 
 
-def probe_tool(name: str, keys: Sequence[str]) -> JsonObject:
-    """A tool whose parameters are texts."""
-    properties: JsonObject = {key: {"type": "string", "description": "Text."} for key in keys}
+def probe_tool(
+    name: str, keys: Sequence[str], schemas: Mapping[str, JsonObject] | None = None
+) -> JsonObject:
+    """A tool whose parameters are texts, but for those that have `schemas`."""
+    text = {"type": "string", "description": "Text."}
+    properties: JsonObject = {key: (schemas or {}).get(key, text) for key in keys}
     return {
         "type": "function",
         "function": {
