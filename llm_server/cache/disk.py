@@ -45,11 +45,15 @@ class Piece:
 
 @dataclass(slots=True)
 class Fetch:
-    """A prompt's look-up on disk. Read `pieces` once `done` is set; they are in order."""
+    """A prompt's look-up on disk. Read `pieces` once `done` is set; they are in order.
+
+    Its first `head` tokens are a head, as others may have stored it.
+    """
 
     tokens: Sequence[int]
     namespace: str
     n_known: int
+    head: int = 0
     done: bool = False
     pieces: list[Piece] = field(default_factory=list)
 
@@ -115,15 +119,19 @@ class DiskTier:
     # ---- reading -------------------------------------------------------------------------------
 
     def fetch(
-        self, tokens: Sequence[int], namespace: str, n_known: int, wake: Callable[[], None]
+        self,
+        tokens: Sequence[int],
+        namespace: str,
+        n_known: int,
+        wake: Callable[[], None],
+        head: int = 0,
     ) -> Fetch:
         """Begin to look for more than the `n_known` first tokens; `wake` is called when done.
 
         The last token is never looked for: it must be computed.
         """
-        fetch = Fetch(tokens[:-1], namespace, n_known)
-        worth_it = len(fetch.tokens) - n_known >= WORTH_READING and self.store.stats().chunks > 0
-        if not self._trusted or not worth_it:
+        fetch = Fetch(tokens[:-1], namespace, n_known, head)
+        if not self._trusted or len(fetch.tokens) - n_known < WORTH_READING:
             fetch.done = True
         else:
             self._jobs.put(partial(self._read_all, fetch, wake))
@@ -158,7 +166,7 @@ class DiskTier:
 
     def _read(self, fetch: Fetch) -> list[Piece]:
         chain = self._chain(fetch.tokens, fetch.namespace)
-        hits = self._hits(chain)
+        hits = self._hits(chain, fetch.head)
         n_found = hits[-1].start + hits[-1].n_used if hits else 0
         pieces: list[Piece] = []
         if n_found - fetch.n_known < WORTH_READING:
@@ -176,10 +184,10 @@ class DiskTier:
             pieces.append(Piece(start, stop, n_cells, payload))
         return pieces
 
-    def _hits(self, chain: Chain) -> list[Hit]:
+    def _hits(self, chain: Chain, head: int) -> list[Hit]:
         if self._kind is Kind.RANGE:
-            return self.store.match(chain)
-        hit = self.store.checkpoint(chain, chain.n_tokens)
+            return self.store.match(chain, head)
+        hit = self.store.checkpoint(chain, chain.n_tokens, head)
         return [hit] if hit else []
 
     # ---- writing -------------------------------------------------------------------------------

@@ -66,6 +66,13 @@ class Files:
                     found.append(Entry(entry.name, is_folder, status.st_size, status.st_mtime))
         return found
 
+    def exists(self, path: str) -> bool:
+        """Whether a regular file has that name, not through a link."""
+        try:
+            return stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
     def create(self, path: str) -> int:
         """A descriptor for writing a new file, readable by its owner alone."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llm_server.cache.chunkfile import (
@@ -121,6 +121,19 @@ class ChunkFolder:
     def path(self, chunk: Chunk) -> str:
         """Where a chunk of this model lies."""
         return f"{self._root}/{self._model}/{chunk.key.hex()[:2]}/{chunk.name}"
+
+    def find(self, chunk: Chunk) -> Chunk | None:
+        """The chunk as it lies there now, a head or not; None if it does not.
+
+        By its names alone, so that it costs the same however much is stored.
+
+        Raises:
+            OSError: the folder cannot be searched.
+        """
+        for named in (chunk.as_head(), replace(chunk, head=False)):
+            if self._files.exists(self.path(named)):
+                return named
+        return None
 
     def read(self, chunk: Chunk, *, touch: bool) -> tuple[Header, memoryview]:
         """(header, payload) of a chunk, verified; its use is noted if `touch`.

@@ -117,12 +117,17 @@ class PrefixCache:
         """How many tokens at the beginning of `tokens` have cells."""
         return self._match(tokens, namespace)[0]
 
-    def fetch(self, tokens: Sequence[int], namespace: str, wake: Callable[[], None]) -> Fetch:
-        """Begin to read what only the disk knows of `tokens`; `wake` is called when it is done."""
+    def fetch(
+        self, tokens: Sequence[int], namespace: str, wake: Callable[[], None], head: int = 0
+    ) -> Fetch:
+        """Begin to read what only the disk knows of `tokens`; `wake` is called when it is done.
+
+        The first `head` of them are a head.
+        """
         known = self.match(tokens, namespace)
         if self._disk is None:
             return Fetch(tokens, namespace, known, done=True)
-        return self._disk.fetch(tokens, namespace, known, wake)
+        return self._disk.fetch(tokens, namespace, known, wake, head)
 
     def acquire(
         self, tokens: Sequence[int], namespace: str = "", fetch: Fetch | None = None

@@ -7,17 +7,19 @@ but `load` and a first look at siblings' tokens waits for the disk. Thread-safe.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from llm_server.cache.chunkfile import BadChunk, Chunk, Header
+from llm_server.cache.chunkfile import PARENT_BYTES, BadChunk, Chunk, Header
 from llm_server.cache.files import Files
-from llm_server.cache.folder import ChunkFolder
+from llm_server.cache.folder import ChunkFolder, Scan
+from llm_server.cache.health import Health
 from llm_server.cache.index import Index
 from llm_server.cache.keys import TOKEN_BYTES, Chain, Kind
 from llm_server.cache.writer import Write, Writer
@@ -26,11 +28,13 @@ logger = logging.getLogger(__name__)
 
 QUEUE_BYTES = 64 << 20
 """Payloads that may wait for the disk; more are dropped, for requests never wait for a write."""
-RETRY_S = 30.0
-"""Seconds after a failed write until the next one is tried."""
 RESCAN_SHARE = 64
 """The folder is looked through again whenever this part of the budget has been written, for other
 processes write there too."""
+RESCAN_S = 60.0
+"""Seconds after which it is looked through again before the next write in any case."""
+RESCAN_REST = 50
+"""Looking through a folder takes at most one part in so many of the time, however slow it is."""
 MAX_NEW_SIBLINGS = 64
 """Headers that one look-up may read to learn tokens; further siblings have their turn later."""
 
@@ -39,8 +43,8 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A stored chunk that a prompt can use. `parent` and `packed` are what it must prove: the key
-    of what comes before it, and the prompt's tokens that it must begin with."""
+    """A stored chunk that a prompt can use. It must prove `parent`, the key of what comes before
+    it, and to begin with `packed`, tokens of the prompt."""
 
     chunk: Chunk
     parent: bytes
@@ -80,38 +84,6 @@ class Stats:
     used_bytes: int = 0
 
 
-class _Health:
-    """Whether reading, or writing, works: told once when it stops and once when it is back."""
-
-    def __init__(self, action: str, files: Files) -> None:
-        self._action = action
-        self._files = files
-        self._retry_at: float | None = None
-
-    @property
-    def usable(self) -> bool:
-        """Whether it works, or it is time to try again."""
-        return self._retry_at is None or self._files.monotonic() >= self._retry_at
-
-    def failed(self, error: OSError | MemoryError) -> None:
-        if self._retry_at is None:
-            reason = getattr(error, "strerror", None) or type(error).__name__
-            logger.warning(
-                "The prompt cache cannot %s its folder (%s); requests go on without it.",
-                self._action,
-                reason,
-            )
-        self._retry_at = self._files.monotonic() + RETRY_S
-
-    def worked(self) -> bool:
-        """Note a success; whether it is the first one after a failure."""
-        if self._retry_at is None:
-            return False
-        self._retry_at = None
-        logger.info("The prompt cache can %s its folder again.", self._action)
-        return True
-
-
 class ChunkStore:
     """The chunks of one model, in a folder that all models and several processes may share."""
 
@@ -132,30 +104,33 @@ class ChunkStore:
         A folder that cannot be used is a warning and a store without hits.
         """
         files = files or Files()
+        self._files = files
         self._folder = ChunkFolder(path, fingerprint, files)
         self._fingerprint = fingerprint
         self._budget = budget_bytes
         self._read_only = read_only
-        self._reading = _Health("read", files)
-        self._writing = _Health("write to", files)
+        count = functools.partial(self._count, errors=1)
+        self._reading = Health("read", files, count)
+        self._writing = Health("write to", files, count)
         self._lock = threading.Lock()
         self._index = Index()
         self._bad: set[bytes] = set()
         self._stats = Stats()
         self._unscanned = 0
+        self._rescan_at = 0.0
         self._writer = Writer(self._perform, queue_bytes)
         if not read_only:
-            self._attempt(self._writing, self._folder.create)
+            self._writing.attempt(self._folder.create)
         self.refresh()
 
     def refresh(self) -> None:
         """Look through the folder again, for what other processes stored or evicted."""
-        found = self._attempt(self._reading, self._folder.scan)
-        if found is None:
-            return
-        self._adopt(found.mine, found.n_bytes)
-        if not self._read_only:
-            self._attempt(self._writing, lambda: self._folder.sweep(found))
+        began = self._files.monotonic()
+        found = self._reading.attempt(self._folder.scan)
+        if found is not None:
+            self._adopt(found, began)
+        if found is not None and not self._read_only:
+            self._writing.attempt(functools.partial(self._folder.sweep, found))
 
     def stats(self) -> Stats:
         """The counters as they are now."""
@@ -164,13 +139,23 @@ class ChunkStore:
 
     # ---- finding and loading ---------------------------------------------------------------
 
-    def match(self, chain: Chain) -> list[Hit]:
+    def match(self, chain: Chain, head: int = 0) -> list[Hit]:
         """The chunks that hold the longest stored prefix of `chain`, in order of position.
 
         All but the last are used whole; of the last one, maybe only the beginning (`n_used`).
+        What another process has stored since this one looked through the folder is found if it is
+        a full chunk, or ends with the first `head` tokens as a head's last chunk does.
         """
         with self._lock:
             whole = self._index.whole(chain)
+        for stop in range((len(whole) + 1) * chain.size, chain.n_tokens + 1, chain.size):
+            chunk = self._look_for(chain, Kind.RANGE, stop)
+            if chunk is None:
+                break
+            whole.append(chunk)
+        if 0 < head - len(whole) * chain.size < chain.size and head <= chain.n_tokens:
+            self._look_for(chain, Kind.RANGE, head)
+        with self._lock:
             unknown = self._index.unknown(chain, len(whole), MAX_NEW_SIBLINGS)
         hits = [
             Hit(chunk, parent, chain.slice(chunk.start, chunk.start + chunk.n_tokens))
@@ -186,14 +171,35 @@ class ChunkStore:
                 hits.append(Hit(chunk, chain.keys[len(whole)], chain.slice(at, at + n)))
         return hits
 
-    def checkpoint(self, chain: Chain, n_max: int) -> Hit | None:
-        """The stored state after the longest prefix of `chain` of at most `n_max` tokens."""
+    def checkpoint(self, chain: Chain, n_max: int, head: int = 0) -> Hit | None:
+        """The stored state after the longest prefix of `chain` of at most `n_max` tokens.
+
+        The one after the first `head` tokens may be as new as a chunk that `match` finds.
+        """
+        if 0 < head <= min(n_max, chain.n_tokens):
+            self._look_for(chain, Kind.CHECKPOINT, head)
         with self._lock:
             chunk = self._index.checkpoint(chain, n_max)
         if chunk is None:
             return None
         stop = chunk.start + chunk.n_tokens
         return Hit(chunk, chain.keys[chunk.start // chain.size], chain.slice(chunk.start, stop))
+
+    def _look_for(self, chain: Chain, kind: Kind, stop: int) -> Chunk | None:
+        """The chunk of `chain` that ends at `stop`; if it is not known, by its name on the disk."""
+        start = chain.chunk_start(stop)
+        key, parent = chain.key(kind, start, stop), chain.keys[start // chain.size]
+        with self._lock:
+            known = self._index.get(key)
+        if known is not None or key in self._bad:
+            return known
+        wanted = Chunk(key, parent[:PARENT_BYTES], kind, start, stop - start)
+        found = self._reading.attempt(lambda: self._folder.find(wanted))
+        if found is not None:
+            with self._lock:
+                self._index.add(found)
+                self._index.learn(key, chain.slice(start, stop))
+        return found
 
     def holds(self, chain: Chain, start: int, stop: int, kind: Kind = Kind.RANGE) -> bool:
         """Whether that chunk is stored or about to be: ask before copying cells out.
@@ -244,7 +250,7 @@ class ChunkStore:
             self._discard_file(chunk)
             return None
         except (OSError, MemoryError) as error:
-            self._fault(self._reading, error)
+            self._reading.failed(error)
             self._forget(chunk)
             return None
         self._reading.worked()
@@ -254,7 +260,7 @@ class ChunkStore:
         """Delete a damaged file; if that cannot be, never look at it again."""
         self._bad.add(chunk.key)
         if not self._read_only:
-            self._attempt(self._writing, lambda: self._folder.discard(chunk))
+            self._writing.attempt(lambda: self._folder.discard(chunk))
 
     # ---- keeping ---------------------------------------------------------------------------
 
@@ -320,7 +326,7 @@ class ChunkStore:
         except (OSError, MemoryError) as error:
             # A chunk that was to become a head may just have been evicted by another process.
             if write.payload is not None or not isinstance(error, FileNotFoundError):
-                self._fault(self._writing, error)
+                self._writing.failed(error)
             self._forget(write.header.chunk)
             chunk = None
         if chunk is None:
@@ -341,6 +347,10 @@ class ChunkStore:
         """
         if write.payload is None:
             return self._folder.mark_head(write.header.chunk)
+        there = None if write.key in self._bad else self._folder.find(write.header.chunk)
+        if there is not None:  # Another process was faster.
+            with contextlib.suppress(FileNotFoundError):
+                return self._folder.mark_head(there) if write.head and not there.head else there
         if not self._make_room(write.n_bytes):
             return None
         chunk = self._folder.write(write.header, write.payload, head=write.head)
@@ -359,23 +369,26 @@ class ChunkStore:
         with self._lock:
             full = self._stats.used_bytes + n_bytes > self._budget
             overdue = self._unscanned + n_bytes > self._budget // RESCAN_SHARE
-        if full or overdue:
+        began = self._files.monotonic()
+        if full or overdue or began >= self._rescan_at:
             found, n_evicted = self._folder.make_room(n_bytes, self._budget)
             self._count(evicted=n_evicted)
-            self._adopt(found.mine, found.n_bytes)
+            self._adopt(found, began)
         with self._lock:
             return self._stats.used_bytes + n_bytes <= self._budget
 
     # ---- shared state ----------------------------------------------------------------------
 
-    def _adopt(self, mine: Iterable[Chunk], n_bytes: int) -> None:
-        """Take over what a scan found."""
+    def _adopt(self, found: Scan, began: float) -> None:
+        """Take over what a scan found that began then."""
+        now = self._files.monotonic()
         with self._lock:
             before = self._index
-            self._index = Index(chunk for chunk in mine if chunk.key not in self._bad)
+            self._index = Index(chunk for chunk in found.mine if chunk.key not in self._bad)
             self._index.learn_from(before)
-            self._stats.used_bytes = n_bytes
+            self._stats.used_bytes = found.n_bytes
             self._unscanned = 0
+            self._rescan_at = now + max(RESCAN_S, RESCAN_REST * (now - began))
 
     def _forget(self, chunk: Chunk) -> None:
         with self._lock:
@@ -385,15 +398,3 @@ class ChunkStore:
         with self._lock:
             for name, n in increments.items():
                 setattr(self._stats, name, getattr(self._stats, name) + n)
-
-    def _attempt(self, health: _Health, action: Callable[[], _T]) -> _T | None:
-        """Do it; a failure is noted and gives None."""
-        try:
-            return action()
-        except (OSError, MemoryError) as error:
-            self._fault(health, error)
-            return None
-
-    def _fault(self, health: _Health, error: OSError | MemoryError) -> None:
-        self._count(errors=1)
-        health.failed(error)

@@ -338,7 +338,9 @@ class Engine:
     def _looked_up(self, sequence: Sequence) -> bool:
         """Whether all that the disk knows of a prompt has been read; begins to if need be."""
         if sequence.fetch is None:
-            sequence.fetch = self._cache.fetch(sequence.reusable, sequence.namespace, self._wake)
+            sequence.fetch = self._cache.fetch(
+                sequence.reusable, sequence.namespace, self._wake, sequence.head
+            )
         return sequence.fetch.done
 
     def _fits(self, sequence: Sequence) -> bool:

@@ -16,8 +16,8 @@ from tests.cache.scenario import chunk_files, keep, open_store, recall
 
 PROMPTS = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 9], [7, 8]]
 OPERATIONS = (
-    "make_folder list_folder create write open read_into close rename remove remove_folder touch "
-    "lock"
+    "make_folder list_folder exists create write open read_into close rename remove remove_folder "
+    "touch lock"
 ).split()
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -337,81 +335,3 @@ def test_left_over_temporary_files_are_swept(one_chunk: Path, tmp_path: Path) ->
     open_store(tmp_path)
     assert not old.exists()
     assert young.exists()
-
-
-# ---- several processes -------------------------------------------------------------------------
-
-_PEER = """
-import random, sys
-from pathlib import Path
-from tests.cache.scenario import keep, open_store, recall
-seed = int(sys.argv[2])
-choose = random.Random(seed)
-store = open_store(Path(sys.argv[1]), budget_bytes=4000)
-for _ in range(150):
-    tokens = [choose.randrange(3) for _ in range(choose.randrange(1, 9))]
-    if choose.random() < 0.5:
-        keep(store, tokens, head=choose.random() < 0.2)
-        store.flush(10)
-    else:
-        recall(store, tokens)
-    if choose.random() < 0.1:
-        store.refresh()
-store.close(10)
-stats = store.stats()
-assert stats.corrupt == stats.errors == 0, stats
-assert stats.written > 0 and stats.hits > 0, stats
-"""
-
-
-def test_processes_share_a_folder(tmp_path: Path) -> None:
-    peers = [
-        subprocess.Popen(
-            [sys.executable, "-c", _PEER, str(tmp_path), str(seed)],
-            cwd=Path(__file__).parents[2],
-            stderr=subprocess.PIPE,
-        )
-        for seed in range(2)
-    ]
-    for peer in peers:
-        _, errors = peer.communicate(timeout=60)
-        assert (peer.returncode, errors) == (0, b"")
-    total = sum(path.stat().st_size for path in chunk_files(tmp_path))
-    assert total <= 4000 + 4 * 200, "each may be one chunk ahead of what it knows of the other"
-
-
-def test_another_process_may_delete_the_folder_that_was_just_made(tmp_path: Path) -> None:
-    class Contested(Files):
-        deleted = 0
-
-        def make_folder(self, path: str, *, parents: bool = False) -> None:
-            super().make_folder(path, parents=parents)
-            if path.startswith(f"{tmp_path}/") and self.deleted < 3:
-                os.rmdir(path)
-                self.deleted += 1
-
-    files = Contested()
-    store = open_store(tmp_path, files)
-    keep(store, [1, 2])
-    assert store.close(10)
-    assert files.deleted == 3 and store.stats().errors == 0
-    assert recall(open_store(tmp_path), [1, 2]) == 2
-
-
-def test_a_dead_lock_holder_blocks_nobody(tmp_path: Path) -> None:
-    hold = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_CREAT | os.O_RDWR), 2)"
-    hold += "; print(flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", hold, str(tmp_path / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout
-        holder.stdout.readline()
-        store = open_store(tmp_path, budget_bytes=400)
-        keep(store, [1])
-        keep(store, [2])
-        keep(store, [3])
-        assert store.flush(10), "no waiting for the lock"
-        assert store.stats().dropped == 1, "nor more than the budget"
-        holder.kill()
-    keep(store, [4])
-    assert store.close(10)
-    assert recall(store, [4]) == 1

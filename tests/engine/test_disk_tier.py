@@ -44,7 +44,7 @@ class Server:
         parallel: int = 8,
     ) -> None:
         self.folder = folder
-        self._whole_state = whole_state
+        self.whole_state = whole_state
         self._policy = policy
         self._n_ctx, self._parallel = n_ctx, parallel
         self.start()
@@ -55,13 +55,13 @@ class Server:
         self.disk = DiskTier(
             self.store,
             FINGERPRINT,
-            whole_state=self._whole_state,
+            whole_state=self.whole_state,
             policy=self._policy,
             size=SIZE,
             ledger=ledger,
         )
         self.context = FakeContext(
-            self._n_ctx, self._parallel, n_seq=self._parallel * 3, whole_state=self._whole_state
+            self._n_ctx, self._parallel, n_seq=self._parallel * 3, whole_state=self.whole_state
         )
         self.woken = threading.Event()
         self.bench = Bench(self.context, disk=self.disk, wake=self.woken.set)
@@ -113,6 +113,16 @@ def test_another_question_behind_a_known_head_costs_only_itself_after_a_kill(
     usage = server.ask(2, HEAD + prompt(2), head=len(HEAD))
     assert (usage.cached_tokens, usage.disk_tokens) == (len(HEAD), len(HEAD))
     assert server.context.n_decoded == 20 + usage.completion_tokens - 1
+
+
+def test_two_servers_on_one_folder_compute_a_head_once(server: Server) -> None:
+    other = Server(server.folder, whole_state=server.whole_state)
+    server.ask(1, HEAD + prompt(1), head=len(HEAD))
+    server.store.flush(10)
+    usage = other.ask(2, HEAD + prompt(2), head=len(HEAD))
+    assert (usage.cached_tokens, usage.disk_tokens) == (len(HEAD), len(HEAD))
+    other.store.flush(10)
+    assert other.store.stats().written == 0
 
 
 def test_requests_that_find_their_head_are_counted_over_restarts(server: Server) -> None:
