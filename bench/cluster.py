@@ -1,7 +1,8 @@
 """What a cluster adds and what it brings, on this machine: the same server with and without Ray.
 
 `latency`: one client, a short prompt, both servers in turn. `prefix`: agents with a common head and
-conversations of their own, on three replicas, by prefix and by load, against all of them on one.
+conversations of their own, on three replicas, by prefix and by load, against all on one, and
+with three ingresses.
 `throughput`: many clients on one replica and on two. Nothing is asserted: read the tables.
 `python -m bench.cluster latency|prefix|throughput`, with Ray installed (`.venv-cluster`).
 """
@@ -51,9 +52,10 @@ def serving(command: list[str], folder: Path, **cluster: Any) -> Iterator[str]:
 
 
 @contextmanager
-def replicas(folder: Path, n: int, routing: str = "prefix") -> Iterator[str]:
+def replicas(folder: Path, n: int, routing: str = "prefix", n_ingresses: int = 1) -> Iterator[str]:
     """A cluster with so many replicas of its one model."""
     told = {"min_replicas": n, "max_replicas": n, "num_cpus": 0.1, "routing": routing}
+    told["ingress_replicas"] = n_ingresses
     with serving(CLUSTER, folder, **told) as url:
         deadline = time.monotonic() + 60
         # The default number of requests at once is told for all replicas together.
@@ -89,12 +91,13 @@ def latency(folder: Path, rounds: int, n_tokens: int) -> dict[str, float]:
     return result
 
 
-def talk(url: str, agent: int) -> tuple[int, int]:
+def talk(url: str, agent: int, session: bool) -> tuple[int, int]:
     """One agent's conversation: its prompt tokens, and how many of them were found."""
     head = " ".join(WORDS[i % len(WORDS)] for i in range(300))
     messages = [{"role": "system", "content": head}]
     prompt_tokens = cached_tokens = 0
-    with httpx.Client(base_url=url, timeout=60) as client:
+    headers = {"x-session-id": f"agent {agent}"} if session else {}
+    with httpx.Client(base_url=url, timeout=60, headers=headers) as client:
         for turn in range(N_TURNS):
             said = " ".join(WORDS[(agent * 31 + turn * 7 + i) % len(WORDS)] for i in range(40))
             messages.append({"role": "user", "content": f"{agent} {turn} {said}"})
@@ -107,20 +110,28 @@ def talk(url: str, agent: int) -> tuple[int, int]:
 
 
 def prefix(folder: Path) -> dict[str, float]:
-    """The part of all prompt tokens that was found: ideal, by prefix, and by load."""
+    """The part of all prompt tokens that was found: ideal, by prefix, and by load.
 
-    def rate(url: str) -> float:
+    Of three ingresses, each knows only what went through it; clients may name sessions.
+    """
+
+    def rate(url: str, session: bool = False) -> float:
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            sums = list(threads.map(lambda agent: talk(url, agent), range(N_AGENTS)))
+            sums = list(threads.map(lambda agent: talk(url, agent, session), range(N_AGENTS)))
         return sum(cached for _, cached in sums) / sum(prompt for prompt, _ in sums)
 
     result = {}
     with serving(DIRECT, folder) as url:
         result["ideal"] = rate(url)
-    for routing in ("prefix", "load"):
-        with replicas(folder, N_REPLICAS, routing) as url:
-            result[routing] = rate(url)
-        result[f"{routing}_of_ideal"] = result[routing] / result["ideal"]
+    for name, routing, n_ingresses, session in (
+        ("prefix", "prefix", 1, False),
+        ("load", "load", 1, False),
+        ("three_ingresses", "prefix", 3, False),
+        ("three_with_sessions", "prefix", 3, True),
+    ):
+        with replicas(folder, N_REPLICAS, routing, n_ingresses) as url:
+            result[name] = rate(url, session)
+        result[f"{name}_of_ideal"] = result[name] / result["ideal"]
     return result
 
 

@@ -26,10 +26,9 @@ from tests.gguf_bytes import gguf
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
 
-one_machine = pytest.mark.skipif(
-    "TEST_ON_CLUSTER" in os.environ, reason="about what one machine does by itself"
-)
-"""For tests of loads, queues and connections that Ray Serve does in its own way."""
+def one_machine(why: str) -> pytest.MarkDecorator:
+    """For a test that cannot hold on a cluster, `why`: what Ray Serve does in its own way."""
+    return pytest.mark.skipif("TEST_ON_CLUSTER" in os.environ, reason=why)
 
 
 class Live:

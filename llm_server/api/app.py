@@ -53,13 +53,14 @@ def create_app(
     stand_in: Path | None = None,
     backend: Backend | None = None,
     preloads: bool = True,
+    ids_given: bool = False,
 ) -> App:
     """The application for `settings`. Nothing is started before its lifespan begins.
 
     `worker_argv` is the command of worker processes, when it is not our own; `stand_in` the model
     that serves while the folder holds none. Both are for the pool that is made here, unless
     `backend` holds the models. `preloads`: the lifespan begins with loading the first model.
-    Raises InvalidKey.
+    `ids_given` is for the `Edge`. Raises InvalidKey.
     """
     cached = cache_config(settings)
     pool = backend or make_pool(
@@ -86,6 +87,7 @@ def create_app(
         access=access,
         traffic=traffic,
         shared_cache=settings.shared_cache,
+        ids_given=ids_given,
     )
     registry = pool.planner.registry
     app.state.preloads = preloads

@@ -6,7 +6,6 @@ Plain ASGI, because it wraps every write of every stream. It knows nothing of en
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 
 from starlette.datastructures import Headers
@@ -15,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm_server.api.access import PREFLIGHT, Access, InvalidApiKey
 from llm_server.api.errors import INTERNAL, error_response
-from llm_server.api.traffic import Passage, Traffic
+from llm_server.api.traffic import Passage, Traffic, new_request_id
 from llm_server.errors import RequestTooLarge, ServerError
 
 logger = logging.getLogger(__name__)
@@ -28,7 +27,8 @@ class Edge:
     """Wraps the app: nothing reaches it that `access` does not admit.
 
     Bodies over `max_body_bytes` are refused, before they are read if declared. `shared_cache` lets
-    API keys use each other's cached prompts.
+    API keys use each other's cached prompts. With `ids_given`, a proxy in front has chosen each
+    request's id, and tells it to the client.
     """
 
     def __init__(
@@ -38,12 +38,14 @@ class Edge:
         access: Access | None = None,
         traffic: Traffic | None = None,
         shared_cache: bool = False,
+        ids_given: bool = False,
     ) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
         self.access = access or Access()
         self.traffic = traffic or Traffic()
         self.shared_cache = shared_cache
+        self.ids_given = ids_given
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection scope."""
@@ -67,7 +69,10 @@ class _Exchange:
         self._status = 0
         self._finished = False
         self._extra: list[tuple[bytes, bytes]] = []
-        self._passage = Passage(edge.traffic, "req_" + secrets.token_hex(12))
+        given = Headers(scope=scope).get("x-request-id") if edge.ids_given else None
+        self._passage = Passage(edge.traffic, given or new_request_id())
+        if given is None:
+            self._extra.append((b"x-request-id", self._passage.request_id.encode()))
         scope.setdefault("state", {})["passage"] = self._passage
 
     async def run(self) -> None:
@@ -122,7 +127,6 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             headers = [*message.get("headers", []), *self._extra]
-            headers.append((b"x-request-id", self._passage.request_id.encode()))
             if self._status == 413:
                 headers.append((b"connection", b"close"))  # The rest of the body is not read.
             message = {**message, "headers": headers}

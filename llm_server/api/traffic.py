@@ -5,6 +5,7 @@ Plain numbers, changed by the event loop's thread alone; reading them needs no l
 
 from __future__ import annotations
 
+import secrets
 import time
 from bisect import bisect_left
 from collections import Counter
@@ -17,6 +18,11 @@ from llm_server.errors import ErrorInfo
 TTFT_BOUNDS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 GAP_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 """Upper bounds of the buckets, in seconds; a Raspberry Pi is as much at home in them as a GPU."""
+
+
+def new_request_id() -> str:
+    """An id that no other request has."""
+    return "req_" + secrets.token_hex(12)
 
 
 class Histogram:

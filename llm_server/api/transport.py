@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from llm_server.api.errors import envelope
-from llm_server.api.traffic import Traffic
+from llm_server.api.traffic import Traffic, new_request_id
 from llm_server.errors import ErrorInfo, InvalidRequest, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -317,7 +316,7 @@ class Connection(HttpToolsProtocol):
                 return
             running.disconnected = True
             running.message_event.set()
-        request_id = "req_" + secrets.token_hex(12)
+        request_id = new_request_id()
         self._log(info, request_id)
         body = msgspec.json.encode(envelope(info))
         lines = [

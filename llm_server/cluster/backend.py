@@ -15,13 +15,14 @@ from ray.serve.handle import DeploymentHandle
 
 from llm_server.cluster.remote import RemoteWorker
 from llm_server.errors import (
+    ErrorInfo,
     InvalidRequest,
     ModelLoading,
     ModelNotFound,
     QueueFull,
+    RemoteError,
     ServerError,
     ShuttingDown,
-    UnsupportedParameter,
 )
 from llm_server.models.lease import Overrides
 from llm_server.models.plan import Plan, Planner
@@ -39,6 +40,12 @@ class Counted:
 
     running: int = 0
     starting: int = 0
+
+
+def counted(states: Mapping[str, int]) -> Counted:
+    """The replicas of a deployment by their states, as Ray Serve's status tells them."""
+    by_name = {str(getattr(state, "value", state)): n for state, n in states.items()}
+    return Counted(by_name.get("RUNNING", 0), by_name.get("STARTING", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,7 @@ class Deployed:
     worker: RemoteWorker
     memory: int
     keep_alive_s: float
+    """For ever, -1, if there is always a replica; else as long as Ray Serve waits at least."""
 
     @property
     def model(self) -> ModelFile:
@@ -90,8 +98,9 @@ class Deployed:
 class Deployments:
     """The backend of an ingress.
 
-    `plans` are the models that are deployed, `handles` their deployments, both by name.
-    `share_default` tells all ingresses, this one too, which model `setModel` has chosen.
+    By name: `plans` are the models that are deployed, `handles` their deployments, `stays` the
+    seconds for which an idle one has a replica at least, -1 for ever, and `refused` says why others
+    are not deployed. `share` has a method of this class called at all ingresses, this one first.
     """
 
     def __init__(
@@ -99,7 +108,9 @@ class Deployments:
         planner: Planner,
         plans: Mapping[str, Plan],
         handles: Mapping[str, DeploymentHandle],
-        share_default: Callable[[str], None],
+        stays: Mapping[str, float],
+        refused: Mapping[str, ErrorInfo],
+        share: Callable[..., None],
         queue_size: int,
         first_model: str | None = None,
     ) -> None:
@@ -110,11 +121,15 @@ class Deployments:
             name: RemoteWorker(handle, plans[name].model, self.totals)
             for name, handle in handles.items()
         }
-        self._share_default = share_default
+        self._stays = stays
+        self._refused = refused
+        self._share = share
         self._queue_size = queue_size
         self._first_model = first_model
         self._default: str | None = None
         self._counted: Mapping[str, Counted] = {}
+        self._resting: set[str] = set()  # Unloaded, and not asked since.
+        self._problems: dict[str, str] = {}  # Why replicas could not load their models.
         self._closing = False
 
     @property
@@ -132,10 +147,10 @@ class Deployments:
                 self._plans[name],
                 self._workers[name],
                 self._plans[name].memory.total * counted.running,
-                -1.0,
+                self._stays[name],
             )
             for name, counted in self._counted.items()
-            if counted.running and self._workers[name].described
+            if counted.running and self._workers[name].described and name not in self._resting
         ]
         return sorted(running, key=lambda deployed: -len(deployed.leases))
 
@@ -161,34 +176,34 @@ class Deployments:
         """The right to ask a model, None for the default one, once it has a replica.
 
         Raises ModelNotFound, QueueFull, ShuttingDown, InvalidRequest for a way to load it that is
-        not that of the deployment, and whatever its load fails with.
+        not that of the deployment or a longer stay, and whatever its load fails with.
         """
         if self._closing:
             raise ShuttingDown("The server is shutting down.")
-        if keep_alive_s is not None:
-            raise UnsupportedParameter(
-                "In a cluster models come and go with their load: set downscale_delay_s for this "
-                "model in llm-server.toml.",
-                param="keep_alive",
-            )
         file = self._unnamed() if model is None else self._named(model)
         worker = self._workers[file.name]
+        self._check_stay(file.name, keep_alive_s)
         self._check_room(file.name)
+        if file.name in self._resting:
+            self._share("take_resting", file.name, False)
         if not worker.described:
             await worker.describe()
         self._check(self._plans[file.name], worker.loaded, overrides or {})
         if make_default:
-            self._share_default(file.name)
+            self._share("take_default", file.name)
         return RemoteLease(file, worker)
 
     async def unload(self, model: str) -> bool:
-        """Raises UnsupportedParameter: idle models go by themselves."""
-        self._named(model)
-        raise UnsupportedParameter(
-            "In a cluster models come and go with their load: an idle one ends by itself where its "
-            "min_replicas is 0.",
-            param="model",
-        )
+        """Have all replicas end their workers after their requests; the next request starts one.
+
+        The replicas themselves go when Ray Serve finds them idle. Raises ModelNotFound.
+        """
+        name = self._named(model).name
+        if not self._counted.get(name, Counted()).running:
+            return False
+        # Before it is so: whoever asks meanwhile takes it back.
+        self._share("take_resting", name, True)
+        return await self._workers[name].unload()
 
     def status(self) -> Status:
         """What there is to show: requests are those of this ingress."""
@@ -198,8 +213,9 @@ class Deployments:
             (name for name, c in self._counted.items() if c.starting and not c.running), None
         )
         workers = self._workers.values()
+        error = None if loaded else next(iter(self._problems.values()), None)
         return Status(
-            state=self._state(bool(loaded), loading),
+            state=self._state(bool(loaded), loading, error),
             model=shown.model.name if shown else loading,
             n_ctx=shown.worker.loaded.n_ctx if shown else 0,
             parallel=sum(
@@ -209,7 +225,7 @@ class Deployments:
             waiting=sum(worker.n_waiting for worker in workers),
             loading=loading,
             fraction=0.0,
-            error=None,
+            error=error,
             sandbox=shown.worker.loaded.sandbox if shown else None,
         )
 
@@ -217,9 +233,13 @@ class Deployments:
         """Take note of how many replicas there are, by model."""
         self._counted = counted
         for name, worker in self._workers.items():
-            if counted.get(name, Counted()).running and not worker.described:
-                with contextlib.suppress(ServerError):  # Whoever asks for the model is told.
+            if worker.described or not counted.get(name, Counted()).running:
+                self._problems.pop(name, None)
+            elif name not in self._problems:  # Once: it would load the model again.
+                try:
                     await worker.describe()
+                except ServerError as error:
+                    self._problems[name] = error.info.message
 
     @property
     def chosen(self) -> str | None:
@@ -230,6 +250,10 @@ class Deployments:
         """`setModel` was called at some ingress."""
         if name in self._plans:
             self._default = name
+
+    def take_resting(self, name: str, resting: bool) -> None:
+        """A model was unloaded, or is asked for again, at some ingress."""
+        (self._resting.add if resting else self._resting.discard)(name)
 
     async def close(self) -> None:
         """Fail what runs: this ingress ends. Replicas stay."""
@@ -255,6 +279,8 @@ class Deployments:
                 return plan.model
         # For the hint; a file that came later is not deployed.
         file = self.planner.registry.find(name)
+        if file.name in self._refused:
+            raise RemoteError(self._refused[file.name])
         raise ModelNotFound(
             file.name,
             " It came into the models folder after the deployment: deploy again.",
@@ -268,22 +294,46 @@ class Deployments:
         if worker.n_running + worker.n_waiting >= room:
             raise QueueFull("Too many requests are waiting. Try again in a moment.")
 
+    def _check_stay(self, name: str, keep_alive_s: float | None) -> None:
+        """Raises InvalidRequest if the model may go sooner than that after the request."""
+        stay = self._stays[name]
+        if keep_alive_s is None or stay < 0 or 0 <= keep_alive_s <= stay:
+            return
+        raise InvalidRequest(
+            f"In a cluster models stay as llm-server.toml says: {name} for {stay:g} s after its "
+            "last request at least (downscale_delay_s), or for ever with min_replicas 1.",
+            param="keep_alive",
+        )
+
     def _check(self, plan: Plan, loaded: Loaded, overrides: Overrides) -> None:
-        """Raises InvalidRequest unless all replicas are loaded like that."""
-        for name, value in self.planner.named(overrides).items():
-            in_force = [getattr(plan.asked, name), getattr(plan.config, name)]
-            if name in ("n_ctx", "parallel"):
-                in_force += [0, getattr(loaded, name)]
-            if value not in in_force:
+        """Raises InvalidRequest unless all replicas are loaded like that, or with more room."""
+        room = {"n_ctx": loaded.n_ctx, "parallel": loaded.parallel, "n_threads": 0}
+        wanted = {
+            name: value
+            for name, value in self.planner.named(overrides).items()
+            if name not in room or value > room[name]
+        }
+        if self.planner.in_force(plan, loaded, wanted):
+            return
+        for name, value in wanted.items():
+            if not self.planner.in_force(plan, loaded, {name: value}):
+                has = room.get(name) or getattr(plan.config, name)
                 raise InvalidRequest(
                     f"In a cluster models are loaded as llm-server.toml says: {name} of "
-                    f"{plan.model.name} is {getattr(plan.config, name)}.",
+                    f"{plan.model.name} is {has}. Set it there, and deploy again.",
                     param=f"load_model_configs.{name}",
                 )
+        raise InvalidRequest(
+            "In a cluster models are loaded as llm-server.toml says, and not with these settings "
+            "together.",
+            param="load_model_configs",
+        )
 
-    def _state(self, usable: bool, loading: str | None) -> State:
+    def _state(self, usable: bool, loading: str | None, error: str | None) -> State:
         if self._closing:
             return "stopping"
         if usable:
             return "ready"
-        return "loading" if loading is not None else "empty"
+        if loading is not None:
+            return "loading"
+        return "empty" if error is None else "failed"

@@ -13,6 +13,7 @@ import msgspec
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.schema import LoggingConfig
 
 from llm_server.cluster.ingress import Ingress
@@ -22,7 +23,7 @@ from llm_server.cluster.router import PrefixRouter
 from llm_server.config import Settings, make_planner, make_registry, settings_from_environment
 from llm_server.config_file import ReplicaFields
 from llm_server.demo import demo_model_path
-from llm_server.errors import ServerError
+from llm_server.errors import ErrorInfo, ServerError
 from llm_server.machine import physical_cores
 from llm_server.models.plan import Plan, Planner
 from llm_server.models.registry import ModelFile
@@ -58,14 +59,18 @@ def build(
     planner = make_planner(settings, registry)
     plans: dict[str, Plan] = {}
     deployments: dict[str, Application] = {}
+    stays: dict[str, float] = {}
+    refused: dict[str, ErrorInfo] = {}
     for model in registry.models():
         told = _told(settings, planner, model)
         try:
             plan, place = _place(planner, settings, model, told)
         except ServerError as error:
             logger.error("%s is not deployed: %s", model.name, error)
+            refused[model.name] = error.info
             continue
         plans[model.name] = plan
+        stays[model.name] = -1.0 if told.min_replicas else told.downscale_delay_s
         deployments[model.name] = _deployment(settings, plan, place, told).bind(
             settings, model.name, _load(plan), plan.memory.total, tuple(worker_argv), stand_in
         )
@@ -75,11 +80,13 @@ def build(
         num_replicas=settings.cluster.ingress_replicas,
         max_ongoing_requests=MAX_ONGOING_INGRESS,
         graceful_shutdown_timeout_s=settings.cluster.graceful_shutdown_timeout_s,
+        # A session stays at one ingress, which knows where its prompts were computed.
+        request_router_config=RequestRouterConfig(request_router_class=ConsistentHashRouter),
         logging_config=QUIET,
         # It waits more than it computes, and must find a place beside models that take all cores.
         ray_actor_options={"num_cpus": 0},
     )
-    return ingress.bind(settings, plans, deployments, stand_in)
+    return ingress.bind(settings, plans, deployments, stays, refused, stand_in)
 
 
 def _told(settings: Settings, planner: Planner, model: ModelFile) -> ReplicaFields:

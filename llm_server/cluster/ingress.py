@@ -16,9 +16,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llm_server.api.app import create_app
-from llm_server.cluster import remote
-from llm_server.cluster.backend import Counted, Deployments
+from llm_server.cluster import remote, tuning
+from llm_server.cluster.backend import Deployments, counted
+from llm_server.cluster.proxy import with_body
 from llm_server.config import Settings, make_planner, make_registry
+from llm_server.errors import ErrorInfo
 from llm_server.models.plan import Plan
 from llm_server.server import configure_logging
 
@@ -36,9 +38,11 @@ class Ingress:
         settings: Settings,
         plans: Mapping[str, Plan],
         handles: Mapping[str, DeploymentHandle],
+        stays: Mapping[str, float],
+        refused: Mapping[str, ErrorInfo],
         stand_in: Path | None,
     ) -> None:
-        """`plans` and `handles` are the models' and their deployments', by name."""
+        """What the models and their deployments are, by name (`Deployments`)."""
         configure_logging(settings)
         registry = make_registry(settings, stand_in)
         registry.scan()
@@ -47,18 +51,20 @@ class Ingress:
             make_planner(settings, registry),
             plans,
             handles,
-            self._share_default,
+            stays,
+            refused,
+            self._share,
             settings.queue_size,
             settings.model_name,
         )
-        self._app = create_app(settings, backend=self._backend)
+        self._app = create_app(settings, backend=self._backend, ids_given=tuning.ids_given())
         self._tasks: set[asyncio.Task[object]] = set()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application, as Ray Serve asks for it."""
         self._spawn(self._count())
         self._spawn(self._ask_default())
-        return _with_session(self._app)
+        return _from_proxy(self._app)
 
     # ---- what ingresses tell each other --------------------------------------------------------
 
@@ -66,20 +72,24 @@ class Ingress:
         """Somebody has set the default model."""
         self._backend.take_default(name)
 
+    async def take_resting(self, name: str, resting: bool) -> None:
+        """Somebody has unloaded a model, or asks for it again."""
+        self._backend.take_resting(name, resting)
+
     async def tell_default(self) -> str | None:
         """The default model that somebody has set."""
         return self._backend.chosen
 
-    def _share_default(self, name: str) -> None:
-        self._backend.take_default(name)
-        self._spawn(self._ask_all("take_default", name))
+    def _share(self, method: str, *args: object) -> None:
+        getattr(self._backend, method)(*args)
+        self._spawn(self._ask_all(method, *args))
 
     async def _ask_default(self) -> None:
         for name in await self._ask_all("tell_default"):
             if isinstance(name, str):
                 self._backend.take_default(name)
 
-    async def _ask_all(self, method: str, *args: str) -> list[object]:
+    async def _ask_all(self, method: str, *args: object) -> list[object]:
         """What all ingresses answer, this one too."""
         here = serve.get_replica_context()
         handle = serve.get_deployment_handle(here.deployment, here.app_name)
@@ -102,7 +112,7 @@ class Ingress:
                 deployments = status.applications[app].deployments
                 await self._backend.count(
                     {
-                        name: _counted(deployments[deployment].replica_states)
+                        name: counted(deployments[deployment].replica_states)
                         for deployment, name in self._names.items()
                         if deployment in deployments
                     }
@@ -118,17 +128,12 @@ class Ingress:
         task.add_done_callback(self._tasks.discard)
 
 
-def _counted(states: Mapping[str, int]) -> Counted:
-    by_name = {str(getattr(state, "value", state)): n for state, n in states.items()}
-    return Counted(by_name.get("RUNNING", 0), by_name.get("STARTING", 0))
-
-
-def _with_session(app: ASGIApp) -> ASGIApp:
-    """Remembers the session of a request, as Ray Serve spells its header."""
+def _from_proxy(app: ASGIApp) -> ASGIApp:
+    """Takes what a proxy has done, and remembers the session, as Ray Serve spells its header."""
 
     async def serve_one(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             remote.session.set(Headers(scope=scope).get("x-session-id", ""))
-        await app(scope, receive, send)
+        await app(scope, with_body(scope, receive), send)
 
     return serve_one

@@ -12,7 +12,11 @@ from contextvars import ContextVar
 from typing import cast
 
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+)
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from llm_server.cluster import messages
@@ -58,6 +62,7 @@ class RemoteWorker:
     def __init__(self, handle: DeploymentHandle, model: ModelFile, totals: Totals) -> None:
         self._answer = handle.options(stream=True, method_name="answer")
         self._describe = handle.options(method_name="describe")
+        self._handle = handle
         self._model = model
         self._totals = totals
         self._loaded: Loaded | None = None
@@ -102,6 +107,14 @@ class RemoteWorker:
         finally:
             self._asking -= 1
         self._opened(messages.decode_opening(body))
+
+    async def unload(self) -> bool:
+        """Have the replicas that are there end their workers. Whether any had one."""
+        try:
+            answers = await self._handle.broadcast("unload").results_async(return_exceptions=True)
+        except (RayError, RayServeException) as error:
+            raise RemoteError(_told(error)) from None
+        return any(answer is True for answer in answers)
 
     def submit(self, *requests: Asked, owner: str = "") -> EventStream:
         """Start requests that make one answer. The stream must be closed."""

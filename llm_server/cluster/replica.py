@@ -82,6 +82,10 @@ class Replica:
         lease.release()
         return messages.encode_opening(Opening(loaded=lease.worker.loaded))
 
+    async def unload(self) -> bool:
+        """End the worker after its requests; the next one starts another. Whether there was one."""
+        return await self._pool.unload(self._model)
+
     async def _acquire(self, owner: str) -> Lease:
         return await self._pool.acquire(self._model, self._load, owner=owner)
 

@@ -20,11 +20,6 @@ class PrefixRouter(RequestRouter):
         """Nothing is known yet."""
         self._affinity: Affinity[str] = Affinity()
 
-    @property
-    def supports_rejection_protocol(self) -> bool:
-        """Replicas need not refuse: their workers have queues, and asking costs a message."""
-        return False
-
     async def choose_replicas(
         self,
         candidate_replicas: list[RunningReplica],

@@ -317,7 +317,7 @@ def test_the_queue_is_bounded(tmp_path: Path) -> None:
         assert live.chat("now").status_code == 200
 
 
-@one_machine
+@one_machine("Ray Serve's proxy reads on, whatever its client does")
 def test_a_client_that_never_reads_is_cut_off(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf")
     with live_server(tmp_path) as live:

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from llm_server.errors import ErrorInfo
 from llm_server.worker.messages import CacheStats, Finished, Timings, Usage
 from llm_server.worker.totals import Totals
-from tests.fake_live import Live, add_models, chat_body, until
+from tests.fake_live import Live, add_models, chat_body, one_machine, until
 from tests.raw import talk
 
 
@@ -65,6 +65,7 @@ def test_refused_and_failed_requests_are_counted_once(
     assert outcomes == ({outcome: 1} if outcome else {})
 
 
+@one_machine("Ray Serve's proxy reads HTTP, and refuses what is none")
 def test_what_the_edge_refuses_is_counted_once(live: Live) -> None:
     before = scrape(live)
     assert live.client.get("/", headers={"host": "evil.com"}).status_code == 403
@@ -84,6 +85,7 @@ def test_requests_that_clients_leave_are_counted(live: Live) -> None:
     until(lambda: scrape(live).get(("llm_requests_total", "cancelled"), 0) == before + 1)
 
 
+@one_machine("a new file is served after the next deployment")
 def test_every_loaded_model_has_its_gauges(live: Live, tmp_path: Path) -> None:
     add_models(live.models, "gate-x.gguf")
     live.post("/setModel", {"model_name": "b.gguf"})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llm_server.config_file import ModelTable
-from tests.fake_live import Live, add_models, chat_body, live_server, until
+from tests.fake_live import Live, add_models, chat_body, live_server, one_machine, until
 from tests.gguf_bytes import gguf
 
 
@@ -43,6 +44,7 @@ def test_a_model_that_is_loading_is_listed_so(tmp_path: Path) -> None:
         until(lambda: listed(live)["gate.gguf"]["state"] == "loaded")
 
 
+@one_machine("naming a model is one client's wish, and makes it nobody else's default")
 def test_two_models_answer_side_by_side(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "b.gguf")
     with live_server(tmp_path) as live:
@@ -90,14 +92,18 @@ def test_a_models_own_defaults_are_what_a_request_leaves_out(tmp_path: Path) -> 
         response = live.post("/v1/responses", {"input": "count:1", "model": "gpt"}).json()
         assert (response["temperature"], response["max_output_tokens"]) == (0, 7)
         assert listed(live)["b.gguf"]["aliases"] == ["gpt"]
-        in_force = {m["model"]: m for m in live.client.get("/props").json()["models"]}["b.gguf"]
-        assert in_force["settings"]["n_ctx"] == {"value": 512, "source": "file"}
-        assert in_force["sampling"] == {"temperature": 0, "max_tokens": 7}
+
+        def in_force() -> dict[str, dict[str, Any]]:
+            return {m["model"]: m for m in live.client.get("/props").json()["models"]}
+
+        until(lambda: "b.gguf" in in_force())  # A cluster counts its replicas once a second.
+        assert in_force()["b.gguf"]["settings"]["n_ctx"] == {"value": 512, "source": "file"}
+        assert in_force()["b.gguf"]["sampling"] == {"temperature": 0, "max_tokens": 7}
         # A prompt that is only to be computed generates nothing, whatever the defaults say.
         assert live.post("/restore_cache", chat_body("hi", model="b")).status_code == 200
 
 
-def test_unloading_and_keep_alive(tmp_path: Path) -> None:
+def test_unloading(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "b.gguf")
     with live_server(tmp_path) as live:
         answer = {"status": "ok", "model": "a.gguf", "unloaded": True}
@@ -105,6 +111,14 @@ def test_unloading_and_keep_alive(tmp_path: Path) -> None:
         assert live.post("/models/unload", {"model": "a"}).json() == answer | {"unloaded": False}
         assert live.post("/models/unload", {"model": "x"}).status_code == 404
         assert live.client.get("/health").status_code == 503
+        assert live.chat("hi").status_code == 200
+        assert listed(live)["a.gguf"]["state"] == "loaded"
+
+
+@one_machine("replicas go when Ray Serve finds them idle: tests/cluster/test_serving.py")
+def test_keep_alive(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+    with live_server(tmp_path) as live:
         assert live.chat("hi", keep_alive=0).status_code == 200
         until(lambda: listed(live)["a.gguf"]["state"] == "available")
         assert live.chat("hi", keep_alive="5m").status_code == 200
@@ -126,6 +140,14 @@ def test_fit_answers_before_anything_is_loaded(tmp_path: Path) -> None:
         assert (fits["n_ctx"], fits["largest_n_ctx"], fits["n_ctx_train"]) == (4096,) * 3
         parts = fits["memory"]
         assert parts.pop("total") == sum(parts.values())
+        assert len(live.loads()) == 1
+        assert live.post("/models/fit", {"model": "x"}).status_code == 404
+
+
+@one_machine("the deployment decides how models are loaded: tests/cluster/test_serving.py")
+def test_what_does_not_fit_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+    with live_server(tmp_path, memory="64MiB") as live:
         wide = {"n_ubatch": 65_536, "n_batch": 65_536}
         body = {"model": "b", "load_model_configs": wide | {"n_ctx": 65_536}}
         assert not live.post("/models/fit", body).json()["fits"]
@@ -134,9 +156,9 @@ def test_fit_answers_before_anything_is_loaded(tmp_path: Path) -> None:
         assert refused.json()["error"]["code"] == "insufficient_memory"
         assert refused.headers["x-should-retry"] == "false"
         assert len(live.loads()) == 1
-        assert live.post("/models/fit", {"model": "x"}).status_code == 404
 
 
+@one_machine("the deployment decides how models are loaded: tests/cluster/test_serving.py")
 def test_props_say_what_is_in_force_and_why(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf")
     with live_server(tmp_path, threads=3) as live:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from llm_server import __version__
-from tests.fake_live import Live, add_models, chat_body, live_server, until
+from tests.fake_live import Live, add_models, chat_body, live_server, one_machine, until
 
 
 def test_status(live: Live) -> None:
@@ -31,6 +31,7 @@ def test_health_with_a_model(live: Live) -> None:
     }
 
 
+@one_machine("a replica that starts does not tell how much it has read")
 def test_health_while_loading(tmp_path: Path) -> None:
     add_models(tmp_path, "gate.gguf")
     with live_server(tmp_path, wait=False) as live:
@@ -43,6 +44,7 @@ def test_health_while_loading(tmp_path: Path) -> None:
         until(lambda: live.client.get("/health").status_code == 200)
 
 
+@one_machine("a new file is served after the next deployment")
 def test_health_and_chat_without_any_model_and_a_model_that_comes_later(tmp_path: Path) -> None:
     with live_server(tmp_path, wait=False) as live:
         response = live.client.get("/health")
@@ -54,6 +56,7 @@ def test_health_and_chat_without_any_model_and_a_model_that_comes_later(tmp_path
         assert live.chat("hi").status_code == 200
 
 
+@one_machine("a new file is served after the next deployment")
 def test_a_stand_in_serves_until_a_model_comes(tmp_path: Path) -> None:
     add_models(tmp_path, "package/demo.gguf")
     folder = tmp_path / "models"
@@ -74,6 +77,7 @@ def test_models(live: Live) -> None:
     assert {model["object"] for model in body["data"]} == {"model"}
 
 
+@one_machine("the deployment decides how models are loaded: tests/cluster/test_serving.py")
 def test_set_model_loads_and_switches(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "b.gguf")
     with live_server(tmp_path) as live:
@@ -94,6 +98,7 @@ def test_set_model_loads_and_switches(tmp_path: Path) -> None:
         assert live.loads()[2:] == ["b.gguf n_ctx=1024", "b.gguf n_ctx=4096"]
 
 
+@one_machine("the deployment decides how models are loaded: tests/cluster/test_serving.py")
 def test_chat_switches_to_the_model_it_names(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "b.gguf")
     with live_server(tmp_path) as live:

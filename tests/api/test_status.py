@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from tests.fake_live import Live, add_models, chat_body, until
+from tests.fake_live import Live, add_models, chat_body, one_machine, until
 
 
 def status(live: Live) -> dict[str, Any]:
@@ -39,6 +39,7 @@ def test_the_moment_with_history_and_defaults(live: Live) -> None:
     assert now["history"] and now["history"][-1] == now["sample"]
 
 
+@one_machine("each replica has its own cells, and Ray Serve decides when it goes")
 def test_each_model_is_told_with_its_state_cells_and_end(live: Live) -> None:
     live.post("/setModel", {"model_name": "b.gguf", "keep_alive": "5m"})
     live.chat("one two", model="a.gguf")
@@ -96,6 +97,7 @@ def test_a_stream_that_is_cancelled_ends_with_the_error(live: Live, tmp_path: Pa
     assert json.loads(rest[-1][6:])["error"]["code"] == "request_cancelled"
 
 
+@one_machine("a new file is served after the next deployment")
 def test_a_request_that_waits_for_a_model_is_cancelled(live: Live) -> None:
     add_models(live.models, "gate-b.gguf")
     thread, answers = in_background(live, json=chat_body("hello", model="gate-b.gguf"))

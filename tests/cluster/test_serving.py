@@ -28,7 +28,10 @@ def test_a_chat_is_answered_and_streamed(live: Live) -> None:
     answer = live.chat("one two")
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["message"]["content"] == "one two "
-    assert answer.headers.get_list("x-request-id")[0].startswith("req_")
+    assert len(ids := answer.headers.get_list("x-request-id")) == 1
+    assert ids[0].startswith("req_")
+    theirs = live.client.get("/", headers={"x-request-id": "req_chosen"})
+    assert "chosen" not in theirs.headers["x-request-id"]
     streamed = events(live.chat("one two", stream=True).text)
     assert streamed[-1] == "[DONE]"
     pieces = [event["choices"][0]["delta"].get("content", "") for event in streamed[:-1]]
@@ -43,6 +46,7 @@ def test_only_what_is_asked_for_has_a_replica(live: Live) -> None:
 
     until(lambda: states()["a.gguf"] == "loaded")  # Each ingress counts for itself.
     assert states()["broken.gguf"] == "available"
+    assert replicas("broken.gguf") == []
 
 
 def test_a_model_from_zero_and_the_default_of_all_ingresses(live: Live) -> None:
@@ -64,19 +68,58 @@ def test_a_model_that_cannot_be_loaded_says_so_as_on_one_machine(live: Live) -> 
 
 
 def test_what_the_deployment_decides_is_refused_and_not_ignored(live: Live) -> None:
-    for path, body, param in (
+    for path, body, param, has in (
         (
             "/setModel",
-            {"model_name": "a", "load_model_configs": {"n_ctx": 99}},
+            {"model_name": "a", "load_model_configs": {"n_ctx": 1 << 20}},
             "load_model_configs.n_ctx",
+            "n_ctx of a.gguf is 4096",
         ),
-        ("/chat/completions", chat_body("hi", keep_alive=5), "keep_alive"),
-        ("/models/unload", {"model": "a.gguf"}, "model"),
+        (
+            "/chat/completions",
+            chat_body("hi", load_model_configs={"n_ctx": 512, "type_k": "q8_0"}),
+            "load_model_configs.type_k",
+            "type_k of a.gguf is f16",
+        ),
+        ("/chat/completions", chat_body("hi", keep_alive=-1), "keep_alive", "for 600 s"),
+        ("/chat/completions", chat_body("hi", keep_alive="20m"), "keep_alive", "for 600 s"),
     ):
         answer = live.post(path, body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
-    as_it_is = {"model_name": "a", "load_model_configs": {"parallel": 4}}
-    assert live.post("/setModel", as_it_is).status_code == 200
+        assert has in answer.json()["error"]["message"]
+
+
+def test_what_the_deployment_gives_anyway_may_be_asked_for(live: Live) -> None:
+    for load in (
+        {"parallel": 4},
+        {"n_ctx": 4096, "n_gpu_layers": 0},
+        {"n_ctx": 512, "parallel": 1, "n_threads": 0, "n_ubatch": 512},
+    ):
+        asked = {"model_name": "a", "load_model_configs": load}
+        assert live.post("/setModel", asked).status_code == 200, load
+        answer = live.chat("hi", load_model_configs=load, keep_alive="10m")
+        assert answer.status_code == 200, answer.text
+
+
+def test_an_unloaded_model_gives_its_memory_back_and_comes_again(live: Live) -> None:
+    def states() -> set[str]:
+        found = [live.client.get("/v1/models").json()["data"] for _ in range(8)]
+        return {model["state"] for models in found for model in models if model["id"] == "a.gguf"}
+
+    def workers() -> int:
+        return sum(len(replica.children()) for replica in replicas("a.gguf"))
+
+    assert live.chat("hi", model="a.gguf").status_code == 200
+    until(lambda: states() == {"loaded"})
+    assert workers() >= 1
+    answer = live.post("/models/unload", {"model": "a.gguf"})
+    assert answer.json()["unloaded"] is True, answer.text
+    assert workers() == 0
+    until(lambda: states() == {"available"})
+    assert live.chat("hi", model="a.gguf").status_code == 200
+    until(lambda: states() == {"loaded"})
+    assert live.post("/models/unload", {"model": "broken.gguf"}).json()["unloaded"] is False
+    assert live.post("/models/unload", {"model": "nothing"}).status_code == 404
 
 
 def test_too_much_is_refused_with_an_advice_when_to_come_again(

@@ -73,8 +73,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
     "F16 restart": ("faults/test_process.py::test_a_restart_finds_its_prompts_again",),
     "F17 two servers, one folder": (
-        "cache/test_store.py::test_processes_share_a_folder",
-        "cache/test_store.py::test_a_dead_lock_holder_blocks_nobody",
+        "cache/test_shared.py::test_processes_share_a_folder",
+        "cache/test_shared.py::test_a_dead_lock_holder_blocks_nobody",
         "faults/test_files.py::test_two_servers_share_a_cache_folder",
     ),
     "F18 hostile worker": (
