@@ -64,6 +64,14 @@ def validated(model: type[W], body: dict[str, Json]) -> W:
         raise _invalid(error.errors(include_url=False, include_context=False)[0]) from None
 
 
+_IN_JSON = {
+    "dict_type": "Input should be an object",
+    "model_type": "Input should be an object",
+    "list_type": "Input should be an array",
+}
+"""What JSON calls the types that pydantic names as Python does."""
+
+
 def _invalid(error: ErrorDetails) -> InvalidRequest:
     """A pydantic error in our words. The client's own input is never repeated."""
     param = _param(error["loc"])
@@ -77,7 +85,7 @@ def _invalid(error: ErrorDetails) -> InvalidRequest:
         kind == "literal_error" and not isinstance(error["input"], str)
     )
     code = "invalid_type" if wrong_type else "invalid_value"
-    message = error["msg"]
+    message = _IN_JSON.get(kind, error["msg"]).replace(" after validation", "")
     if message.startswith("Input "):
         return InvalidRequest(f"'{param}' {message[6:]}.", param=param, code=code)
     return InvalidRequest(f"'{param}': {message[0].lower()}{message[1:]}.", param=param, code=code)

@@ -134,6 +134,21 @@ def test_messages_are_required_and_bounded() -> None:
 # ---- sampling ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stream_options": [], "stream": True}, "'stream_options' should be an object."),
+        ({"tools": "x"}, "'tools' should be an array."),
+        ({"metadata": {}, "logit_bias": []}, "'logit_bias' should be an object."),
+        ({"stop": ["x"] * 17}, "'stop': list should have at most 16 items, not 17."),
+    ],
+)
+def test_wrong_types_are_told_in_words_of_json(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ServerError) as caught:
+        chat_call({"messages": [{"role": "user", "content": "x"}], **fields})
+    assert caught.value.info.message == message
+
+
 def test_top_level_wins_over_inference_configs() -> None:
     got = sampling(
         inference_configs={"temperature": 0.1, "top_k": 7, "stop": ["user:"]}, temperature=0.9
