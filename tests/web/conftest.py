@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.fake_live import Live, add_models, live_server
 from tests.web.browser import chromium, opened
+
+# Playwright's own limit of 5 s is soon reached where other tests share two cores.
+expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="module")
