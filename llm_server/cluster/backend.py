@@ -186,8 +186,11 @@ class Deployments:
         self._check_room(file.name)
         if file.name in self._resting:
             self._share("take_resting", file.name, False)
-        if not worker.described:
+        running = self._counted.get(file.name, Counted()).running
+        if not worker.described or (make_default and not running):
             await worker.describe()
+            # It is there, as the next count will say.
+            self._counted = {**self._counted, file.name: Counted(max(1, running))}
         self._check(self._plans[file.name], worker.loaded, overrides or {})
         if make_default:
             self._share("take_default", file.name)
