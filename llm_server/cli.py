@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from llm_server import __version__
 from llm_server.commands import bench, cache, cluster, doctor, fit, models, run
 
 app = typer.Typer(
@@ -18,6 +21,22 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llm-server {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="tell it and exit"),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(

@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     model_name: str | None = Field(
         default=None,
         min_length=1,
-        description="model to load at the start, default the first by name",
+        description="model to load at the start, default the first by name that makes text",
     )
     models_dir: Path = Field(
         default_factory=lambda: places.default_models_dir(),

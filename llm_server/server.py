@@ -68,6 +68,8 @@ def serve(
 
         logs.say(banner(settings, registry, listener))
         warn_of_unknown_models(settings, registry)
+        for name in registry.leading_out:
+            logger.warning("%s is a link out of the models folder: see --follow-symlinks", name)
         return run(settings, listener, worker_argv, stand_in)
 
 

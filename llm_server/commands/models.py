@@ -69,10 +69,11 @@ def _fetch_all(choice: Choice, folder: Path) -> None:
 
     download.check_space(folder, choice.files)
     for remote in choice.files:
+        here = (folder / remote.name).exists()
         with _progress_bar(remote.name) as progress:
             path = download.fetch(remote, folder, progress)
         checked = "SHA-256 as announced" if remote.sha256 else "no hash was announced"
-        typer.echo(f"{path} ({checked})")
+        typer.echo(f"{path} ({'here already, ' if here else ''}{checked})")
     if read_kind(path) == "adapter":
         typer.echo(f"It is a LoRA adapter. What it is for: llm-server show {choice.model_name}")
     else:
@@ -129,6 +130,8 @@ def list_models(models_dir: ModelsDir = None, json: Json = False) -> None:
     adapters.print_list(registry, found)
     for name, size in unfinished.items():
         typer.echo(f"{name} is not finished: {output.size_text(size)} so far. Pull it again.")
+    for name in registry.leading_out:
+        typer.echo(f"{name} is a link out of this folder: served with --follow-symlinks only.")
     if rows and registry.is_stand_in(registry.models()[0]):
         typer.echo(f"There is no model in {registry.folder}: the demo model serves instead.")
 

@@ -300,7 +300,7 @@ class _Parser:
             if tensor.offset != expected:
                 raise InvalidGguf("a tensor is not where it should be")
             if start + expected + tensor.n_bytes > self._source.size:
-                raise InvalidGguf("the file is shorter than its tensors: an unfinished download?")
+                raise InvalidGguf("the file is shorter than its tensors (an unfinished download?)")
             expected += _padded(tensor.n_bytes, alignment)
         return [
             Tensor(tensor.name, tensor.shape, tensor.type, start + tensor.offset)

@@ -24,7 +24,7 @@ class LoadedAdapter:
         """
         self.handle = lib.llama_adapter_lora_init(model.handle, str(path).encode())
         if not self.handle:
-            raise LoadError("llama.cpp could not load the adapter")
+            raise LoadError.of("this adapter", path)
         if lib.llama_adapter_get_alora_n_invocation_tokens(self.handle):
             raise LoadError("an adapter that is switched on by tokens is not supported")
         self.scale = scale

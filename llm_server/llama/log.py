@@ -19,6 +19,7 @@ _GGML_CONT = 5
 
 _BUFFER = re.compile(r"\s(\S+)\s+(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
 _FLASH_ATTENTION = "Flash Attention enabled"
+_REFUSAL = re.compile(r"(?:error loading model|failed to apply lora adapter): (.+)")
 
 
 class _Lines:
@@ -29,6 +30,7 @@ class _Lines:
         self.pending = ""
         self.buffers: Counter[tuple[str, str]] = Counter()
         self.flash_attention = False
+        self.refusal = ""
 
     def write(self, level: int, text: str) -> None:
         if level != _GGML_CONT:
@@ -42,6 +44,8 @@ class _Lines:
                 self.buffers[where, kind] += int(float(mib) * (1 << 20))
             if line.endswith(_FLASH_ATTENTION):
                 self.flash_attention = True
+            if self.level == logging.ERROR and (refused := _REFUSAL.search(line)):
+                self.refusal = refused[1]
             if line.strip(" ."):
                 logger.log(self.level, "%s", line)
 
@@ -65,6 +69,11 @@ def buffers() -> Counter[tuple[str, str]]:
 def flash_attention() -> bool:
     """Whether llama.cpp has said that a context computes so, where that was left to it."""
     return _lines.flash_attention
+
+
+def refusal() -> str:
+    """Why llama.cpp has last refused a file, in its own words; "" if it has not said."""
+    return _lines.refusal
 
 
 def install() -> None:

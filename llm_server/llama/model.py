@@ -6,12 +6,23 @@ import ctypes
 from collections.abc import Callable
 from pathlib import Path
 
+from llm_server.llama import log
 from llm_server.llama.lib import lib
 from llm_server.llama.vocab import Vocab
 
+_MAX_REASON = 300
+"""Characters of llama.cpp's reasons that are passed on: some are of the file's own making."""
+
 
 class LoadError(Exception):
-    """llama.cpp refused the file; the reason is in its log."""
+    """llama.cpp refused the file."""
+
+    @classmethod
+    def of(cls, what: str, path: Path) -> LoadError:
+        """It refused `what`, the file at `path`; with the reason it gave, without our folders."""
+        reason = log.refusal().replace(f"{path.parent}/", "")[:_MAX_REASON].rstrip(" .")
+        shown = "".join(c if c.isprintable() else "?" for c in reason)
+        return cls(f"llama.cpp cannot load {what}" + (f": {shown}" if shown else ""))
 
 
 class Model:
@@ -40,7 +51,7 @@ class Model:
         params.progress_callback = callback
         self._model = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
-            raise LoadError("llama.cpp could not load the model")
+            raise LoadError.of("this model", path)
         self.vocab = Vocab(self._model)
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self._model)
         self.n_layer: int = lib.llama_model_n_layer(self._model)

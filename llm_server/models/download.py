@@ -45,6 +45,10 @@ class DownloadError(Exception):
     """Why a file could not be fetched, in one line for the person at the terminal."""
 
 
+class _GaveUp(DownloadError):
+    """Attempt after attempt failed; a later one may not."""
+
+
 class _Interrupted(Exception):
     """An attempt failed in a way that the next one may not; `wait_s` is what the server asks."""
 
@@ -92,7 +96,13 @@ def fetch(remote: Remote, folder: Path, progress: Progress, retry: Retry | None 
         size, identity = _persist(lambda: _offer(client, remote), retry, remote.name)
         with _Part(folder, remote.name, identity) as part:
             _require_space(folder, (size or 0) - part.size)
-            _Transfer(client, remote, size, identity, part, progress).run(retry)
+            try:
+                _Transfer(client, remote, size, identity, part, progress).run(retry)
+            except _GaveUp as error:
+                if not part.size:
+                    raise
+                said = "What has arrived is kept; the same command continues"
+                raise DownloadError(f"{error}. {said}") from None
             part.check(remote.sha256)
             part.publish(final)
     return final
@@ -112,8 +122,8 @@ def _require_space(folder: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if n_bytes + SPARE_BYTES > free:
         raise DownloadError(
-            f"the disk of {folder} has {free / 1e9:.2f} GB free, and {n_bytes / 1e9:.2f} GB are "
-            f"to be downloaded, with {SPARE_BYTES / 1e9:.2f} GB left free"
+            f"the disk of {folder} has {free / 1e6:,.0f} MB free, and {n_bytes / 1e6:,.0f} MB are "
+            f"to be downloaded, with {SPARE_BYTES / 1e6:.0f} MB left free"
         )
 
 
@@ -290,7 +300,7 @@ class _Transfer:
 
 
 def _persist(attempt: Callable[[], T], retry: Retry, name: str) -> T:
-    """What `attempt` returns, in the end. Raises DownloadError when it keeps failing."""
+    """What `attempt` returns, in the end. Raises _GaveUp when it keeps failing."""
     wait_s = retry.wait_s
     for remaining in reversed(range(retry.attempts)):
         try:
@@ -304,10 +314,7 @@ def _persist(attempt: Callable[[], T], retry: Retry, name: str) -> T:
         if remaining:
             time.sleep(min(_LONGEST_WAIT_S, wait_s if asked is None else asked))
             wait_s *= 2
-    raise DownloadError(
-        f"{name}: {retry.attempts} attempts failed, the last one with: {reason}. "
-        "What has arrived is kept; the same command continues"
-    )
+    raise _GaveUp(f"{name}: {retry.attempts} attempts failed, the last one with: {reason}")
 
 
 def _offer(client: httpx2.Client, remote: Remote) -> tuple[int | None, str]:

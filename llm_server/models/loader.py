@@ -65,8 +65,7 @@ class Loader:
             if not isinstance(error, RemoteError):
                 # One that was refused in good order may be tried again at once: it costs little.
                 crashes.note(time.monotonic(), 0.0)
-            self.last_error = error.info
-            logger.error("cannot load %s: %s", plan.model.name, error)
+            self.refused(plan.model, error)
             raise
         finally:
             self.loading = None
@@ -80,6 +79,11 @@ class Loader:
             worker.loaded.parallel,
         )
         return worker
+
+    def refused(self, model: ModelFile, error: ServerError) -> None:
+        """Log and keep why `model` could not be loaded."""
+        self.last_error = error.info
+        logger.error("cannot load %s: %s", model.name, error)
 
     def note_crash(self, model: ModelFile, worker: Worker, since: float) -> int:
         """A worker that was loaded at `since` is dead. How many crashes in a row that makes."""

@@ -32,6 +32,7 @@ from llm_server.models.policy import MAX_REVIVALS
 from llm_server.models.registry import ModelFile
 from llm_server.models.residents import Residents
 from llm_server.models.status import State, Status
+from llm_server.worker.config import LoadConfig
 from llm_server.worker.totals import Totals
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Pool:
         make_default: bool = False,
         owner: str = "",
     ) -> Lease:
-        """A lease on a ready worker with that model (None: the default one, else the first one).
+        """A lease on a ready worker with that model (None: the default, else the first).
 
         A model that is named becomes the default one if it generates text, and with
         `make_default` in any case. Waits for loads, and for requests that are in their way.
@@ -286,8 +287,7 @@ class Pool:
         base = old.plan.asked if old is not None else None
         gone: list[Resident] = []
         try:
-            asked = self.planner.asked(ticket.model, ticket.overrides, base)
-            plan = await asyncio.to_thread(self.planner.plan, ticket.model, asked)
+            plan = await self._planned(ticket, base)
             gone = self._residents.in_the_way(plan, self.planner.budget)
             if ticket.revives and (gone or any(t.model != ticket.model for t in self._waiting)):
                 self._drop_revival(ticket)
@@ -297,6 +297,14 @@ class Pool:
         except ServerError as error:
             self._refuse_waiting(error, ticket.wants_the_same)
             await self._put_back([r for r in gone if r.model in (ticket.model, self._default)])
+
+    async def _planned(self, ticket: Ticket, base: LoadConfig | None) -> Plan:
+        try:
+            asked = self.planner.asked(ticket.model, ticket.overrides, base)
+            return await asyncio.to_thread(self.planner.plan, ticket.model, asked)
+        except ServerError as error:
+            self._loader.refused(ticket.model, error)
+            raise
 
     def _brought(self, task: asyncio.Task[None]) -> None:
         ticket, self._bringing, self._brought_for = self._brought_for, None, None
@@ -372,15 +380,13 @@ class Pool:
         if self._loader.loading is not None:
             return self._loader.loading
         await asyncio.to_thread(self._registry.scan)
-        models = self._registry.models()
-        for model in models:
-            if default is not None and model.name == default.name:
-                return model
+        if default is not None and (same := self._registry.at(default.name)) is not None:
+            return same
         if self._first_model is not None:
             return self._registry.find(self._first_model)
-        if not models:
-            raise ModelLoading("No model is loaded, and the models folder is empty.")
-        return models[0]
+        if (first := await asyncio.to_thread(self._registry.first)) is not None:
+            return first
+        raise ModelLoading("No model is loaded, and the models folder is empty.")
 
     def _parallel(self) -> int:
         """How many requests run at once, over all loaded models."""

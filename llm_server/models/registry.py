@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -70,10 +70,14 @@ class Registry:
         self._kinds: dict[Identity, str] = {}
         self._adapters: dict[str, ModelFile] = {}
         self._templates: dict[str, ModelFile] = {}
+        self.leading_out: list[str] = []
+        """Links that were passed over because they lead out of the folder, as of the last scan."""
 
     def scan(self) -> None:
         """Look at the folder anew. Blocks for the disk; safe in a thread."""
-        files = list(_files(self.folder, self._follow_symlinks))
+        leading_out: list[str] = []
+        files = list(_files(self.folder, self._follow_symlinks, leading_out))
+        self.leading_out = sorted(leading_out)
         by_kind = self._by_kind(sorted(_models(files), key=_by_name))
         models = {model.name: model for model in by_kind.get("model", ())}
         self._adapters = {adapter.name: adapter for adapter in by_kind.get("adapter", ())}
@@ -111,6 +115,23 @@ class Registry:
     def models(self) -> list[ModelFile]:
         """All models by name, as of the last scan."""
         return list(self._models.values())
+
+    def at(self, name: str) -> ModelFile | None:
+        """The model of exactly that file name."""
+        return self._models.get(name)
+
+    def first(self) -> ModelFile | None:
+        """The model that serves while nobody has named one: the first by name that makes text.
+
+        By their headers; the first of all where none does. Blocks for the disk; safe in a thread.
+        """
+        models = self.models()
+        makes_text = (model for model in models if self._makes_text(model))
+        return next(makes_text, models[0] if models else None)
+
+    def _makes_text(self, model: ModelFile) -> bool:
+        facts = self._facts.of(model.identity, model.parts)
+        return isinstance(facts, Facts) and facts.pooling is None
 
     def knows(self, name: str) -> bool:
         """Whether `find` would find a model of that name, or several."""
@@ -170,11 +191,15 @@ class Registry:
         model = self._names.get(name)
         if model is not None:
             return model
-        near = self._ambiguous.get(name) or get_close_matches(
-            name[:128], [*self._models, *self._names], n=3, cutoff=0.7
-        )
-        near = list(dict.fromkeys(self._names[n].name for n in near))[:3]
-        raise ModelNotFound(name, f" Did you mean {' or '.join(near)}?" if near else "")
+        if near := self._ambiguous.get(name) or self._near(name):
+            raise ModelNotFound(name, f" Did you mean {' or '.join(near[:3])}?")
+        raise ModelNotFound(name, _listed(list(self._models)))
+
+    def _near(self, name: str) -> list[str]:
+        """Models with a name like that, however it is capitalised."""
+        spelt = {known.casefold(): model.name for known, model in self._names.items()}
+        near = get_close_matches(name[:128].casefold(), spelt, n=3, cutoff=0.7)
+        return list(dict.fromkeys(spelt[n] for n in near))
 
 
 def _of_name(
@@ -188,6 +213,14 @@ def _of_name(
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     message = f"There is no {what} of that name in the models folder.{hint}"
     raise InvalidRequest(message, param=param)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """A sentence with the first few of them."""
+    if not names:
+        return " The models folder is empty."
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f" There {'is' if len(names) == 1 else 'are'} {', '.join(names[:3])}{more}."
 
 
 def _with_suffixes(name: str) -> tuple[str, ...]:
@@ -233,10 +266,13 @@ def _models(found: Iterable[tuple[str, Path, os.stat_result]]) -> Iterator[Model
             yield _model(f"{split.stem}.gguf", [files[part] for part in split.names])
 
 
-def _files(folder: Path, follow: bool) -> Iterator[tuple[str, Path, os.stat_result]]:
+def _files(
+    folder: Path, follow: bool, leading_out: list[str]
+) -> Iterator[tuple[str, Path, os.stat_result]]:
     """(name, path, status) of readable, regular, non-empty `*.gguf` and `*.jinja` files.
 
-    Links to files inside the folder are as good as files; others only if `follow`.
+    Links to files inside the folder are as good as files; others only if `follow`, else their names
+    go into `leading_out`.
     """
     root = None if follow else folder.resolve()
     pending = [(folder, "", 0)]
@@ -251,21 +287,28 @@ def _files(folder: Path, follow: bool) -> Iterator[tuple[str, Path, os.stat_resu
             if entry.is_dir(follow_symlinks=follow):
                 if depth < MAX_DEPTH and not entry.name.startswith("."):
                     pending.append((Path(entry.path), f"{prefix}{entry.name}/", depth + 1))
-            elif entry.name.endswith((".gguf", _TEMPLATE)) and (info := _servable(entry, root)):
-                yield prefix + entry.name, Path(entry.path), info
+            elif entry.name.endswith((".gguf", _TEMPLATE)):
+                if root is not None and _leads_out(entry, root):
+                    leading_out.append(prefix + entry.name)
+                elif info := _servable(entry):
+                    yield prefix + entry.name, Path(entry.path), info
 
 
-def _servable(entry: os.DirEntry[str], root: Path | None) -> os.stat_result | None:
-    """The status of a file that can be served; None for others, and for links out of `root`."""
+def _leads_out(entry: os.DirEntry[str], root: Path) -> bool:
+    """Whether this is a link that leads out of `root`; one that leads nowhere does, too."""
     try:
-        if (
-            root is not None
-            and entry.is_symlink()
-            and not Path(entry.path).resolve(strict=True).is_relative_to(root)
-        ):
-            return None
+        return entry.is_symlink() and not (
+            Path(entry.path).resolve(strict=True).is_relative_to(root)
+        )
+    except (OSError, RuntimeError):
+        return True  # Gone in the meantime, or a loop of links.
+
+
+def _servable(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """The status of a file that can be served; None for others."""
+    try:
         info = entry.stat()
         readable = os.access(entry.path, os.R_OK)
-    except (OSError, RuntimeError):
-        return None  # Gone in the meantime, or a loop of links.
+    except OSError:
+        return None  # Gone in the meantime, or a link to nothing.
     return info if stat.S_ISREG(info.st_mode) and info.st_size > 0 and readable else None

@@ -122,10 +122,9 @@ def load_adapters(command: Load, model: Model) -> list[LoadedAdapter]:
     for asked, path in zip(command.config.lora, command.adapter_paths, strict=True):
         try:
             adapters.append(LoadedAdapter(model, Path(path), asked.scale))
-        except LoadError:
+        except LoadError as error:
             raise ModelLoadFailed(
-                f"The adapter {asked.name} cannot be used with this model; the server's log has "
-                "llama.cpp's reason.",
+                f"The adapter {asked.name} cannot be used with this model: {error}.",
                 param="load_model_configs.lora",
             ) from None
     return adapters

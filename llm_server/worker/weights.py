@@ -40,9 +40,6 @@ def read(command: Load, on_progress: Callable[[float], None]) -> tuple[Load, Mod
     config = msgspec.structs.replace(command.config, n_gpu_layers=n_gpu_layers)
     try:
         model = Model(Path(command.model_path), n_gpu_layers=n_gpu_layers, on_progress=on_progress)
-    except LoadError:
-        raise ModelLoadFailed(
-            "The file could not be loaded as a model; the server's log has llama.cpp's reason.",
-            param="model",
-        ) from None
+    except LoadError as error:
+        raise ModelLoadFailed(f"{error}.", param="model") from None
     return msgspec.structs.replace(command, config=config), model

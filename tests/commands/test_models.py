@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from llm_server import __version__
 from llm_server.cli import app
 from tests import tiny_models
 from tests.fake_live import until
@@ -70,6 +71,8 @@ def test_pull_an_address(server: FileServer, tmp_path: Path, attention_gguf: Pat
     assert result.exit_code == 0, result.output
     assert "no hash was announced" in result.output
     assert "m.gguf" in cli(tmp_path, "list").output
+    again = cli(tmp_path, "pull", f"{server.url}/m.gguf")
+    assert f"{tmp_path / 'm.gguf'} (here already, no hash was announced)" in again.output
     server.files["/style.gguf"] = tiny_models.build_lora(tmp_path / "x.gguf").read_bytes()
     result = cli(tmp_path, "pull", f"{server.url}/style.gguf")
     assert result.output.endswith("What it is for: llm-server show style\n"), result.output
@@ -117,6 +120,11 @@ def test_list_shows_each_model_once_and_says_what_is_wrong(folder: Path) -> None
     assert "split.gguf cannot be loaded" in output
     (row,) = [line for line in output.splitlines() if line.startswith("whole.gguf")]
     assert "F32" in row and "4096" in row
+
+
+def test_list_tells_of_links_it_does_not_follow(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked.gguf").symlink_to(Path(__file__))
+    assert "linked.gguf is a link out of this folder" in cli(folder, "list").output
 
 
 def test_list_for_programs(folder: Path) -> None:
@@ -231,6 +239,10 @@ def test_rm_of_an_unknown_model_deletes_nothing(folder: Path) -> None:
     result = cli(folder, "rm", "whole", "nothing", "--yes")
     assert result.exit_code == 1 and "does not exist" in result.stderr
     assert len(list(folder.iterdir())) == 3
+
+
+def test_the_version() -> None:
+    assert CliRunner().invoke(app, ["--version"]).output == f"llm-server {__version__}\n"
 
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:

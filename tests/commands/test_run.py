@@ -74,6 +74,13 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert "`none` does not exist" in result.stderr and result.stdout == ""
 
 
+def test_a_model_that_cannot_be_loaded_is_told_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"no model")
+    result = run("broken", "--models-dir", str(tmp_path), text="hi")
+    assert result.exit_code == 1 and result.stdout == ""
+    assert "broken.gguf cannot be loaded: it is not a GGUF file." in result.stderr
+
+
 class Terminal:
     """`llm-server run` on a pseudo-terminal."""
 

@@ -220,9 +220,19 @@ def test_a_full_disk_is_told_before_anything_is_asked(
 ) -> None:
     free = shutil.disk_usage(tmp_path).free
     big = Remote(f"{server.url}/{NAME}", NAME, size=free)
-    with pytest.raises(DownloadError, match="GB free"):
+    with pytest.raises(DownloadError, match="MB free"):
         download.check_space(tmp_path / "not yet there", [big])
     assert server.requests == []
+
+
+def test_nothing_is_said_to_be_kept_where_nothing_has_arrived(
+    server: FileServer, tmp_path: Path, content: bytes
+) -> None:
+    server.faults = [Fault(status=503)] * 3
+    with pytest.raises(DownloadError, match="503") as caught:
+        fetch(server, tmp_path, **hashed(content))
+    assert "kept" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_at_once_do_not_write_into_one_part(

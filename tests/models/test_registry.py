@@ -10,7 +10,7 @@ import pytest
 from llm_server.errors import ModelNotFound
 from llm_server.models.registry import Registry
 from tests.fake_live import add_models
-from tests.gguf_bytes import gguf
+from tests.gguf_bytes import TINY, gguf
 
 
 def scanned(folder: Path) -> Registry:
@@ -106,6 +106,54 @@ def test_near_names_are_offered(tmp_path: Path) -> None:
     add_models(tmp_path, "qwen-small.gguf", "other.gguf")
     with pytest.raises(ModelNotFound, match=r"Did you mean qwen-small\.gguf\?"):
         scanned(tmp_path).find("qwen-smal.gguf")
+
+
+def test_near_names_are_near_however_they_are_capitalised(tmp_path: Path) -> None:
+    add_models(tmp_path, "Qwen-Small.gguf", "other.gguf")
+    with pytest.raises(ModelNotFound, match=r"Did you mean Qwen-Small\.gguf\?"):
+        scanned(tmp_path).find("QWEN-SMALL")
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ([], "The models folder is empty."),
+        (["a.gguf"], "There is a.gguf."),
+        (["a.gguf", "b.gguf"], "There are a.gguf, b.gguf."),
+        ([f"{name}.gguf" for name in "abcde"], "There are a.gguf, b.gguf, c.gguf and 2 more."),
+    ],
+)
+def test_without_a_near_name_some_of_those_that_are_there_are_told(
+    tmp_path: Path, there: list[str], said: str
+) -> None:
+    add_models(tmp_path, *there)
+    with pytest.raises(ModelNotFound) as caught:
+        scanned(tmp_path).find("gpt-4o")
+    assert str(caught.value) == f"The model `gpt-4o` does not exist. {said}"
+
+
+def test_the_first_model_is_one_that_makes_text(tmp_path: Path) -> None:
+    assert scanned(tmp_path).first() is None
+    (tmp_path / "bge.gguf").write_bytes(gguf(TINY | {"llama.attention.causal": False}))
+    (tmp_path / "broken.gguf").write_bytes(b"no model")
+    registry = scanned(tmp_path)
+    assert registry.first() == registry.find("bge")
+    add_models(tmp_path, "qwen.gguf", "z.gguf")
+    registry.scan()
+    assert registry.first() == registry.find("qwen")
+
+
+def test_links_out_of_the_folder_are_named(tmp_path: Path) -> None:
+    add_models(tmp_path, "in/a.gguf", "x.gguf")
+    (tmp_path / "in/sub").mkdir()
+    (tmp_path / "in/sub/x.gguf").symlink_to(tmp_path / "x.gguf")
+    (tmp_path / "in/same.gguf").symlink_to("a.gguf")
+    registry = scanned(tmp_path / "in")
+    assert [model.name for model in registry.models()] == ["a.gguf", "same.gguf"]
+    assert registry.leading_out == ["sub/x.gguf"]
+    followed = Registry(tmp_path / "in", follow_symlinks=True)
+    followed.scan()
+    assert followed.leading_out == [] and followed.knows("x")
 
 
 def test_a_scan_notices_changes(tmp_path: Path) -> None:

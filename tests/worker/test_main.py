@@ -41,6 +41,7 @@ from llm_server.worker.messages import (
     Submit,
     ToolCall,
 )
+from tests.gguf_bytes import TINY, gguf
 
 CONFIG = LoadConfig(n_threads=1, n_ctx=512)
 
@@ -127,6 +128,17 @@ def test_a_file_that_is_no_model_is_one_clear_failure(worker: Process, tmp_path:
     assert (failed.error.status, failed.error.code) == (400, "model_load_failed")
     assert str(tmp_path) not in failed.error.message
     assert worker.popen.wait(10) == 0
+
+
+def test_a_model_that_llama_cpp_does_not_know_is_refused_in_its_words(
+    worker: Process, tmp_path: Path
+) -> None:
+    (tmp_path / "x.gguf").write_bytes(gguf(TINY | {"general.architecture": "lla\x1bma9"}))
+    failed = worker.load(tmp_path / "x.gguf")
+    assert isinstance(failed, LoadFailed)
+    assert failed.error.message == (
+        "llama.cpp cannot load this model: unknown model architecture: 'lla?ma9'."
+    )
 
 
 def test_requests_are_answered_and_the_same_again(loaded: Process) -> None:
