@@ -16,7 +16,7 @@ from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from llm_server.chat.closing import WayOut
-from llm_server.chat.edges import NOWHERE, Edge
+from llm_server.chat.edges import NOWHERE, Edge, Tail
 from llm_server.errors import ServerError
 
 RESERVE = 512
@@ -24,9 +24,6 @@ RESERVE = 512
 
 MARGIN = 8
 """Tokens left over at the end of an answer that had to be closed, at least."""
-
-TAIL = 256
-"""Bytes of free text in which a trigger is looked for."""
 
 EVERY = 16
 """Tokens between two looks for the way out."""
@@ -124,9 +121,7 @@ class Constraint:
         self._in_call = False
         self._said: bytes | None = b""  # of `first`, until it shows whether that is a call
         self._opened: list[int] | None = None  # tokens of a message that may begin with a call
-        self._tail = b""  # the end of free text
-        self._n_last = 0  # bytes of its last token
-        self._cut = False  # text came before it
+        self._tail = Tail()
         self._n_thought = 0
         self._n_seen = 0
         self._exit: list[int] | None = None
@@ -193,14 +188,17 @@ class Constraint:
 
         None where there is none.
         """
+        blocked = [
+            tokens
+            for edge, anchored in self._edges()
+            for tokens in self._tail.blocked(edge, anchored=anchored)
+        ]
+        opening = self._plan.opening if self._opened is not None else None
+        if not blocked and opening is None:
+            return None
         bad = np.zeros_like(self._mask)
-        bits = bad.view(np.uint8)
-        for edge, anchored in self._edges():
-            for n, tokens in edge.blocked.items():
-                at = len(self._tail) - n
-                if self._tail.endswith(edge.text[:n]) and not (anchored and self._said_before(at)):
-                    np.bitwise_or.at(bits, tokens // 8, (1 << tokens % 8).astype(np.uint8))
-        opening = self._plan.opening
+        for tokens in blocked:
+            np.bitwise_or.at(bad.view(np.uint8), tokens // 8, (1 << tokens % 8).astype(np.uint8))
         if opening is not None and self._opened is not None:
             bad |= self._misfits(opening.matcher(), opening.announced(), self._opened)
         if not bad.any():
@@ -214,10 +212,6 @@ class Constraint:
             yield self._plan.close, False
         if self._plan.opening is not None:
             yield self._plan.switch, False
-
-    def _said_before(self, at: int) -> bool:
-        """Whether anything but blanks comes before byte `at` of the free text's end."""
-        return self._cut or bool(self._tail[:at].strip())
 
     def _misfits(
         self, call: LLMatcher, announced: LLMatcher, tokens: list[int]
@@ -242,7 +236,7 @@ class Constraint:
     def _begin(self, head: Callable[[], LLMatcher] | None = None) -> None:
         """The answer proper starts here, or with `head` a thought may."""
         self._thinking = False
-        self._tail, self._cut = b"", False
+        self._tail = Tail()
         source = head or self._plan.first
         if source is not None:
             self._matcher = source()
@@ -255,8 +249,7 @@ class Constraint:
         self._watch(token)
         if self._matcher is not None:
             self._thinking = False  # it calls without an end to its thought
-        elif (at := self._find(self._plan.close.text)) >= 0:
-            rest = self._tail[at:]
+        elif (rest := self._tail.behind(self._plan.close.text)) is not None:
             self._begin()
             self._retake(rest)
 
@@ -297,17 +290,18 @@ class Constraint:
         if self._said is not None and self._plan.heads:
             self._look_for_call(self._said + self._spellings[token])
         if self._in_head:
-            self._tail += self._spellings[token]
-            text = self._tail.strip()
+            self._tail.add(self._spellings[token])
+            text = self._tail.text.strip()
             if text == self._plan.thought:
                 self._matcher, self._thinking, self._n_thought = None, True, 0
-                self._tail, self._said, self._in_call = b"", b"", False
+                self._tail.clear()
+                self._said, self._in_call = b"", False
                 return
             self._in_head = self._plan.thought.startswith(text)
         if self._matcher.is_stopped():
             self._check()
             self._matcher, self._in_call = None, False
-            self._tail = b""
+            self._tail.clear()
             self.finished = self._plan.once
 
     def _look_for_call(self, said: bytes) -> None:
@@ -324,18 +318,18 @@ class Constraint:
         plan = self._plan
         if self._opened is not None and self._opens(token):
             return
-        self._remember(token)
+        self._tail.add(self._spellings[token])
         for trigger in plan.triggers:
             if self._completed(trigger):
                 return
         if self._thinking:
             return
-        thought = self._find(plan.thought)
-        if thought >= 0 and not self._said_before(thought - len(plan.thought)):
-            rest, self._thinking, self._n_thought = self._tail[thought:], True, 0
-            self._tail, self._opened = b"", None
+        rest = self._tail.behind(plan.thought, anchored=True)
+        if rest is not None:
+            self._thinking, self._n_thought, self._opened = True, 0, None
+            self._tail.clear()
             self._retake(rest)
-        elif plan.opening and self._find(plan.switch.text) >= 0:
+        elif plan.opening and self._tail.behind(plan.switch.text) is not None:
             self._opened = []
 
     def _opens(self, token: int) -> bool:
@@ -350,32 +344,18 @@ class Constraint:
         self._opened = None
         return complete and self._enter(opening.matcher(), opened)
 
-    def _remember(self, token: int) -> None:
-        """Keep the end of the text, with all of its last token."""
-        if len(self._tail) > TAIL:
-            self._tail, self._cut = self._tail[-TAIL:], True
-        self._tail += self._spellings[token]
-        self._n_last = len(self._spellings[token])
-
-    def _find(self, text: bytes) -> int:
-        """Where a text ends that the last token completed, -1 if it did not."""
-        start = max(len(self._tail) - self._n_last - len(text) + 1, 0)
-        at = self._tail.find(text, start) if text else -1
-        return at + len(text) if at >= 0 else -1
-
     def _completed(self, trigger: Trigger) -> bool:
         """Whether the last token completed the text of a trigger, and a grammar begins with it."""
-        at = self._find(trigger.edge.text)
-        if at < 0 or (trigger.anchored and self._said_before(at - len(trigger.edge.text))):
-            return False
-        return self._enter(trigger.matcher(), self._tokenize(self._tail[at:]))
+        rest = self._tail.behind(trigger.edge.text, anchored=trigger.anchored)
+        return rest is not None and self._enter(trigger.matcher(), self._tokenize(rest))
 
     def _enter(self, matcher: LLMatcher, tokens: list[int]) -> bool:
         if matcher.validate_tokens(tokens) < len(tokens):
             return False  # it went on in another way: no call that we know
         matcher.consume_tokens(tokens)
         self._matcher, self._in_head, self._in_call = matcher, False, True
-        self._tail, self._opened, self._said = b"", None, None
+        self._tail.clear()
+        self._opened, self._said = None, None
         return True
 
     # ---- the end -------------------------------------------------------------------------------

@@ -13,6 +13,9 @@ import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
+TAIL = 256
+"""Bytes of free text in which an edge is looked for, with all of the last token."""
+
 
 @dataclass(frozen=True, slots=True)
 class Overhang:
@@ -39,6 +42,48 @@ class Edge:
 
 NOWHERE = Edge(b"", {})
 """No text."""
+
+
+class Tail:
+    """The end of free text, as far as an edge may lie in it."""
+
+    def __init__(self) -> None:
+        self.text = b""
+        self._n_last = 0  # bytes of the last token
+        self._cut = False  # text came before
+
+    def add(self, spelled: bytes) -> None:
+        """One more token."""
+        if len(self.text) > TAIL:
+            self.text, self._cut = self.text[-TAIL:], True
+        self.text += spelled
+        self._n_last = len(spelled)
+
+    def clear(self) -> None:
+        """What was said is used up."""
+        self.text = b""
+
+    def behind(self, text: bytes, *, anchored: bool = False) -> bytes | None:
+        """What the last token holds behind a text that it completed; None if it did not.
+
+        `anchored`: with nothing but blanks before the text.
+        """
+        start = max(len(self.text) - self._n_last - len(text) + 1, 0)
+        at = self.text.find(text, start) if text else -1
+        if at < 0 or (anchored and self._says_something(at)):
+            return None
+        return self.text[at + len(text) :]
+
+    def blocked(self, edge: Edge, *, anchored: bool) -> Iterator[NDArray[np.int32]]:
+        """The tokens that must not come next."""
+        for n, tokens in edge.blocked.items():
+            if self.text.endswith(edge.text[:n]) and not (
+                anchored and self._says_something(len(self.text) - n)
+            ):
+                yield tokens
+
+    def _says_something(self, before: int) -> bool:
+        return self._cut or bool(self.text[:before].strip())
 
 
 class Edges:
