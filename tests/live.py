@@ -49,7 +49,7 @@ class LiveServer:
         """Until a model is loaded. The server answers at once, so this is a poll over HTTP."""
         deadline = time.monotonic() + 60
         while self.client.get("/health").status_code != 200:
-            assert time.monotonic() < deadline, "no model was loaded in time"
+            assert time.monotonic() < deadline, f"no model was loaded in time: {self.log}"
             time.sleep(0.01)
 
     def workers(self) -> list[psutil.Process]:

@@ -83,8 +83,9 @@ class SetModelJson(msgspec.Struct):
 
 
 class RestoredJson(msgspec.Struct):
-    """What warming a prompt took: `bytes` are those of its state, `source` is where most came from.
+    """What warming a prompt took: `source` is where most of the prompt came from.
 
+    `bytes` are those of its state on the disk, 0 if it is not there; the log has the reason.
     `milliseconds` is `ms` under its older name.
     """
 

@@ -52,7 +52,7 @@ Arrival: TypeAlias = Command | Work | Told | Failed | Finished | None
 class Worker:
     """The main thread's side: what arrives in `inbox` goes to the engine, its events go out.
 
-    A request that asks to `persist` is finished only when its prompt is on disk.
+    A request that asks to `persist` is finished only when its prompt is on disk, or cannot be.
     """
 
     def __init__(self, ready: Ready, out: BinaryIO) -> None:
@@ -63,12 +63,12 @@ class Worker:
         )
         self._disk = ready.disk
         self._out = out
-        self._computed: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+        self._computed: queue.SimpleQueue[tuple[Finished, Prompt | None]] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._engine = self._engine_for(ready)
         self._preparing: dict[int, str] = {}  # the owners of what is being prepared
-        self._to_persist: set[int] = set()
-        self._unsaved: list[Finished] = []
+        self._to_persist: dict[int, Prompt | None] = {}  # None until it is prepared
+        self._unsaved: list[tuple[Finished, Prompt | None]] = []
         self._stop: Stop | None = None
         self._reported = CacheStats()
         self._cells = Cells()
@@ -99,9 +99,11 @@ class Worker:
     def flush(self) -> None:
         """The flushing thread: requests that are finished once the disk has what was put."""
         while True:
-            finished = self._computed.get()
-            if self._disk:
+            finished, prompt = self._computed.get()
+            if self._disk and prompt:
                 self._disk.store.flush(_FLUSH_S)
+                if not self._disk.has(prompt.tokens, prompt.namespace):
+                    finished = _stored_nothing(finished)
             self._inbox.put(finished)
 
     def run(self) -> None:
@@ -135,11 +137,11 @@ class Worker:
         """All events but the ends of requests whose prompts are still to be stored."""
         for event in events:
             if isinstance(event, Finished) and event.id in self._to_persist:
-                self._unsaved.append(event)
+                self._unsaved.append((event, self._to_persist[event.id]))
             else:
                 yield event
             if isinstance(event, Finished | Failed):
-                self._to_persist.discard(event.id)
+                self._to_persist.pop(event.id, None)
         if not self._engine.unsaved:
             for finished in self._unsaved:
                 self._computed.put(finished)
@@ -156,10 +158,11 @@ class Worker:
             case Submit():
                 self._preparing[arrived.id] = arrived.owner
                 if isinstance(arrived.request, Request) and arrived.request.persist:
-                    self._to_persist.add(arrived.id)
+                    self._to_persist[arrived.id] = None
                 self._threads.submit(arrived)
             case Cancel():
                 self._preparing.pop(arrived.id, None)
+                self._to_persist.pop(arrived.id, None)
                 self._engine.cancel(arrived.id)
             case Stop():
                 self._stop = arrived
@@ -173,9 +176,12 @@ class Worker:
         if owner is None:
             return []
         if isinstance(result, Told | Failed):
+            self._to_persist.pop(result.id, None)
             return [result]
         match self._engine, result:
             case Engine() as engine, Prompt() as prompt:
+                if prompt.persist:
+                    self._to_persist[prompt.id] = prompt
                 engine.submit(prompt, owner)
             case Embedder() as embedder, Texts() as texts:
                 embedder.submit(texts, owner)
@@ -208,6 +214,12 @@ class Worker:
     def _write(self, events: list[Event]) -> None:
         if events:
             write_frame(self._out, encode_events(events))
+
+
+def _stored_nothing(finished: Finished) -> Finished:
+    """That end of a request, with no bytes on the disk."""
+    usage = msgspec.structs.replace(finished.usage, state_bytes=0)
+    return msgspec.structs.replace(finished, usage=usage)
 
 
 def serve(ready: Ready, confinement: str, source: BinaryIO, out: BinaryIO) -> None:

@@ -345,8 +345,8 @@ class Usage(msgspec.Struct, frozen=True):
     """Tokens of one request; `cached_tokens` of the prompt were reused, not computed.
 
     `disk_tokens` of those came from the disk, the others from live cells. `state_bytes` is what
-    the prompt takes on disk, for requests that asked to `persist` it. `reasoning_tokens` of the
-    completion were thoughts.
+    the prompt takes on disk, for requests that asked to `persist` it; 0 where it is not there.
+    `reasoning_tokens` of the completion were thoughts.
     """
 
     prompt_tokens: int

@@ -145,9 +145,12 @@ def test_a_full_cache_folder_costs_no_request(serve: Serve, tmp_path: Path) -> N
         )
         server = serve(*options)
         golden = answer(server)
+        stored = []
         for i in range(4):
             response = server.client.post("/restore_cache", json=body(f"{i} {WORDS * 40}"))
             assert response.status_code == 200, response.text
+            stored.append(response.json()["bytes"])
+        assert 0 in stored  # Nothing is said to be stored where it could not be.
         invariants(server, golden)
         assert metric(server, "llm_cache_errors_total") >= 1
         # Said once each time that it stops: small chunks may still have found room in between.
@@ -166,7 +169,7 @@ def test_a_cache_folder_that_is_taken_away_costs_no_request(serve: Serve, tmp_pa
     cache.write_text("a file")
     for i in range(3):
         response = server.client.post("/restore_cache", json=body(f"{i} {WORDS * 20}"))
-        assert response.status_code == 200, response.text
+        assert response.status_code == 200 and response.json()["bytes"] == 0, response.text
     invariants(server, golden)
     assert cache.read_text() == "a file"
 
