@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from starlette.routing import BaseRoute
 
+from llm_server.api.access import PUBLIC
 from llm_server.api.parameters import Wire
 
 _REF = "#/components/schemas/"
@@ -25,6 +26,18 @@ ERRORS = {
     503: "Not now: `retry-after` says when to try again.",
 }
 """What each error status means, whatever the endpoint."""
+
+ACCESS_ERRORS = {
+    401: "The server wants an API key, and this is none of them.",
+    403: "The `Host` or `Origin` of the request is not one that this server answers.",
+}
+"""What keeps a request from an endpoint, whichever it is; no key is asked for at public ones."""
+
+KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+"""How an API key is sent, where the server wants one."""
 
 ERROR = {
     "description": "An error, always in this shape.",
@@ -69,8 +82,7 @@ def operation(
         content["text/event-stream"] = {"schema": schema}
         definitions = definitions | more
     responses: dict[str, Any] = {"200": {"description": "The answer.", "content": content}}
-    for status in errors:
-        responses[str(status)] = {"$ref": f"#/components/responses/{status}"}
+    responses |= _responses(errors)
     described: dict[str, Any] = {"responses": responses}
     if body is not None:
         schema, more = _body_schema(body)
@@ -114,18 +126,26 @@ def document(title: str, version: str, routes: Sequence[BaseRoute]) -> dict[str,
             described["parameters"] = [_path_parameter(name) for name in names]
         schemas |= route.openapi_extra.get(_DEFINITIONS, {})
         described |= {k: v for k, v in route.openapi_extra.items() if k != _DEFINITIONS}
+        keeping_out = [status for status in ACCESS_ERRORS if status != 401 or path not in PUBLIC]
+        described["responses"] = described["responses"] | _responses(keeping_out)
         for method in route.methods or ():
             paths.setdefault(path, {})[method.lower()] = described
     error = {"application/json": {"schema": {"$ref": _REF + "Error"}}}
     responses = {
-        str(status): {"description": text, "content": error} for status, text in ERRORS.items()
+        str(status): {"description": text, "content": error}
+        for status, text in (ERRORS | ACCESS_ERRORS).items()
     }
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
         "paths": paths,
-        "components": {"schemas": schemas, "responses": responses},
+        "components": {"schemas": schemas, "responses": responses, "securitySchemes": KEYS},
+        "security": [{}, *({name: []} for name in KEYS)],
     }
+
+
+def _responses(statuses: Iterable[int]) -> dict[str, Any]:
+    return {str(status): {"$ref": f"#/components/responses/{status}"} for status in statuses}
 
 
 def _described(routes: Sequence[BaseRoute]) -> Iterator[RouteContext]:

@@ -53,6 +53,7 @@ def test_every_operation_is_described(method: str, path: str, described: dict[st
     for media in responses["200"]["content"].values():
         assert media["schema"]
     assert "422" not in responses
+    assert "403" in responses and ("401" in responses) == (path != "/health")
     if method == "post":
         assert {"400", "404", "413", "415", "429", "500", "503"} <= set(responses)
     if method == "post" and "parameters" not in described:
@@ -65,6 +66,11 @@ def test_the_document_is_served(live: Live) -> None:
     assert live.client.get("/openapi.json").json() == DOCUMENT
     listed = live.client.get("/").json()["endpoints"]
     assert listed == [f"{method.upper()} {path}" for method, path, _ in OPERATIONS]
+
+
+def test_ways_to_send_a_key_are_described_and_none_is_needed_without_keys() -> None:
+    schemes = DOCUMENT["components"]["securitySchemes"]
+    assert DOCUMENT["security"] == [{}, *({name: []} for name in schemes)]
 
 
 def test_every_reference_leads_somewhere() -> None:
