@@ -40,6 +40,10 @@ COMPILE_SECONDS = 5.0
 """After so long no further schema of a request is compiled; one takes about a second at most."""
 
 
+_LONGEST = 8192
+"""Characters of a shortest call that are looked at: it is asked whether some 500 tokens do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What a request wants, seen from the end of its prompt.
@@ -244,13 +248,16 @@ class Planner:
         """About how many tokens the shortest call of a tool takes."""
         calls, name, schema = self._syntax.calls, function["name"], function.get("parameters")
         filled = {Slot.NAME: name, Slot.LAST: name, Slot.ID: "123456789", Slot.INDEX: "0"}
-        around = [calls.begin, calls.end]
-        if isinstance(calls.args, ParamArgs) and isinstance(schema, dict):
-            text, pre = calls.args.wrappers["string"], calls.args.pre
-            for key in (k for k in schema.get("required") or () if isinstance(k, str)):
-                around.append(fill(build(*pre, key, *text.mid, *text.post), {Slot.KEY: key}))
-        fixed = "".join(text_of(fill(literal, filled)) for literal in around)
-        return len(self._tokens(fixed)) + shortest(schema)
+        begin, end = (text_of(fill(literal, filled)) for literal in (calls.begin, calls.end))
+        if isinstance(calls.args, ParamArgs):
+            pre, text = calls.args.pre, calls.args.wrappers["string"]
+            inner = "".join(
+                text_of(fill(build(*pre, key, *text.mid, value, *text.post), {Slot.KEY: key}))
+                for key, value in _shortest_members(schema, 0)
+            )
+        else:
+            inner = shortest(schema)
+        return len(self._tokens(f"{begin}{inner[:_LONGEST]}{end}"))
 
     def _triggers(self, demand: Demand) -> list[Trigger]:
         calls = self._syntax.calls
@@ -320,20 +327,34 @@ def _names(schema: object, depth: int = 0) -> Iterator[str]:
         yield from _names(schema.get("items"), depth + 1)
 
 
-def shortest(schema: object, depth: int = 0) -> int:
-    """About how many characters the shortest JSON has that fits a schema."""
+def shortest(schema: object, depth: int = 0) -> str:
+    """About the shortest JSON that fits a schema, or the beginning of it."""
     if not isinstance(schema, dict) or depth > 16:
-        return 2
+        return "{}"
     values = schema.get("enum")
     if isinstance(values, list) and values:
-        return min(len(json.dumps(value)) for value in values)
-    properties = schema.get("properties")
-    if isinstance(properties, dict):
-        required = [key for key in schema.get("required") or () if isinstance(key, str)]
-        inner = (len(key) + 6 + shortest(properties.get(key), depth + 1) for key in required)
-        return 2 + sum(inner)
-    least = schema.get("minLength") or schema.get("minItems")
-    return 4 + least if isinstance(least, int) else 4
+        return min((json.dumps(value) for value in values), key=len)
+    if isinstance(schema.get("properties"), dict):
+        members = _shortest_members(schema, depth)
+        return "{" + ", ".join(f"{json.dumps(k)}: {v}" for k, v in members)[:_LONGEST] + "}"
+    if n := _count(schema.get("minItems")):
+        item = shortest(schema.get("items"), depth + 1)
+        return "[" + ", ".join([item] * min(n, _LONGEST // len(item))) + "]"
+    # Letters and digits by turns, so that hardly two share a token.
+    return json.dumps("a1" * (_count(schema.get("minLength")) // 2 + 1))
+
+
+def _shortest_members(schema: object, depth: int) -> list[tuple[str, str]]:
+    """The keys that an object must have, with their shortest values."""
+    if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
+        return []
+    properties = schema["properties"]
+    required = [key for key in schema.get("required") or () if isinstance(key, str)]
+    return [(key, shortest(properties.get(key), depth + 1)) for key in required]
+
+
+def _count(bound: object) -> int:
+    return min(bound, _LONGEST) if isinstance(bound, int) and bound > 0 else 0
 
 
 def _answer(lark: Lark, wanted: ResponseFormat) -> str:

@@ -106,6 +106,41 @@ def test_required_with_few_tokens_left(markers: list[str], seed: int) -> None:
     assert arguments(fold(got.deltas)[2])
 
 
+@pytest.mark.parametrize("syntax", ["hermes", "params"])
+def test_a_call_with_room_enough_is_the_models_own(syntax: str) -> None:
+    """Long fixed keys are few tokens: what may be called must not be counted by its letters."""
+    keys = [f"{name}_{'long' * 20}" for name in ("unit", "span", "channel")]
+    schema = {
+        "type": "object",
+        "properties": {key: {"enum": ["first of two", "other of two"]} for key in keys},
+        "required": keys,
+        "additionalProperties": False,
+    }
+    words = [
+        *WORDS,
+        *keys,
+        "first of two",
+        "other of two",
+        "<parameter=",
+        "</parameter>",
+        "configure",
+    ]
+    source = CHATML if syntax == "hermes" else TEMPLATES["Qwen3-Coder"]
+    vocabulary = ByteVocabulary(["<s>", "<|im_end|>", "<|im_start|>"], HERMES_MARKERS, words)
+    d = Dialogue(source, vocabulary)
+    request = ChatRequest(
+        QUESTION, [tool("configure", schema)], tool_choice="required", parallel_tool_calls=False
+    )
+    said = set()
+    for seed in range(12):
+        got = generate(d.prepare(1, request), vocabulary, max_tokens=400, seed=seed)
+        assert got.ended
+        ((_, text),) = fold(got.deltas)[2]
+        jsonschema.validate(json.loads(text), schema)
+        said.add(text)
+    assert len(said) > 2
+
+
 def test_one_call_only_where_parallel_calls_are_off() -> None:
     for seed in range(6):
         request = ChatRequest(QUESTION, TOOLS, tool_choice="required", parallel_tool_calls=False)
