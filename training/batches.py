@@ -1,25 +1,37 @@
 """Packed batches of token ids, made by worker processes without end.
 
 A row holds several conversations side by side; positions start again at each, which is how the
-model knows the borders. Knows which tokens are to be learnt. Does not know the model.
+model knows the borders. Knows which tokens are to be learnt, and the share of batches that hold
+single questions about facts. Does not know the model.
 """
 
 import multiprocessing
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
 
 import numpy as np
 import numpy.typing as npt
 
-from training.conversation import draw_conversation
-from training.render import render_sample
+from training.render import draw_question_sample, draw_sample
 from training.tokenizer import END_OF_TEXT, TURN_END, TURN_START, load
 
 # How much a predicted token counts: nothing across a border, little in what others say.
 PROMPT_WEIGHT = 0.1
 _PENDING = 48
+# Tokens of a row of single questions: short rows spare attention, and fit all but a few.
+QUESTION_LENGTH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """The size of a batch of whole conversations, and the share, 0 to 1, of the batches that hold
+    single questions about facts instead: as many tokens, in rows of `QUESTION_LENGTH`."""
+
+    rows: int
+    length: int
+    questions: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +45,8 @@ class Batch:
 
 
 def answer_mask(ids: list[int]) -> npt.NDArray[np.bool_]:
-    """True for every token that the assistant writes, the end of its turn included."""
+    """True for every token that the assistant writes, the end of its turn included; its last
+    turn may be cut off."""
     tokenizer = load()
     head = tokenizer.encode(f"{TURN_START}assistant\n").ids
     (end,) = tokenizer.encode(TURN_END).ids
@@ -42,27 +55,34 @@ def answer_mask(ids: list[int]) -> npt.NDArray[np.bool_]:
     while at < len(ids):
         if ids[at : at + len(head)] == head:
             start = at + len(head)
-            at = ids.index(end, start) + 1
+            at = ids.index(end, start) + 1 if end in ids[start:] else len(ids)
             mask[start:at] = True
         else:
             at += 1
     return mask
 
 
-def samples(seed: int, length: int) -> Iterator[tuple[list[int], npt.NDArray[np.float16]]]:
+def samples(
+    seed: int, length: int, drawn: Callable[[random.Random], str] = draw_sample
+) -> Iterator[tuple[list[int], npt.NDArray[np.float16]]]:
     """Token ids of conversations no longer than `length`, with the weight of each token."""
     rng = random.Random(seed)
     tokenizer = load()
     while True:
-        ids = tokenizer.encode(render_sample(rng, draw_conversation(rng))).ids
+        ids = tokenizer.encode(drawn(rng)).ids
         if len(ids) <= length:
             weights = np.where(answer_mask(ids), 1.0, PROMPT_WEIGHT).astype(np.float16)
             yield ids, weights
 
 
-def batches(seed: int, rows: int, length: int) -> Iterator[Batch]:
+def batches(
+    seed: int,
+    rows: int,
+    length: int,
+    drawn: Callable[[random.Random], str] = draw_sample,
+) -> Iterator[Batch]:
     """Packs samples into rows, the longest that still fits first."""
-    source = samples(seed, length)
+    source = samples(seed, length, drawn)
     pending = [next(source) for _ in range(_PENDING)]
     (padding,) = load().encode(END_OF_TEXT).ids
     while True:
@@ -85,19 +105,31 @@ def batches(seed: int, rows: int, length: int) -> Iterator[Batch]:
         yield Batch(tokens, positions, weights)
 
 
-def _work(queue: "Queue[Batch]", seed: int, rows: int, length: int) -> None:
-    for batch in batches(seed, rows, length):
+def mixed(seed: int, mix: Mix) -> Iterator[Batch]:
+    """Batches of both kinds, in the shares of the mix."""
+    rng = random.Random(seed)
+    whole = batches(seed, mix.rows, mix.length)
+    if not mix.questions:
+        yield from whole
+    rows = max(1, mix.rows * mix.length // QUESTION_LENGTH)
+    questions = batches(seed, rows, QUESTION_LENGTH, draw_question_sample)
+    while True:
+        yield next(questions if rng.random() < mix.questions else whole)
+
+
+def _work(queue: "Queue[Batch]", seed: int, mix: Mix) -> None:
+    for batch in mixed(seed, mix):
         queue.put(batch)
 
 
 class BatchSource:
     """Worker processes that keep a queue of batches full; daemons, so they end with the parent."""
 
-    def __init__(self, workers: int, seed: int, rows: int, length: int) -> None:
+    def __init__(self, workers: int, seed: int, mix: Mix) -> None:
         context = multiprocessing.get_context("fork")
         self._queue: Queue[Batch] = context.Queue(maxsize=4 * workers)
         for worker in range(workers):
-            arguments = (self._queue, seed * 1000 + worker, rows, length)
+            arguments = (self._queue, seed * 1000 + worker, mix)
             context.Process(target=_work, args=arguments, daemon=True).start()
 
     def next(self) -> Batch:

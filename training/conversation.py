@@ -68,6 +68,16 @@ def draw_conversation(rng: random.Random) -> Conversation:
     return _tool_conversation(rng) if rng.random() < 0.58 else _chat_conversation(rng)
 
 
+def draw_question(rng: random.Random) -> Conversation:
+    """One question about a fact with its answer, at times under a system prompt."""
+    persona = draw_persona(rng) if rng.random() < 0.15 else Persona()
+    conversation = Conversation()
+    if persona.system is not None:
+        conversation.add("system", persona.system)
+    _add_turn(conversation, chat.fact(rng, Talk(persona)))
+    return conversation
+
+
 def _chat_conversation(rng: random.Random) -> Conversation:
     persona = draw_persona(rng) if rng.random() < 0.4 else Persona()
     talk = Talk(persona)
@@ -81,7 +91,10 @@ def _chat_conversation(rng: random.Random) -> Conversation:
 
 
 def _say(conversation: Conversation, rng: random.Random, talk: Talk) -> None:
-    turn = chat.turn(rng, talk)
+    _add_turn(conversation, chat.turn(rng, talk))
+
+
+def _add_turn(conversation: Conversation, turn: chat.Turn) -> None:
     conversation.add("user", turn.said)
     conversation.add("assistant", turn.answer)
 
@@ -135,7 +148,7 @@ def _clash(one: Skill, other: Skill) -> bool:
 
 
 def _use_tools(conversation: Conversation, rng: random.Random, skills: list[Skill]) -> None:
-    count = rng.choices((1, 2, 3), (70, 26, 4))[0]
+    count = rng.choices((1, 2, 3), (56, 37, 7))[0]
     requests: list[Request] = []
     for _ in range(count):
         skill = rng.choice(skills)

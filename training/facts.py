@@ -82,6 +82,28 @@ def load_facts() -> tuple[Fact, ...]:
     return tuple(entry.fact() for entry in facts.values())
 
 
+@cache
+def openings() -> dict[str, str]:
+    """Each answer's first words: those that no other answer begins with, and two more."""
+    split = {fact.answer: fact.answer.split(" ") for fact in load_facts()}
+    found = {}
+    for answer, words in split.items():
+        shared = max(
+            next(
+                (
+                    at
+                    for at, pair in enumerate(zip(words, other, strict=False))
+                    if len(set(pair)) > 1
+                ),
+                0,
+            )
+            for one, other in split.items()
+            if one != answer
+        )
+        found[answer] = " ".join(words[: shared + 3])
+    return found
+
+
 def _entries(path: Path) -> Iterator[_Entry]:
     entry: _Entry | None = None
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -3,6 +3,7 @@
 Names of weights are those of the GGUF file. Knows packed rows; does not know training or files.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -125,3 +126,15 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     """Attention by a full mask: for processors and tests."""
     assert isinstance(mask, Tensor)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+def short_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    """The same by plain matrix products: faster on a processor for rows of about 128 tokens."""
+    assert isinstance(mask, Tensor)
+    rows, heads, length, size = q.shape
+    groups = k.shape[1]
+    stacked = q.reshape(rows, groups, heads // groups * length, size)
+    scores = (stacked @ k.mT).view(rows, groups, heads // groups, length, length).float()
+    scores = (scores * size**-0.5).masked_fill(~mask[:, :, None], -math.inf)
+    shares = scores.softmax(-1).to(v.dtype).view(rows, groups, heads // groups * length, length)
+    return (shares @ v).view(rows, heads, length, size)

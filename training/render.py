@@ -12,7 +12,8 @@ from pathlib import Path
 from jinja2 import Environment, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from training.conversation import Conversation
+from training.conversation import Conversation, draw_conversation, draw_question
+from training.facts import openings
 from training.words import Json
 
 TEMPLATE = Path(__file__).parent / "chat_template.jinja"
@@ -62,3 +63,20 @@ def render_sample(rng: random.Random, conversation: Conversation) -> str:
     """The text of a training sample: a share of them with compact calls."""
     text = render(conversation)
     return compact_calls(text) if conversation.tools and rng.random() < 0.25 else text
+
+
+def draw_sample(rng: random.Random) -> str:
+    """The text of a conversation of any kind."""
+    return render_sample(rng, draw_conversation(rng))
+
+
+def draw_question_sample(rng: random.Random) -> str:
+    """The text of a question about a fact and its answer; of most, only the answer's opening,
+    for to tell the facts apart is to be learnt, and the rest of an answer is soon known."""
+    conversation = draw_question(rng)
+    text = render(conversation)
+    answer = str(conversation.messages[-1]["content"])
+    opening = openings().get(answer)
+    if opening is None or rng.random() < 0.2:
+        return text
+    return text[: text.rindex(answer) + len(opening)]

@@ -1,7 +1,7 @@
-"""Trains the demo model for a given number of minutes: `python -m training.train --help`.
+"""Trains the demo model: `python -m training.train --help`.
 
-The schedule follows the clock, so a run ends when it should on any machine. Does not know what
-the data is about, nor how the model is shipped.
+The schedule follows the clock, so a run ends when it should on any machine, or the tokens seen,
+so a run may be paused. Does not know what the data is about, nor how the model is shipped.
 """
 
 import argparse
@@ -14,8 +14,16 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from training import weights
-from training.batches import Batch, BatchSource
-from training.model import Config, DemoModel, Mask, dense_attention, dense_mask
+from training.batches import QUESTION_LENGTH, Batch, BatchSource, Mix
+from training.model import (
+    Attend,
+    Config,
+    DemoModel,
+    Mask,
+    dense_attention,
+    dense_mask,
+    short_attention,
+)
 from training.optimizer import Optimizer
 
 _WARM_UP = 0.02
@@ -76,42 +84,83 @@ def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tenso
     return tokens, positions, scale
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are fast here: a processor may lack the instructions."""
+    return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+class Trainer:
+    """A model with its optimizer and the attention that suits the device."""
+
+    def __init__(self, model: DemoModel, args: argparse.Namespace) -> None:
+        self.device = torch.device(args.device)
+        self.model = model.to(self.device)
+        self._optimizer = Optimizer(model)
+        self._sparse = self.device.type == "cuda"
+        self._packed: dict[torch.Size, PackedMasks] = {}
+        self._loss_of = weighted_loss
+        if args.compile:
+            # A graph for each of the two shapes of a batch; on a processor it takes half a minute.
+            for block in model.blk:
+                block.compile(dynamic=False)
+            self._loss_of = torch.compile(weighted_loss, dynamic=False)
+
+    def step(self, batch: Batch, rate: float) -> Tensor:
+        """One update by a batch; the loss as it was before."""
+        tokens, positions, scale = to_device(batch, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device)):
+            hidden = self.model.hidden(
+                tokens, positions, self._attention(tokens), self._mask(positions)
+            )
+            loss = self._loss_of(hidden, self.model.token_embd.weight, tokens, scale)
+        torch.autograd.backward(loss)
+        self._optimizer.step(rate)
+        return loss.detach()
+
+    def _mask(self, positions: Tensor) -> Mask:
+        if not self._sparse:
+            return dense_mask(positions)
+        shape = positions.shape
+        if shape not in self._packed:
+            self._packed[shape] = PackedMasks(*shape, self.device)
+        return self._packed[shape](positions)
+
+    def _attention(self, tokens: Tensor) -> Attend:
+        if self._sparse:
+            return sparse_attention
+        return short_attention if tokens.shape[1] <= QUESTION_LENGTH else dense_attention
+
+
 def train(args: argparse.Namespace, model: DemoModel, source: BatchSource) -> None:
-    """Trains in place until the time is over, and saves now and then."""
-    device = torch.device(args.device)
-    fast = device.type == "cuda"
-    masks = PackedMasks(args.rows, args.length, device) if fast else dense_mask
-    attend = sparse_attention if fast else dense_attention
-    loss_of = weighted_loss
-    if fast:
-        for block in model.blk:
-            block.compile()
-        loss_of = torch.compile(weighted_loss)
-    optimizer = Optimizer(model)
+    """Trains in place until the time is over or the tokens are seen, and saves now and then."""
+    trainer = Trainer(model, args)
     begin = last = time.monotonic()
     seen = step = 0
     waited = 0.0
-    while (progress := (time.monotonic() - begin) / (60 * args.minutes)) < 1:
+    losses: list[Tensor] = []
+
+    def progress() -> float:
+        if args.tokens:
+            return float(seen / (1e6 * args.tokens))
+        return float((time.monotonic() - begin) / (60 * args.minutes))
+
+    while (now_at := progress()) < 1:
         asked = time.monotonic()
         batch = source.next()
         waited += time.monotonic() - asked
-        tokens, positions, scale = to_device(batch, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            hidden = model.hidden(tokens, positions, attend, masks(positions))
-            loss = loss_of(hidden, model.token_embd.weight, tokens, scale)
-        torch.autograd.backward(loss)
-        optimizer.step(rate_at(progress, args.rate))
-        step, seen = step + 1, seen + tokens.numel()
+        losses.append(trainer.step(batch, rate_at(now_at, args.rate)))
+        step, seen = step + 1, seen + batch.tokens.size
         if step % args.report == 0:
             now = time.monotonic()
-            speed = args.report * tokens.numel() / (now - last)
+            speed = args.report * batch.tokens.size / (now - last)
             print(
-                f"{now - begin:6.0f} s  step {step}  {seen / 1e6:.1f} M tokens  "
-                f"{speed / 1e3:.0f} k/s  loss {loss.item():.4f}  "
+                f"{now - begin:6.0f} s  step {step}  {seen / 1e6:.2f} M tokens  "
+                f"{speed / 1e3:.1f} k/s  loss {torch.stack(losses).mean().item():.4f}  "
                 f"waited {waited:.0f} s for data",
                 flush=True,
             )
             last = now
+            losses.clear()
         if step % args.save_every == 0:
             weights.save(model, args.out)
     weights.save(model, args.out)
@@ -121,24 +170,32 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
-    parser.add_argument("--resume", type=Path, help="folder with weights to start from")
+    parser.add_argument(
+        "--resume", type=Path, help="folder with weights, or GGUF file, to start from"
+    )
     parser.add_argument("--minutes", type=float, default=110)
+    parser.add_argument("--tokens", type=float, help="millions to see, instead of --minutes")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--rows", type=int, default=2, help="rows of a batch")
     parser.add_argument("--length", type=int, default=2048, help="tokens of a row")
+    parser.add_argument(
+        "--questions", type=float, default=0.0, help="share of batches of single questions"
+    )
     parser.add_argument("--layers", type=int, default=Config().layers)
     parser.add_argument("--workers", type=int, default=1, help="processes that make data")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report", type=int, default=50)
     parser.add_argument("--save-every", type=int, default=2000)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     # Before the first use of the device: the workers are forks.
-    source = BatchSource(args.workers, args.seed, args.rows, args.length)
+    mix = Mix(args.rows, args.length, args.questions)
+    source = BatchSource(args.workers, args.seed, mix)
     torch.manual_seed(args.seed)
     config = Config(layers=args.layers)
     model = weights.load(args.resume, config) if args.resume else DemoModel(config)
-    train(args, model.to(args.device), source)
+    train(args, model, source)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Checkpoints: half-precision weights in numpy files of bounded size.
+"""Checkpoints: half-precision weights in numpy files of bounded size, or an exported GGUF file.
 
-Optimizer state is not kept: a resumed run warms up again. Does not know GGUF.
+Optimizer state is not kept: a resumed run warms up again. Does not write GGUF.
 """
 
 from pathlib import Path
 
+import gguf
 import numpy as np
 import torch
 
@@ -29,8 +30,18 @@ def save(model: DemoModel, folder: Path) -> None:
         np.savez(folder / f"weights-{index}.npz", **part)  # type: ignore[arg-type]
 
 
-def load(folder: Path, config: Config) -> DemoModel:
-    """The model of a checkpoint; raises FileNotFoundError when the folder has none."""
+def load(source: Path, config: Config) -> DemoModel:
+    """The model of a checkpoint's folder or of a GGUF file, its matrices dequantized.
+
+    Raises FileNotFoundError when there is none.
+    """
+    state = _from_gguf(source) if source.suffix == ".gguf" else _from_folder(source)
+    model = DemoModel(config)
+    model.load_state_dict(state)
+    return model
+
+
+def _from_folder(folder: Path) -> dict[str, torch.Tensor]:
     paths = sorted(folder.glob("weights-*.npz"))
     if not paths:
         raise FileNotFoundError(f"no weights in {folder}")
@@ -38,6 +49,11 @@ def load(folder: Path, config: Config) -> DemoModel:
     for path in paths:
         with np.load(path) as part:
             state.update({name: torch.from_numpy(part[name]).float() for name in part.files})
-    model = DemoModel(config)
-    model.load_state_dict(state)
-    return model
+    return state
+
+
+def _from_gguf(path: Path) -> dict[str, torch.Tensor]:
+    return {
+        tensor.name: torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        for tensor in gguf.GGUFReader(path).tensors
+    }

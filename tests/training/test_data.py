@@ -12,10 +12,10 @@ from training import chat
 from training.cases import all_cases, families, questions
 from training.chat import Talk
 from training.conversation import draw_conversation, frames, reserved_names, training_families
-from training.facts import DATA, load_facts
+from training.facts import DATA, load_facts, openings
 from training.grammar import draw, normal, pattern
 from training.persona import Persona, draw_persona
-from training.render import compact_calls, render
+from training.render import compact_calls, draw_question_sample, render
 from training.results import report
 from training.tools import load_families
 
@@ -126,3 +126,18 @@ def test_beside_tools_a_persona_leaves_words_alone() -> None:
 def test_cases_are_the_same_each_time() -> None:
     first, second = all_cases("held_out"), all_cases("held_out")
     assert [case.messages for case in first] == [case.messages for case in second]
+
+
+def test_an_opening_begins_one_answer_alone() -> None:
+    answers = [fact.answer for fact in load_facts()]
+    for answer, opening in openings().items():
+        assert [other for other in answers if other.startswith(opening)] == [answer]
+
+
+def test_a_question_sample_ends_with_its_answer_or_with_the_opening_of_it() -> None:
+    rng = random.Random(4)
+    texts = [draw_question_sample(rng) for _ in range(200)]
+    whole = [text for text in texts if text.endswith("<|im_end|>\n")]
+    assert 0 < len(whole) < len(texts)
+    for text in set(texts) - set(whole):
+        assert text.rpartition("<|im_start|>assistant\n")[2] in openings().values()

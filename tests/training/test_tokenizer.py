@@ -6,7 +6,7 @@ import random
 
 from llm_server.demo import demo_model_path
 from llm_server.llama.model import Model
-from training.batches import answer_mask, batches
+from training.batches import QUESTION_LENGTH, Mix, answer_mask, batches, mixed
 from training.conversation import draw_conversation
 from training.render import render_sample
 from training.tokenizer import VOCAB_SIZE, load, train
@@ -52,6 +52,21 @@ def test_only_what_the_assistant_writes_is_learnt() -> None:
     ]
     assert learnt[-1] == "<|im_end|>"
     assert "".join(learnt[:-1]) == "Hello"
+
+
+def test_what_is_left_of_an_answer_cut_off_is_learnt() -> None:
+    encoded = load().encode("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello there")
+    mask = answer_mask(encoded.ids)
+    learnt = [token for token, known in zip(encoded.tokens, mask, strict=True) if known]
+    assert "".join(learnt) == "HelloĠthere"
+
+
+def test_questions_have_their_share_of_the_batches_and_short_rows() -> None:
+    drawn = mixed(seed=1, mix=Mix(rows=1, length=1024, questions=0.5))
+    shapes = [next(drawn).tokens.shape for _ in range(24)]
+    short = (1024 // QUESTION_LENGTH, QUESTION_LENGTH)
+    assert set(shapes) == {(1, 1024), short}
+    assert 4 <= shapes.count(short) <= 20
 
 
 def test_rows_are_packed_from_whole_conversations() -> None:

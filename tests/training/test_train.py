@@ -1,0 +1,59 @@
+"""The trainer learns, and starts again from what was shipped; skipped where PyTorch is missing."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm_server.demo import demo_model_path
+from training.batches import Mix, mixed
+
+torch = pytest.importorskip("torch")
+
+
+def test_plain_products_attend_as_the_kernel_does() -> None:
+    from training.model import dense_attention, dense_mask, short_attention
+
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 10, 8) for heads in (6, 2, 2))
+    positions = torch.tensor([list(range(10)), [0, 1, 2, 0, 1, 2, 3, 0, 0, 1]])
+    mask = dense_mask(positions)
+    torch.testing.assert_close(short_attention(q, k, v, mask), dense_attention(q, k, v, mask))
+
+
+def test_a_batch_seen_again_is_less_of_a_surprise() -> None:
+    from training.model import Config, DemoModel
+    from training.train import Trainer
+
+    torch.manual_seed(0)
+    trainer = Trainer(DemoModel(Config(layers=2)), argparse.Namespace(device="cpu", compile=False))
+    for mix in (Mix(1, 512), Mix(1, 512, questions=1.0)):
+        batch = next(mixed(seed=1, mix=mix))
+        losses = [float(trainer.step(batch, rate=2e-3)) for _ in range(8)]
+        assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_shipped_file_is_a_start_and_comes_out_the_same(tmp_path: Path) -> None:
+    import gguf
+
+    from training import weights
+    from training.export import export
+    from training.model import Config
+
+    path = tmp_path / "again.gguf"
+    export(weights.load(demo_model_path(), Config()), path)
+    shipped, again = gguf.GGUFReader(demo_model_path()), gguf.GGUFReader(path)
+    assert [tensor.name for tensor in shipped.tensors] == [tensor.name for tensor in again.tensors]
+    for one, other in zip(shipped.tensors, again.tensors, strict=True):
+        assert np.array_equal(one.data, other.data), one.name
+
+
+def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
+    from training import weights
+    from training.model import Config
+
+    with pytest.raises(FileNotFoundError, match="no weights in"):
+        weights.load(tmp_path, Config())
