@@ -71,8 +71,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, mask: Mask) -> Tensor:
         """x [rows, length, width]; `attend` maps q, k, v and the mask to the attended values."""
         h = self.attn_norm(x)
-        q = self.attn_q_norm(self._heads(self.attn_q(h)))
-        k = self.attn_k_norm(self._heads(self.attn_k(h)))
+        q = self.attn_q_norm(self._heads(self.attn_q(h)).float())
+        k = self.attn_k_norm(self._heads(self.attn_k(h)).float())
         v = self._heads(self.attn_v(h))
         attended = attend(rotate(q, cos, sin).type_as(v), rotate(k, cos, sin).type_as(v), v, mask)
         x = x + self.attn_output(attended.transpose(1, 2).flatten(2))
@@ -137,4 +137,5 @@ def short_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     scores = (stacked @ k.mT).view(rows, groups, heads // groups, length, length).float()
     scores = (scores * size**-0.5).masked_fill(~mask[:, :, None], -math.inf)
     shares = scores.softmax(-1).to(v.dtype).view(rows, groups, heads // groups * length, length)
-    return (shares @ v).view(rows, heads, length, size)
+    attended: Tensor = (shares @ v).view(rows, heads, length, size)
+    return attended

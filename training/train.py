@@ -122,7 +122,8 @@ class Trainer:
             return dense_mask(positions)
         shape = positions.shape
         if shape not in self._packed:
-            self._packed[shape] = PackedMasks(*shape, self.device)
+            rows, length = shape
+            self._packed[shape] = PackedMasks(rows, length, self.device)
         return self._packed[shape](positions)
 
     def _attention(self, tokens: Tensor) -> Attend:

@@ -54,6 +54,6 @@ def _from_folder(folder: Path) -> dict[str, torch.Tensor]:
 
 def _from_gguf(path: Path) -> dict[str, torch.Tensor]:
     return {
-        tensor.name: torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        tensor.name: torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
         for tensor in gguf.GGUFReader(path).tensors
     }
