@@ -101,6 +101,7 @@ class Deployments:
     By name: `plans` are the models that are deployed, `handles` their deployments, `stays` the
     seconds for which an idle one has a replica at least, -1 for ever, and `refused` says why others
     are not deployed. `share` has a method of this class called at all ingresses, this one first.
+    `first_model` serves who names none while `setModel` has chosen no other.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Deployments:
         refused: Mapping[str, ErrorInfo],
         share: Callable[..., None],
         queue_size: int,
-        first_model: str | None = None,
+        first_model: str | None,
     ) -> None:
         self.planner = planner
         self.totals = Totals()
@@ -267,14 +268,10 @@ class Deployments:
                 worker.fail(stream, error)
 
     def _unnamed(self) -> ModelFile:
-        name = self._default
-        if name is None and self._first_model is not None:
-            return self._named(self._first_model)
-        if name is None:
-            name = next(iter(self._plans), None)
+        name = self._default or self._first_model
         if name is None:
             raise ModelLoading("No model is loaded, and the models folder is empty.")
-        return self._plans[name].model
+        return self._named(name)
 
     def _named(self, name: str) -> ModelFile:
         for plan in self._plans.values():

@@ -16,6 +16,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.schema import LoggingConfig
 
+from llm_server.cluster import tuning
 from llm_server.cluster.ingress import Ingress
 from llm_server.cluster.placement import Placement, placement
 from llm_server.cluster.replica import Replica
@@ -80,13 +81,22 @@ def build(
         num_replicas=settings.cluster.ingress_replicas,
         max_ongoing_requests=MAX_ONGOING_INGRESS,
         graceful_shutdown_timeout_s=settings.cluster.graceful_shutdown_timeout_s,
-        # A session stays at one ingress, which knows where its prompts were computed.
-        request_router_config=RequestRouterConfig(request_router_class=ConsistentHashRouter),
+        request_router_config=_session_router(),
         logging_config=QUIET,
         # It waits more than it computes, and must find a place beside models that take all cores.
         ray_actor_options={"num_cpus": 0},
     )
-    return ingress.bind(settings, plans, deployments, stays, refused, stand_in)
+    # The same at all ingresses, also at one that starts when the folder has changed.
+    first = registry.first()
+    return ingress.bind(
+        settings,
+        plans,
+        deployments,
+        stays,
+        refused,
+        settings.model_name or (first.name if first else None),
+        stand_in,
+    )
 
 
 def _told(settings: Settings, planner: Planner, model: ModelFile) -> ReplicaFields:
@@ -146,6 +156,13 @@ def _deployment(
             "resources": dict(place.resources),
         },
     )
+
+
+def _session_router() -> RequestRouterConfig:
+    """A session stays at one ingress, which knows where its prompts were computed."""
+    if tuning.behind_haproxy():  # It takes no other word than its own, which `tuning` has.
+        return RequestRouterConfig()
+    return RequestRouterConfig(request_router_class=ConsistentHashRouter)
 
 
 def _router(settings: Settings) -> RequestRouterConfig:

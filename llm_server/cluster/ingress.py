@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import Headers
@@ -18,7 +20,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from llm_server.api.app import create_app
 from llm_server.cluster import remote, tuning
 from llm_server.cluster.backend import Deployments, counted
-from llm_server.cluster.proxy import with_body
 from llm_server.config import Settings, make_planner, make_registry
 from llm_server.errors import ErrorInfo
 from llm_server.models.plan import Plan
@@ -40,6 +41,7 @@ class Ingress:
         handles: Mapping[str, DeploymentHandle],
         stays: Mapping[str, float],
         refused: Mapping[str, ErrorInfo],
+        first_model: str | None,
         stand_in: Path | None,
     ) -> None:
         """What the models and their deployments are, by name (`Deployments`)."""
@@ -55,7 +57,7 @@ class Ingress:
             refused,
             self._share,
             settings.queue_size,
-            settings.model_name,
+            first_model,
         )
         self._app = create_app(settings, backend=self._backend, ids_given=tuning.ids_given())
         self._tasks: set[asyncio.Task[object]] = set()
@@ -64,7 +66,7 @@ class Ingress:
         """The application, as Ray Serve asks for it."""
         self._spawn(self._count())
         self._spawn(self._ask_default())
-        return _from_proxy(self._app)
+        return from_proxy(self._app, _host() if tuning.behind_haproxy() else None)
 
     # ---- what ingresses tell each other --------------------------------------------------------
 
@@ -128,12 +130,24 @@ class Ingress:
         task.add_done_callback(self._tasks.discard)
 
 
-def _from_proxy(app: ASGIApp) -> ASGIApp:
-    """Takes what a proxy has done, and remembers the session, as Ray Serve spells its header."""
+def from_proxy(app: ASGIApp, host: str | None) -> ASGIApp:
+    """Remembers the session, as Ray Serve spells its header, and where requests come in.
+
+    `host` is the address that HAProxy listens on, which comes here from the next process: without
+    it all that comes would seem to come to this machine alone.
+    """
 
     async def serve_one(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             remote.session.set(Headers(scope=scope).get("x-session-id", ""))
-        await app(scope, with_body(scope, receive), send)
+            if host is not None:
+                scope["server"] = (host, scope["server"][1])
+        await app(scope, receive, send)
 
     return serve_one
+
+
+def _host() -> str:
+    """The IP address that Ray Serve listens on, on each node."""
+    host = _get_global_client().http_config.host or "0.0.0.0"
+    return str(socket.getaddrinfo(host, None)[0][4][0])

@@ -18,7 +18,7 @@ from llm_server.api.app import access_of, create_app
 from llm_server.api.keys import InvalidKey, Keyring
 from llm_server.config import Settings, settings_from_args
 from llm_server.server import CannotStart, check_exposure, listen
-from tests.fake_live import Live, add_models, live_server, until
+from tests.fake_live import Live, add_models, live_server, one_machine, until
 from tests.test_server import running
 
 PAGE = "http://localhost:3000"
@@ -54,18 +54,18 @@ def test_own_names_and_addresses_are_served(live: Live, host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.com", "localhost.evil.com", "127.0.0.1.nip.io", "a/b?x", "localhost@evil.com", "[::1"]
-    + [
-        "localhost:80:80",
-        "localhost:x",
-        "",
-        ".",
-        "[localhost]",
-        "evil.com#localhost",
-        "loc alhost",
-    ],
+    ["evil.com", "localhost.evil.com", "127.0.0.1.nip.io", "localhost:80:80", "localhost:x"]
+    + ["", ".", "[localhost]"],
 )
 def test_other_names_are_not(live: Live, host: str) -> None:
+    assert code(live.client.get("/health", headers={"host": host})) == (403, "host_not_allowed")
+
+
+@one_machine("HAProxy refuses them, in words of its own")
+@pytest.mark.parametrize(
+    "host", ["a/b?x", "localhost@evil.com", "[::1", "evil.com#localhost", "loc alhost"]
+)
+def test_what_is_no_name_is_not(live: Live, host: str) -> None:
     assert code(live.client.get("/health", headers={"host": host})) == (403, "host_not_allowed")
 
 
@@ -161,7 +161,9 @@ def test_a_key_opens(locked: Live, headers: dict[str, str]) -> None:
         [(b"authorization", b"Bearer first-keyfirst-key")],
         [(b"authorization", b"Bearer \xe9\xff")],
         [(b"x-api-key", b"")],
-        [(b"x-api-key", b"x" * 30_000)],
+        pytest.param(
+            [(b"x-api-key", b"x" * 30_000)], marks=one_machine("HAProxy reads heads of 16 KB")
+        ),
         [(b"x-api-key", b"first-key"), (b"authorization", b"Bearer second-key")],
         [(b"authorization", b"Bearer first-key"), (b"authorization", b"Bearer x")],
     ],

@@ -65,7 +65,7 @@ def test_refused_and_failed_requests_are_counted_once(
     assert outcomes == ({outcome: 1} if outcome else {})
 
 
-@one_machine("Ray Serve's proxy reads HTTP, and refuses what is none")
+@one_machine("HAProxy reads HTTP, and refuses what is none")
 def test_what_the_edge_refuses_is_counted_once(live: Live) -> None:
     before = scrape(live)
     assert live.client.get("/", headers={"host": "evil.com"}).status_code == 403

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import os
 import shutil
-import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -22,6 +21,8 @@ from llm_server.cluster import tuning
 from llm_server.config import Settings
 from tests.fake_live import FAKE_WORKER, Live, until
 
+if "TEST_ON_CLUSTER" in os.environ:  # Many applications, and nobody asks one that goes.
+    os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0.1"
 tuning.apply()
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own are not ours to mend.
@@ -30,6 +31,7 @@ with warnings.catch_warnings():
     from ray.cluster_utils import Cluster
 
     from llm_server.cluster.build import build
+    from llm_server.cluster.ingress import from_proxy as from_proxy  # For tests: it imports Ray.
 
 APPLICATION = "test"
 
@@ -50,8 +52,7 @@ class Nodes:
             },
         )
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="warning")
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = listener.getsockname()[1]
+        self.port = tuning.first_free(18000)  # Below those that Ray's own connections take.
         # All nodes are this machine: proxies of several would share one port.
         serve.start(
             proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port}

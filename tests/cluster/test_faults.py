@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -66,24 +67,23 @@ def test_requests_that_have_seen_nothing_move_to_another_replica(
 
 def test_a_rolling_update_fails_no_request(live: Live) -> None:
     before = {replica.pid for replica in replicas("a.gguf")}
-    over, statuses = threading.Event(), list[int]()
+    over = threading.Event()
 
-    def ask() -> None:
+    def ask() -> set[int]:
+        statuses = set()
         while not over.is_set():
-            statuses.append(live.chat("count:20").status_code)
+            statuses.add(live.chat("count:20").status_code)
+        return statuses
 
-    asking = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in asking:
-        thread.start()
-    try:
-        serve_again(live.models, cluster=TWO, n_ctx=1024)
-        until(lambda: len({replica.pid for replica in replicas("a.gguf")} - before) == 2)
-        until(lambda: not before & {replica.pid for replica in replicas("a.gguf")})
-    finally:
-        over.set()
-        for thread in asking:
-            thread.join()
-    assert set(statuses) == {200}
+    with ThreadPoolExecutor(3) as threads:
+        asking = [threads.submit(ask) for _ in range(3)]
+        try:
+            serve_again(live.models, cluster=TWO, n_ctx=1024)
+            until(lambda: len({replica.pid for replica in replicas("a.gguf")} - before) == 2)
+            until(lambda: not before & {replica.pid for replica in replicas("a.gguf")})
+        finally:
+            over.set()
+    assert [thread.result() for thread in asking] == [{200}] * 3
     assert live.chat("hi", load_model_configs={"n_ctx": 1024}).status_code == 200
 
 

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
-from tests.cluster.live import Nodes, deployed, replicas
+from llm_server.api.access import Access
+from llm_server.api.edge import Edge
+from llm_server.api.keys import Keyring
+from tests.cluster.live import Nodes, deployed, from_proxy, replicas
 from tests.fake_live import Live, add_models, chat_body, events, until
+from tests.gguf_bytes import TINY, gguf
 
 pytestmark = pytest.mark.filterwarnings("default")
 
 
 @pytest.fixture(scope="module")
 def live(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """Two models from zero, the first one with two replicas at most; two ingresses."""
+    """Models from zero with two replicas at most, the first one for embeddings; two ingresses."""
     models = tmp_path_factory.mktemp("models")
     add_models(models, "a.gguf", "broken.gguf", "sub/c.gguf")
+    (models / "0-bge.gguf").write_bytes(gguf(TINY | {"llama.attention.causal": False}))
     cluster = {"ingress_replicas": 2, "max_replicas": 2, "upscale_delay_s": 0.1}
     with deployed(nodes, models, cluster=cluster) as server:
         yield server
@@ -45,8 +54,9 @@ def test_only_what_is_asked_for_has_a_replica(live: Live) -> None:
         return {m["id"]: m["state"] for m in live.client.get("/v1/models").json()["data"]}
 
     until(lambda: states()["a.gguf"] == "loaded")  # Each ingress counts for itself.
-    assert states()["broken.gguf"] == "available"
-    assert replicas("broken.gguf") == []
+    for unasked in ("0-bge.gguf", "broken.gguf"):
+        assert states()[unasked] == "available"
+        assert replicas(unasked) == []
 
 
 def test_a_model_from_zero_and_the_default_of_all_ingresses(live: Live) -> None:
@@ -120,6 +130,32 @@ def test_an_unloaded_model_gives_its_memory_back_and_comes_again(live: Live) -> 
     until(lambda: states() == {"loaded"})
     assert live.post("/models/unload", {"model": "broken.gguf"}).json()["unloaded"] is False
     assert live.post("/models/unload", {"model": "nothing"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("listens_on", "keys", "status"),
+    [
+        ("127.0.0.1", (), 200),
+        ("0.0.0.0", (), 403),
+        ("::", (), 403),
+        ("0.0.0.0", ("first-key",), 401),
+    ],
+)
+def test_haproxy_does_not_hide_that_others_reach_the_server(
+    listens_on: str, keys: Sequence[str], status: int
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("answered")(scope, receive, send)
+
+    edge = Edge(app, 1, Access(keyring=Keyring(keys)))
+    # HAProxy comes from the same machine, whoever came to it.
+    transport = httpx.ASGITransport(from_proxy(edge, listens_on), client=("127.0.0.1", 1))
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get("/")
+
+    assert asyncio.run(ask()).status_code == status
 
 
 def test_too_much_is_refused_with_an_advice_when_to_come_again(
