@@ -41,8 +41,17 @@ async def read_body(request: Request, parse: Callable[[dict[str, Json]], T]) -> 
     Raises UnsupportedMediaType, InvalidRequest, RequestTooLarge (from the outermost layer), and
     what `parse` raises.
     """
+    return await parse_body(await receive_body(request), parse)
+
+
+async def receive_body(request: Request) -> bytes:
+    """The bytes of a body that is declared as JSON. Raises as `read_body`."""
     check_media_type(request.headers.get("content-type"), request.headers.get("content-encoding"))
-    body = await request.body()
+    return await request.body()
+
+
+async def parse_body(body: bytes, parse: Callable[[dict[str, Json]], T]) -> T:
+    """What `parse` makes of the JSON object in `body`. Raises InvalidRequest, and as `parse`."""
     if len(body) <= _AT_ONCE_BYTES:
         return parse(parse_json_object(body))
     loop = asyncio.get_running_loop()

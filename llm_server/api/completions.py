@@ -15,9 +15,9 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llm_server.api.body import Json, read_body
+from llm_server.api.body import Json
 from llm_server.api.chat import FoldedResponse, PlainChunker, StreamedResponse
-from llm_server.api.context import context_of, ignored_header
+from llm_server.api.context import context_of, ignored_header, read_call
 from llm_server.api.fields import (
     check_generation,
     chosen_sampling,
@@ -83,7 +83,7 @@ class TextCompletion(msgspec.Struct):
 async def completions(request: Request) -> Response:
     """Continue a prompt, at once or as a stream of server-sent events."""
     context = context_of(request)
-    call = await read_body(request, completion_call)
+    call = await read_call(request, completion_call)
     headers = ignored_header(call.ignored)
     if call.stream:
         make_chunks = partial(TextChunks, include_usage=call.include_usage)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from starlette.requests import Request
 
 from llm_server.api.access import Access
+from llm_server.api.body import Json, parse_body, receive_body
 from llm_server.api.chat import Patience
 from llm_server.api.journal import Journal
-from llm_server.api.traffic import Traffic
+from llm_server.api.traffic import Traffic, passage_of
 from llm_server.models.backend import Backend
 from llm_server.models.registry import Registry
 from llm_server.web.renderer import Renderer
 from llm_server.worker.config import CacheConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,18 @@ def context_of(request: Request) -> Context:
     context = request.app.state.context
     assert isinstance(context, Context)
     return context
+
+
+async def read_call(request: Request, parse: Callable[[dict[str, Json]], T]) -> T:
+    """`read_body` for a request that a worker is to answer.
+
+    Where the queue has no room the request is refused before its body is parsed, so that refusals
+    are quick when many come at once: also a wrong one, which else gets 400. Raises as `read_body`
+    and `Backend.check_room` do.
+    """
+    body = await receive_body(request)
+    context_of(request).pool.check_room(passage_of(request.scope).owner)
+    return await parse_body(body, parse)
 
 
 def ignored_header(names: list[str]) -> dict[str, str]:

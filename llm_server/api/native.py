@@ -15,9 +15,8 @@ from starlette.responses import Response
 from llm_server import __version__
 from llm_server.api import openai, ui
 from llm_server.api.access import wants_page
-from llm_server.api.body import read_body
 from llm_server.api.chat import FoldedResponse
-from llm_server.api.context import context_of, ignored_header
+from llm_server.api.context import context_of, ignored_header, read_call
 from llm_server.api.errors import envelope, headers, json_response
 from llm_server.api.models import all_models
 from llm_server.api.requests import restore_call, set_model_call
@@ -160,7 +159,7 @@ async def set_model(request: Request) -> Response:
     What is loaded stays as far as the memory holds it. A model that has to go for it, and one
     that is loaded otherwise now, finish their requests first.
     """
-    call = await read_body(request, set_model_call)
+    call = await read_call(request, set_model_call)
     lease = await context_of(request).pool.acquire(
         call.model,
         call.overrides,
@@ -181,7 +180,7 @@ async def set_model(request: Request) -> Response:
 )
 async def restore_cache(request: Request) -> Response:
     """Compute and store a prompt: the next request that begins like it starts at once."""
-    call = await read_body(request, restore_call)
+    call = await read_call(request, restore_call)
     make_fold = partial(RestoredFold, started=time.monotonic())
     return FoldedResponse(context_of(request).pool, call, make_fold, ignored_header(call.ignored))
 

@@ -15,9 +15,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llm_server.api.body import Json, read_body
+from llm_server.api.body import Json
 from llm_server.api.chat import FoldedResponse, StreamedResponse
-from llm_server.api.context import context_of, ignored_header
+from llm_server.api.context import context_of, ignored_header, read_call
 from llm_server.api.fields import (
     check_generation,
     check_names,
@@ -72,7 +72,7 @@ EXAMPLE = {"input": "Where do I put my models?", "temperature": 0}
 async def responses(request: Request) -> Response:
     """Answer a list of items with a list of items. Nothing is stored: all of it is in `input`."""
     context = context_of(request)
-    asked = await read_body(request, responses_call)
+    asked = await read_call(request, responses_call)
     headers = ignored_header(asked.call.ignored)
     if asked.call.stream:
         make_events = partial(ResponseEvents, start=asked.start, warming=asked.warming)

@@ -16,9 +16,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llm_server.api.body import Json, read_body
+from llm_server.api.body import Json
 from llm_server.api.chat import FoldedResponse
-from llm_server.api.context import context_of, ignored_header
+from llm_server.api.context import context_of, ignored_header, read_call
 from llm_server.api.fields import check_names, validated
 from llm_server.api.requests import Call, chat_call
 from llm_server.api.response_wire import ResponsesBody
@@ -83,7 +83,7 @@ class InputTokensJson(msgspec.Struct):
 )
 async def tokenize(request: Request) -> Response:
     """The tokens of a text. Markers in it are recognised unless `parse_special` is false."""
-    body, ignored = await read_body(request, partial(_checked, TokenizeBody))
+    body, ignored = await read_call(request, partial(_checked, TokenizeBody))
     with_pieces = bool(body.with_pieces)
     question = Tokenize(
         body.content, bool(body.add_special), body.parse_special is not False, with_pieces
@@ -98,7 +98,7 @@ async def tokenize(request: Request) -> Response:
 )
 async def detokenize(request: Request) -> Response:
     """The text of some tokens, markers included."""
-    body, ignored = await read_body(request, partial(_checked, DetokenizeBody))
+    body, ignored = await read_call(request, partial(_checked, DetokenizeBody))
     call = Call([Detokenize(body.tokens)], model=body.model, ignored=ignored)
     return _answer(request, call, lambda told: ContentJson(told.text))
 
@@ -108,7 +108,7 @@ async def detokenize(request: Request) -> Response:
 )
 async def apply_template(request: Request) -> Response:
     """The prompt that the model's chat template makes of a chat request."""
-    call = await read_body(request, render_call)
+    call = await read_call(request, render_call)
     return _answer(request, call, lambda told: PromptJson(told.text))
 
 
@@ -118,7 +118,7 @@ async def apply_template(request: Request) -> Response:
 )
 async def input_tokens(request: Request) -> Response:
     """How many tokens the prompt of a chat request has, also if it is too long to be answered."""
-    call = await read_body(request, render_call)
+    call = await read_call(request, render_call)
     return _answer(request, call, lambda told: InputTokensJson(told.n_tokens))
 
 
@@ -128,7 +128,7 @@ async def input_tokens(request: Request) -> Response:
 )
 async def response_input_tokens(request: Request) -> Response:
     """How many tokens the prompt of a response has, also if it is too long to be answered."""
-    call = await read_body(request, lambda body: _render(responses_call(body).call))
+    call = await read_call(request, lambda body: _render(responses_call(body).call))
     return _answer(request, call, lambda told: InputTokensJson(told.n_tokens))
 
 

@@ -165,6 +165,12 @@ class Deployments:
         """Workers are elsewhere."""
         return ()
 
+    def check_room(self, owner: str = "") -> None:
+        """Raises ShuttingDown alone: each model has room of its own, and which one is meant is in
+        the body. Turns between owners are taken in the replicas."""
+        if self._closing:
+            raise ShuttingDown("The server is shutting down.")
+
     async def acquire(
         self,
         model: str | None,
@@ -179,12 +185,11 @@ class Deployments:
         Raises ModelNotFound, QueueFull, ShuttingDown, InvalidRequest for a way to load it that is
         not that of the deployment or a longer stay, and whatever its load fails with.
         """
-        if self._closing:
-            raise ShuttingDown("The server is shutting down.")
+        self.check_room()
         file = self._unnamed() if model is None else self._named(model)
         worker = self._workers[file.name]
         self._check_stay(file.name, keep_alive_s)
-        self._check_room(file.name)
+        self._check_room_for(file.name)
         if file.name in self._resting:
             self._share("take_resting", file.name, False)
         running = self._counted.get(file.name, Counted()).running
@@ -286,7 +291,7 @@ class Deployments:
             " It came into the models folder after the deployment: deploy again.",
         )
 
-    def _check_room(self, name: str) -> None:
+    def _check_room_for(self, name: str) -> None:
         """Raises QueueFull, by the rule of the pool: what this ingress has, and what may wait."""
         replicas = max(1, self._counted.get(name, Counted()).running)
         worker = self._workers[name]

@@ -115,6 +115,9 @@ class Backend(Protocol):
     def pids(self) -> Sequence[int]:
         """The worker processes on this machine."""
 
+    def check_room(self, owner: str = "") -> None:
+        """Raises what `acquire` would, whatever the model, if that is known without its name."""
+
     async def acquire(
         self,
         model: str | None,

@@ -95,6 +95,28 @@ class Pool:
 
     # ---- what requests do ----------------------------------------------------------------------
 
+    def check_room(self, owner: str = "") -> None:
+        """Whether one more request may wait; `acquire` asks this too.
+
+        Raises ShuttingDown, QueueFull, and RateLimitExceeded for an owner with more places than are
+        left. So there is one left for somebody who has none: the first gets at most half of the
+        places, the next half of the rest. What can run at once is nobody's loss.
+        """
+        if self._closing:
+            raise ShuttingDown("The server is shutting down.")
+        taken = self._residents.n_running + len(self._waiting)
+        left = self._parallel() + self._queue_size - taken
+        if left <= 0:
+            raise QueueFull("Too many requests are waiting. Try again in a moment.")
+        if not owner or taken < self._parallel():
+            return
+        waiting = sum(ticket.owner == owner for ticket in self._waiting)
+        if self._residents.held_by(owner) + waiting >= left:
+            raise RateLimitExceeded(
+                "Too many requests with this API key are waiting; what room is left is for others. "
+                "Try again in a moment."
+            )
+
     async def acquire(
         self,
         model: str | None,
@@ -108,13 +130,10 @@ class Pool:
 
         A model that is named becomes the default one if it generates text, and with
         `make_default` in any case. Waits for loads, and for requests that are in their way.
-        Raises ModelNotFound, QueueFull, RateLimitExceeded where the `owner` would leave too little
-        room for others, ShuttingDown, and whatever a load fails with.
+        Raises ModelNotFound, what `check_room` raises, and whatever a load fails with.
         """
         file, wanted = await self._resolve(model), await self._named(overrides or {})
-        if self._closing:
-            raise ShuttingDown("The server is shutting down.")
-        self._check_room(owner)
+        self.check_room(owner)
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
             file,
@@ -201,25 +220,6 @@ class Pool:
         self._residents.kill()
 
     # ---- the queue -----------------------------------------------------------------------------
-
-    def _check_room(self, owner: str) -> None:
-        """Raises QueueFull, and RateLimitExceeded for an owner with more places than are left.
-
-        So there is one left for somebody who has none: the first gets at most half of the places,
-        the next half of the rest. What can run at once is nobody's loss.
-        """
-        taken = self._residents.n_running + len(self._waiting)
-        left = self._parallel() + self._queue_size - taken
-        if left <= 0:
-            raise QueueFull("Too many requests are waiting. Try again in a moment.")
-        if not owner or taken < self._parallel():
-            return
-        waiting = sum(ticket.owner == owner for ticket in self._waiting)
-        if self._residents.held_by(owner) + waiting >= left:
-            raise RateLimitExceeded(
-                "Too many requests with this API key are waiting; what room is left is for others. "
-                "Try again in a moment."
-            )
 
     def _advance(self) -> None:
         """Do whatever can be done now: grant leases, and bring in the model that is due.
