@@ -6,6 +6,7 @@ from functools import partial
 
 import msgspec
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -55,6 +56,8 @@ async def list_models(request: Request) -> Response:
 @shared.get("/models/{name:path}", openapi_extra=operation(ModelJson, errors=(404,)))
 async def get_model(request: Request, name: str) -> Response:
     """One model, by any of its names."""
+    if not name:
+        raise HTTPException(404)
     return json_response(await one_model(context_of(request), name))
 
 

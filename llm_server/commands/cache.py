@@ -107,10 +107,14 @@ def clear(
 
 
 def _folder(cache_dir: Path | None, models_dir: Path | None) -> Path:
-    """The folder a server with these options, or the environment, would use."""
+    """The folder a server with these options, or the environment, would use; ends if it is none."""
     from llm_server import config
 
-    return config.cache_dir(output.settings(cache_dir=cache_dir, models_dir=models_dir))
+    folder = config.cache_dir(output.settings(cache_dir=cache_dir, models_dir=models_dir))
+    if not folder.is_dir():
+        typer.echo(f"There is no cache at {folder} yet.")
+        raise typer.Exit
+    return folder
 
 
 def _stored(cache_dir: Path | None, models_dir: Path | None) -> list[Stored]:

@@ -113,6 +113,7 @@ class Planner:
         Raises:
             ModelLoadFailed: llama.cpp would not take the file.
             InsufficientMemory: it takes more than all of the budget.
+            InvalidRequest: it does with the `n_ctx` of a request, and would fit with a smaller one.
         """
         fit = self.fit(model, asked)
         if fit.fits:
@@ -120,7 +121,9 @@ class Planner:
         hint = "It does not fit with any context."
         if fit.largest_n_ctx:
             hint = f"The longest context that fits is {fit.largest_n_ctx}."
-        raise InsufficientMemory(
+        of_request = asked.n_ctx != self.asked(model, {}).n_ctx
+        refusal = InvalidRequest if of_request and fit.largest_n_ctx else InsufficientMemory
+        raise refusal(
             f"{model.name} with a context of {fit.plan.config.n_ctx} tokens needs about "
             f"{fit.plan.memory.total / GB:.1f} GB, and models may take {self.budget / GB:.1f} GB "
             f"here (--memory). {hint}",

@@ -6,11 +6,13 @@ import signal
 
 from llm_server.errors import InsufficientMemory, ModelLoadFailed, ServerError
 
-CRASHED = "The model's worker process ended unexpectedly. It is started again on the next request."
+RESTARTED = "It is being started again; after several crashes in a row the next request starts it."
+
+CRASHED = f"The model's worker process ended unexpectedly. {RESTARTED}"
 
 OVERWRITTEN = (
     "The model's file was changed while it was in use, so the answer could not be trusted. The "
-    "model is loaded again on the next request."
+    "model is being loaded again."
 )
 
 MEMORY_RAN_OUT = (

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_server.errors import ModelLoadFailed, OutOfMemory, ServerError, WorkerCrashed
+from llm_server.worker.deaths import RESTARTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Watchdog:
         if self._silent_for > limits.silence_s + (longest or 0) / limits.text_rate:
             return WorkerCrashed(
                 f"The model's worker process has not answered for {self._silent_for:.0f} s and was "
-                "ended. It is started again on the next request."
+                f"ended. {RESTARTED}"
             )
         return None
 

@@ -152,9 +152,11 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(tmp_path: Path) -> Non
         body = {"model": "b", "load_model_configs": wide | {"n_ctx": 65_536}}
         assert not live.post("/models/fit", body).json()["fits"]
         refused = live.chat("hi", **body)
-        assert refused.status_code == 503
-        assert refused.json()["error"]["code"] == "insufficient_memory"
-        assert refused.headers["x-should-retry"] == "false"
+        assert refused.status_code == 400
+        error = refused.json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_value", "load_model_configs.n_ctx")
+        assert "The longest context that fits is 4096." in error["message"]
+        assert "retry-after" not in refused.headers
         assert len(live.loads()) == 1
 
 

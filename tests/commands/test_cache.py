@@ -70,6 +70,14 @@ def test_clear_asks_first(folder: Path) -> None:
     assert list(folder.rglob("*.kv")) == []
 
 
-def test_an_empty_or_missing_folder_is_fine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["ls", "stats", "verify", "clear"])
+def test_a_missing_folder_is_told(tmp_path: Path, command: str) -> None:
+    result = run(tmp_path / "nothing", command)
+    assert result.exit_code == 0
+    assert result.output == f"There is no cache at {tmp_path / 'nothing'} yet.\n"
+
+
+def test_an_empty_folder_is_fine(tmp_path: Path) -> None:
     for command in ("ls", "stats", "verify"):
-        assert run(tmp_path / "nothing", command).exit_code == 0
+        result = run(tmp_path, command)
+        assert result.exit_code == 0 and "no cache" not in result.output

@@ -15,6 +15,7 @@ import pytest
 
 from llm_server.errors import (
     InsufficientMemory,
+    InvalidRequest,
     ModelLoadFailed,
     ModelLoading,
     ModelNotFound,
@@ -515,8 +516,15 @@ def test_what_never_fits_is_refused_before_anything_is_ended(tmp_path: Path) -> 
     async def test(pool: Pool) -> None:
         lease = await pool.acquire("a")
         lease.release()
-        with pytest.raises(InsufficientMemory, match="longest context that fits is 4096") as caught:
-            await pool.acquire("a", {"n_ubatch": 65_536, "n_batch": 65_536, "n_ctx": 1 << 24})
+        wide = {"n_ubatch": 65_536, "n_batch": 65_536}
+        with pytest.raises(InvalidRequest, match="longest context that fits is 4096") as told:
+            await pool.acquire("a", wide | {"n_ctx": 1 << 24})
+        assert (told.value.info.status, told.value.info.param) == (400, "load_model_configs.n_ctx")
+        assert lease.worker.alive
+        # No context is too long here: the model does not fit with any, and no request chose one.
+        pool.planner.budget = 0
+        with pytest.raises(InsufficientMemory, match="not fit with any context") as caught:
+            await pool.acquire("a", wide)
         assert caught.value.info.status == 503 and not caught.value.info.retry
         assert lease.worker.alive
 
