@@ -34,12 +34,14 @@ from llm_server.gguf.header import read_header
 from llm_server.worker.client import Worker
 from llm_server.worker.config import CacheConfig, LoadConfig
 from llm_server.worker.messages import Load
+from llm_server.worker.standby import REST_S
 from tests import tiny_models
 
 N_CTX = 8192
 N_STREAMS = 32
 N_REQUESTS = 100
 N_LISTED = 200
+OTHER = "other.gguf"
 
 Figures = dict[str, list[float]]
 
@@ -56,9 +58,9 @@ class Ratio:
 
 RATIOS = (
     Ratio("a request to the other loaded model, to one to the same", "other", "same", 1.05),
-    Ratio("load, process start to ready: worker to bare llama.cpp", "worker", "bare process", 1.15),
-    Ratio("... to bare llama.cpp without its process, timed inside", "worker", "bare inside"),
-    Ratio("... /setModel on a running server to the bare process", "setModel", "bare process"),
+    Ratio("a load by /setModel to bare llama.cpp's, with its process", "setModel", "bare process", 1.15),
+    Ratio("... to bare llama.cpp without its process, timed inside", "setModel", "bare inside"),
+    Ratio("a new worker, process start to ready, to the bare process", "worker", "bare process"),
     Ratio("server start to a loaded model, to llama-server's", "server start", "llama-server"),
 )
 FIGURES = {
@@ -141,6 +143,8 @@ def serving(
     ):
         yield "server start", server.ready_s
         client.post("/models/unload", json={"model": model.name}).raise_for_status()
+        client.post("/setModel", json={"model_name": OTHER}).raise_for_status()
+        time.sleep(2 * REST_S)  # until a process waits for the next model
         start = time.perf_counter()
         client.post("/setModel", json={"model_name": model.name}).raise_for_status()
         yield "setModel", time.perf_counter() - start
@@ -180,6 +184,14 @@ def many(model: Path) -> Iterator[Path]:
         yield folder
 
 
+@contextmanager
+def beside_another(model: Path) -> Iterator[Path]:
+    """A copy of `model`, in the page cache, in a folder with a second, tiny one."""
+    with tempfile.TemporaryDirectory() as name:
+        tiny_models.build_attention(Path(name, OTHER))
+        yield Path(shutil.copyfile(model, Path(name, model.name)))
+
+
 def measure(
     model: Path, threads: int, binary: Path | None, many_models: Path
 ) -> Iterator[tuple[str, float]]:
@@ -187,7 +199,6 @@ def measure(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         yield from switching(folder)
-        shutil.copyfile(model, os.devnull)  # into the page cache
         yield from bare(model, threads)
         yield from worker(model, threads, folder / "cache")
         yield from serving(model, threads, folder / "cache", binary)
@@ -224,9 +235,9 @@ def main() -> None:
     args = parser.parse_args()
     model = find(args.model, args.threads)
     figures: Figures = defaultdict(list)
-    with many(model) as folder:
+    with beside_another(model) as copy, many(model) as folder:
         for _ in range(args.rounds):
-            for name, seconds in measure(model, args.threads, args.llama_server, folder):
+            for name, seconds in measure(copy, args.threads, args.llama_server, folder):
                 figures[name].append(seconds)
     show(figures)
     if args.json:

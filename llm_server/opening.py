@@ -23,6 +23,7 @@ from llm_server.models.registry import Registry
 from llm_server.worker.client import Worker
 from llm_server.worker.config import CacheConfig
 from llm_server.worker.process import WORKER_ARGV
+from llm_server.worker.standby import Standby
 from llm_server.worker.watchdog import Limits
 
 
@@ -69,9 +70,10 @@ def make_pool(
     worker_argv: Sequence[str],
 ) -> Pool:
     """The pool of models for `settings`; nothing is loaded yet."""
+    standby = Standby(worker_argv)
     start_worker = partial(
         Worker.start,
-        argv=worker_argv,
+        spawn=standby.spawn,
         limits=Limits(memory=settings.worker_memory),
     )
     return Pool(
@@ -82,6 +84,7 @@ def make_pool(
             log_format=settings.log_format,
             sandbox=not settings.no_sandbox,
             start_worker=start_worker,
+            standby=standby,
         ),
         queue_size=settings.queue_size,
         first_model=settings.model_name,

@@ -18,6 +18,7 @@ from llm_server.models.registry import ModelFile
 from llm_server.worker.client import Worker
 from llm_server.worker.config import CacheConfig
 from llm_server.worker.messages import Load
+from llm_server.worker.standby import Standby
 from llm_server.worker.totals import Totals
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class Loader:
     log_format: str = "text"
     sandbox: bool = True
     start_worker: StartWorker = Worker.start
+    standby: Standby | None = None
+    """Where `start_worker` gets its processes from, if one of them is to wait."""
     totals: Totals = field(default_factory=Totals)
     """What all workers have done."""
     loading: ModelFile | None = None
@@ -92,6 +95,21 @@ class Loader:
         crashes = self._crashes.setdefault(model.name, Crashes())
         crashes.note(worker.crashed_at, worker.crashed_at - since)
         return crashes.count
+
+    def make_ready(self, busy: Callable[[], bool]) -> None:
+        """Another load is to be expected: have a process wait for it, once nothing is `busy`."""
+        if self.standby is not None:
+            self.standby.refill(busy)
+
+    async def close(self) -> None:
+        """Nothing will be loaded any more."""
+        if self.standby is not None:
+            await self.standby.close()
+
+    def kill(self) -> None:
+        """End what is ready, at once."""
+        if self.standby is not None:
+            self.standby.kill()
 
     async def _start(self, plan: Plan) -> Worker:
         load = Load(

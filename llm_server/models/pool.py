@@ -19,12 +19,12 @@ from collections.abc import Callable, Sequence
 from llm_server.errors import (
     InsufficientMemory,
     InvalidRequest,
-    ModelLoading,
     QueueFull,
     RateLimitExceeded,
     ServerError,
     ShuttingDown,
 )
+from llm_server.models.choice import Choice
 from llm_server.models.lease import Lease, Overrides, Resident, Ticket, revival
 from llm_server.models.loader import Loader
 from llm_server.models.plan import Plan, Planner
@@ -57,10 +57,9 @@ class Pool:
         self._loader = loader
         self._registry = planner.registry
         self._queue_size = queue_size
-        self._first_model = first_model
         self._keep_alive_s = keep_alive_s
         self._residents = Residents(self._advance, self._died)
-        self._default: ModelFile | None = None
+        self._choice = Choice(self._registry, self._residents, loader, first_model)
         self._waiting: deque[Ticket] = deque()
         self._bringing: asyncio.Task[None] | None = None
         self._brought_for: Ticket | None = None
@@ -75,7 +74,7 @@ class Pool:
     @property
     def default(self) -> ModelFile | None:
         """The model that requests get which name none."""
-        return self._default
+        return self._choice.default
 
     @property
     def loaded(self) -> list[Resident]:
@@ -132,7 +131,7 @@ class Pool:
         `make_default` in any case. Waits for loads, and for requests that are in their way.
         Raises ModelNotFound, what `check_room` raises, and whatever a load fails with.
         """
-        file, wanted = await self._resolve(model), await self._named(overrides or {})
+        file, wanted = await self._choice.of(model), await self._named(overrides or {})
         self.check_room(owner)
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
@@ -157,7 +156,7 @@ class Pool:
 
         Raises ModelNotFound.
         """
-        file = await self._resolve(model)
+        file = await self._choice.of(model)
         for ticket in [t for t in self._waiting if t.revives and t.model.name == file.name]:
             self._drop_revival(ticket)
         resident = self._residents.get(file)
@@ -171,7 +170,7 @@ class Pool:
         """What there is to show."""
         loading = self._loader.loading
         usable = self.loaded
-        shown = next((r for r in usable if r.model == self._default), usable[0] if usable else None)
+        shown = next((r for r in usable if r.model == self.default), usable[0] if usable else None)
         loaded = shown.worker.loaded if shown else None
         model = shown.model if shown else loading
         return Status(
@@ -214,10 +213,12 @@ class Pool:
         if self._bringing is not None:
             await asyncio.wait([self._bringing])
         await self._residents.close()
+        await self._loader.close()
 
     def kill(self) -> None:
         """End the workers at once, without waiting for anything."""
         self._residents.kill()
+        self._loader.kill()
 
     # ---- the queue -----------------------------------------------------------------------------
 
@@ -248,8 +249,8 @@ class Pool:
 
     def _grant(self, ticket: Ticket, resident: Resident) -> None:
         generates = resident.worker.loaded.pooling is None
-        if ticket.make_default or (generates and (ticket.named or self._default is None)):
-            self._default = resident.model
+        if ticket.make_default or (generates and (ticket.named or self.default is None)):
+            self._choice.default = resident.model
         self._residents.grant(ticket, resident)
 
     def _give_up(self, ticket: Ticket) -> None:
@@ -296,7 +297,7 @@ class Pool:
             await self._load(plan)
         except ServerError as error:
             self._refuse_waiting(error, ticket.wants_the_same)
-            await self._put_back([r for r in gone if r.model in (ticket.model, self._default)])
+            await self._put_back([r for r in gone if r.model in (ticket.model, self.default)])
 
     async def _planned(self, ticket: Ticket, base: LoadConfig | None) -> Plan:
         try:
@@ -313,6 +314,8 @@ class Pool:
             error = ServerError("The model could not be loaded.")
             self._refuse_waiting(error, ticket.wants_the_same)
         self._advance()
+        if len(self._registry.models()) > len(self.loaded) and not self._closing:
+            self._loader.make_ready(lambda: bool(self._bringing or self._residents.n_running))
 
     async def _load(self, plan: Plan) -> None:
         """Load; should the memory fall short after all, once more without the idle models."""
@@ -353,15 +356,6 @@ class Pool:
 
     # ---- small questions -----------------------------------------------------------------------
 
-    async def _resolve(self, name: str | None) -> ModelFile:
-        if name is None:
-            return await self._unnamed()
-        for resident in self._residents:
-            if self._registry.means(name, resident.model) and not resident.worker.outdated:
-                return resident.model
-        await asyncio.to_thread(self._registry.scan)
-        return self._registry.find(name)
-
     async def _named(self, overrides: Overrides) -> Overrides:
         """The overrides with the names of files in full; looks at the folder for new ones."""
         try:
@@ -369,24 +363,6 @@ class Pool:
         except InvalidRequest:
             await asyncio.to_thread(self._registry.scan)
             return self.planner.named(overrides)
-
-    async def _unnamed(self) -> ModelFile:
-        """The default model; the first one while there is none, or when its file is gone."""
-        default = self._default
-        if default is not None and self._registry.is_stand_in(default):
-            default = None
-        if default is not None and self._residents.get(default) is not None:
-            return default
-        if self._loader.loading is not None:
-            return self._loader.loading
-        await asyncio.to_thread(self._registry.scan)
-        if default is not None and (same := self._registry.at(default.name)) is not None:
-            return same
-        if self._first_model is not None:
-            return self._registry.find(self._first_model)
-        if (first := await asyncio.to_thread(self._registry.first)) is not None:
-            return first
-        raise ModelLoading("No model is loaded, and the models folder is empty.")
 
     def _parallel(self) -> int:
         """How many requests run at once, over all loaded models."""

@@ -21,7 +21,7 @@ from llm_server.errors import ServerError
 from llm_server.gguf.parts import model_parts
 from llm_server.worker import sandbox
 from llm_server.worker.frames import decode_command, encode_events, read_frame, write_frame
-from llm_server.worker.messages import Load, LoadFailed, LoadProgress
+from llm_server.worker.messages import Load, LoadFailed, LoadProgress, StandBy
 
 if TYPE_CHECKING:
     from llm_server.worker.load import Ready
@@ -38,12 +38,9 @@ def begin() -> tuple[Load, str, BinaryIO, BinaryIO] | None:
     source, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     # Whatever native code prints must not corrupt the frames.
     os.dup2(2, 1)
-    first = read_frame(source)
-    if first is None:
+    command = first_command(source)
+    if command is None:
         return None
-    command = decode_command(first)
-    if not isinstance(command, Load):
-        sys.exit("the first command must be Load")
     confinement = confine(command)
     # Only now: the log has a thread.
     logs.install(
@@ -54,6 +51,20 @@ def begin() -> tuple[Load, str, BinaryIO, BinaryIO] | None:
     level = logging.INFO if confinement.startswith("full") else logging.WARNING
     logger.log(level, "sandbox: %s", confinement)
     return command, confinement, source, out
+
+
+def first_command(source: BinaryIO) -> Load | None:
+    """What to load, also after a time of standing by; None if the server has left."""
+    while (frame := read_frame(source)) is not None:
+        match decode_command(frame):
+            case Load() as command:
+                return command
+            case StandBy():
+                import_module("llm_server.worker.main")
+                import_module("llm_server.worker.weights")
+            case _:
+                sys.exit("the first command must be Load")
+    return None
 
 
 def confine(command: Load) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from llm_server.errors import (
     ShuttingDown,
     WorkerCrashed,
 )
-from llm_server.worker import frames, process
+from llm_server.worker import frames
 from llm_server.worker.cache_folder import CacheFolder
 from llm_server.worker.deaths import (
     CRASHED,
@@ -53,7 +53,7 @@ from llm_server.worker.messages import (
     Told,
 )
 from llm_server.worker.model_file import Change, ModelFile
-from llm_server.worker.process import WORKER_ARGV, Process
+from llm_server.worker.process import Process, Spawn, spawn
 from llm_server.worker.stream import EventStream
 from llm_server.worker.totals import Totals
 from llm_server.worker.watchdog import Limits, Watchdog, oom_kills, own_memory
@@ -112,12 +112,12 @@ class Worker:
         cls,
         load: Load,
         *,
-        argv: Sequence[str] = WORKER_ARGV,
+        spawn: Spawn = spawn,
         on_progress: Callable[[float], None] | None = None,
         totals: Totals | None = None,
         limits: Limits | None = None,
     ) -> Worker:
-        """Spawn a process and load a model in it; `on_progress` gets fractions from 0 to 1.
+        """Load a model in a process that `spawn` gives; `on_progress` gets fractions from 0 to 1.
 
         What it does is added to `totals`; it is ended when it goes beyond `limits`.
 
@@ -126,7 +126,7 @@ class Worker:
         Nothing is left behind then, nor when the call is cancelled.
         """
         worker = cls(load, on_progress, totals or Totals(), limits or Limits())
-        await process.spawn(worker, argv)
+        await spawn(worker)
         try:
             worker._send(load)
             worker.loaded = await worker._loading

@@ -165,8 +165,12 @@ Asked: TypeAlias = Request | Embed | Question
 # ---- commands: API process -> worker -----------------------------------------------------------
 
 
+class StandBy(msgspec.Struct, frozen=True, tag=True):
+    """Make ready what needs no model, and wait for `Load`. If it comes, it is the first command."""
+
+
 class Load(msgspec.Struct, frozen=True, tag=True):
-    """The first command, sent once. Answered by `Loaded` or `LoadFailed`.
+    """What to load, sent once. Answered by `Loaded` or `LoadFailed`.
 
     `adapter_paths` are the files of `config.lora` in their order, `template_path` is that of
     `config.chat_template`. `cache` None: prompts are cached in memory alone. `sandbox` False leaves
@@ -209,7 +213,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     deadline_s: float = 5.0
 
 
-Command: TypeAlias = Load | Submit | Cancel | Stop
+Command: TypeAlias = StandBy | Load | Submit | Cancel | Stop
 
 
 # ---- events: worker -> API process -------------------------------------------------------------

@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -31,11 +31,12 @@ MAX_UNSENT = 64 * 1024 * 1024
 """Bytes that may wait for a process that does not read its pipe."""
 
 
-class Process:
-    """A process that runs, or has just ended."""
+class Process(asyncio.SubprocessProtocol):
+    """A process that runs, or has just ended. What happens to it goes to its `owner`."""
 
-    def __init__(self, transport: asyncio.SubprocessTransport) -> None:
-        self._transport = transport
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self._transport: asyncio.SubprocessTransport
 
     @property
     def pid(self) -> int:
@@ -61,6 +62,28 @@ class Process:
         """Close its pipes, once it has been reaped."""
         self._transport.close()
 
+    # ---- what asyncio calls --------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The process runs."""
+        self._transport = cast(asyncio.SubprocessTransport, transport)
+        self.owner.connected(self)
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        """Bytes of its output."""
+        self.owner.received(data)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        """A pipe is closed at its end."""
+        if fd == 1:
+            self.owner.output_ended()
+
+    def process_exited(self) -> None:
+        """It has been reaped."""
+        status = self._transport.get_returncode()
+        assert status is not None
+        self.owner.exited(status)
+
 
 class Owner(Protocol):
     """Who is told what happens to a process, in the event loop's thread."""
@@ -78,7 +101,13 @@ class Owner(Protocol):
         """The process has been reaped; a negative status is a signal."""
 
 
-async def spawn(owner: Owner, argv: Sequence[str]) -> None:
+class Spawn(Protocol):
+    """`spawn`, as far as owners need it."""
+
+    def __call__(self, owner: Owner, /) -> Awaitable[None]: ...
+
+
+async def spawn(owner: Owner, argv: Sequence[str] = WORKER_ARGV) -> None:
     """Start a process with pipes for input and output; its stderr is ours.
 
     Raises:
@@ -86,7 +115,7 @@ async def spawn(owner: Owner, argv: Sequence[str]) -> None:
     """
     # A session of its own: Ctrl-C in a terminal must reach the server only, which drains.
     await asyncio.get_running_loop().subprocess_exec(
-        lambda: _Pipes(owner),
+        lambda: Process(owner),
         *argv,
         stderr=None,
         env=worker_environment(dict(os.environ)),
@@ -104,33 +133,11 @@ def worker_environment(environment: dict[str, str]) -> dict[str, str]:
     }
     # Without this ggml forks a debugger when it aborts: seconds, and arguments on stderr.
     allowed["GGML_NO_BACKTRACE"] = "1"
+    # numpy's own threads would start at its import, before a sandbox that binds only later ones.
+    allowed["OPENBLAS_NUM_THREADS"] = "1"
     # A package that runs from its sources is found again without the folder we were started in.
     source = Path(llm_server.__file__).parents[1]
     if source.name not in ("site-packages", "dist-packages"):
         paths = [allowed["PYTHONPATH"]] if allowed.get("PYTHONPATH") else []
         allowed["PYTHONPATH"] = os.pathsep.join([*paths, str(source)])
     return allowed
-
-
-class _Pipes(asyncio.SubprocessProtocol):
-    """Passes on what happens on the pipes."""
-
-    def __init__(self, owner: Owner) -> None:
-        self._owner = owner
-        self._transport: asyncio.SubprocessTransport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.SubprocessTransport, transport)
-        self._owner.connected(Process(self._transport))
-
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        self._owner.received(data)
-
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        if fd == 1:
-            self._owner.output_ended()
-
-    def process_exited(self) -> None:
-        status = self._transport.get_returncode()
-        assert status is not None
-        self._owner.exited(status)

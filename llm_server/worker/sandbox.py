@@ -76,6 +76,8 @@ def confine(*, readable: Iterable[Path], writable: Iterable[Path], gpu: bool) ->
     if sys.platform != "linux":
         return "partial (only Linux has Landlock and seccomp)"
     missing = []
+    if len(os.listdir("/proc/self/task")) > 1:
+        missing.append("threads that were there before it are free")
     devices = [Path("/dev/null")]
     libraries = list(library_paths())
     if gpu:

@@ -30,14 +30,17 @@ from llm_server.models.loader import Loader
 from llm_server.models.plan import Planner
 from llm_server.models.pool import Pool
 from llm_server.models.registry import Registry
+from llm_server.worker import standby
 from llm_server.worker.client import Worker
 from llm_server.worker.config import CacheConfig, LoadConfig
 from llm_server.worker.messages import Load
+from llm_server.worker.process import spawn
+from llm_server.worker.standby import Standby
 from tests.fake_live import FAKE_WORKER, add_models
 from tests.fake_worker import UNLUCKY_N_CTX
 from tests.forked import children
 
-FAKE_START = partial(Worker.start, argv=FAKE_WORKER)
+FAKE_START = partial(Worker.start, spawn=partial(spawn, argv=FAKE_WORKER))
 AMPLE = 1 << 40
 SCARCE = 64 << 20
 """Room for one of the fake models, and not for two."""
@@ -620,3 +623,31 @@ def test_what_a_load_took_corrects_the_next_estimate(tmp_path: Path) -> None:
         assert planner.learn(plan, 0) == plan.memory.total
 
     with_pool(tmp_path, test)
+
+
+# ---- a process that waits ----------------------------------------------------------------------
+
+
+def test_a_model_that_is_not_loaded_has_a_process_waiting_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standby, "REST_S", 0.0)
+    ready = Standby(FAKE_WORKER)
+    loader = Loader(start_worker=partial(Worker.start, spawn=ready.spawn), standby=ready)
+    add_models(tmp_path, "a.gguf", "b.gguf")
+    others = set(children())
+
+    async def test(pool: Pool) -> None:
+        lease = await pool.acquire("a")
+        (first,) = set(children()) - others
+        await asyncio.sleep(0.05)
+        assert ready.pid is None, "not while a request runs"
+        lease.release()
+        await until(lambda: ready.pid is not None)
+        waiting = ready.pid
+        (await pool.acquire("b")).release()
+        assert pool.pids == [waiting, first.pid]
+        await asyncio.sleep(0.05)
+        assert len(set(children()) - others) == 2, "none waits when all are loaded"
+
+    with_pool(tmp_path, test, loader=loader)

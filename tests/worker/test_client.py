@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from llm_server.worker.messages import (
     Message,
     RequestEvent,
 )
-from llm_server.worker.process import worker_environment
+from llm_server.worker.process import spawn, worker_environment
 from llm_server.worker.stream import MAX_UNREAD, EventStream
 from tests.fake_live import FAKE_WORKER, add_models, until
 from tests.forked import children
@@ -42,7 +43,9 @@ def ask(text: str) -> ChatRequest:
 
 async def started(folder: Path, name: str = "a.gguf", **kwargs: Any) -> Worker:
     add_models(folder, name)
-    return await Worker.start(Load(model_path=str(folder / name)), argv=FAKE_WORKER, **kwargs)
+    return await Worker.start(
+        Load(model_path=str(folder / name)), spawn=partial(spawn, argv=FAKE_WORKER), **kwargs
+    )
 
 
 async def collect(stream: EventStream) -> list[RequestEvent]:
@@ -132,7 +135,11 @@ def test_a_cancelled_load_leaves_no_process_and_is_no_error(
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(OSError):
-        asyncio.run(Worker.start(Load(model_path="x"), argv=[str(tmp_path / "nothing")]))
+        asyncio.run(
+            Worker.start(
+                Load(model_path="x"), spawn=partial(spawn, argv=[str(tmp_path / "nothing")])
+            )
+        )
 
 
 # ---- requests ----------------------------------------------------------------------------------
@@ -285,4 +292,5 @@ def test_the_environment_of_a_worker_has_no_secrets() -> None:
         "LC_ALL": "C",
         "OMP_NUM_THREADS": "2",
         "GGML_NO_BACKTRACE": "1",
+        "OPENBLAS_NUM_THREADS": "1",
     }

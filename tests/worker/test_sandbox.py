@@ -20,7 +20,7 @@ import pytest
 from llm_server.worker import landlock, sandbox, seccomp
 from llm_server.worker.config import CacheConfig, LoadConfig
 from llm_server.worker.frames import decode_events, encode_command, pack, read_frame
-from llm_server.worker.messages import Load, Loaded
+from llm_server.worker.messages import Load, Loaded, StandBy
 from llm_server.worker.process import WORKER_ARGV, worker_environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
@@ -148,9 +148,13 @@ def statuses(pid: int) -> list[dict[str, str]]:
 
 @needs_landlock
 @needs_seccomp
+@pytest.mark.parametrize("stood_by", [False, True])
 def test_every_thread_of_a_real_worker_is_confined(
-    worker: subprocess.Popen[bytes], attention_gguf: Path
+    worker: subprocess.Popen[bytes], attention_gguf: Path, *, stood_by: bool
 ) -> None:
+    if stood_by:
+        assert worker.stdin is not None
+        worker.stdin.write(pack(encode_command(StandBy())))
     loaded = load(worker, Load(str(attention_gguf), LoadConfig(n_threads=2, n_ctx=512)))
     assert loaded.sandbox.startswith("full (Landlock ABI ")
     threads = statuses(worker.pid)

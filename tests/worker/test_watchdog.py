@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from llm_server.errors import (
 )
 from llm_server.worker.client import Worker
 from llm_server.worker.messages import ChatRequest, Failed, Load, Message, RequestEvent
+from llm_server.worker.process import spawn
 from llm_server.worker.stream import EventStream
 from llm_server.worker.suspects import MAX_CRASHES, Suspects
 from llm_server.worker.totals import Totals
@@ -34,7 +36,7 @@ def ask(text: str) -> ChatRequest:
 async def start(folder: Path, limits: Limits, name: str = "a.gguf", **more: Totals) -> Worker:
     add_models(folder, name)
     load = Load(str(folder / name))
-    return await Worker.start(load, argv=FAKE_WORKER, limits=limits, **more)
+    return await Worker.start(load, spawn=partial(spawn, argv=FAKE_WORKER), limits=limits, **more)
 
 
 async def end_of(stream: EventStream) -> RequestEvent:

@@ -1,0 +1,57 @@
+"""Which model file a request means: the one it names, or the default when it names none."""
+
+from __future__ import annotations
+
+import asyncio
+
+from llm_server.errors import ModelLoading
+from llm_server.models.loader import Loader
+from llm_server.models.registry import ModelFile, Registry
+from llm_server.models.residents import Residents
+
+
+class Choice:
+    """Knows the default model. Looks at the models folder when what it knows does not do."""
+
+    def __init__(
+        self, registry: Registry, residents: Residents, loader: Loader, first_model: str | None
+    ) -> None:
+        self.default: ModelFile | None = None
+        """The model that requests get which name none, once there is one."""
+        self._registry = registry
+        self._residents = residents
+        self._loader = loader
+        self._first_model = first_model
+
+    async def of(self, name: str | None) -> ModelFile:
+        """The file that `name` means.
+
+        Raises:
+            ModelNotFound: there is none.
+            ModelLoading: no name was given, and the folder is empty.
+        """
+        if name is None:
+            return await self._unnamed()
+        for resident in self._residents:
+            if self._registry.means(name, resident.model) and not resident.worker.outdated:
+                return resident.model
+        await asyncio.to_thread(self._registry.scan)
+        return self._registry.find(name)
+
+    async def _unnamed(self) -> ModelFile:
+        """The default model; the first one while there is none, or when its file is gone."""
+        default = self.default
+        if default is not None and self._registry.is_stand_in(default):
+            default = None
+        if default is not None and self._residents.get(default) is not None:
+            return default
+        if self._loader.loading is not None:
+            return self._loader.loading
+        await asyncio.to_thread(self._registry.scan)
+        if default is not None and (same := self._registry.at(default.name)) is not None:
+            return same
+        if self._first_model is not None:
+            return self._registry.find(self._first_model)
+        if (first := await asyncio.to_thread(self._registry.first)) is not None:
+            return first
+        raise ModelLoading("No model is loaded, and the models folder is empty.")
