@@ -58,7 +58,9 @@ class Ratio:
 
 RATIOS = (
     Ratio("a request to the other loaded model, to one to the same", "other", "same", 1.05),
-    Ratio("a load by /setModel to bare llama.cpp's, with its process", "setModel", "bare process", 1.15),
+    Ratio(
+        "a load by /setModel, to bare llama.cpp with its process", "setModel", "bare process", 1.15
+    ),
     Ratio("... to bare llama.cpp without its process, timed inside", "setModel", "bare inside"),
     Ratio("a new worker, process start to ready, to the bare process", "worker", "bare process"),
     Ratio("server start to a loaded model, to llama-server's", "server start", "llama-server"),

@@ -89,7 +89,8 @@ class Settings(BaseSettings):
     model_name: str | None = Field(
         default=None,
         min_length=1,
-        description="model to load at the start, default the first by name that makes text",
+        description="model to load at the start, a name in the models folder or the path of a "
+        "file; default the first by name that makes text",
     )
     models_dir: Path = Field(
         default_factory=lambda: places.default_models_dir(),
@@ -261,9 +262,18 @@ def make_registry(settings: Settings, stand_in: Path | None) -> Registry:
     return Registry(
         settings.models_dir,
         stand_in,
+        given=_given(settings),
         aliases=config_file.aliases_of(settings.models),
         follow_symlinks=settings.follow_symlinks,
     )
+
+
+def _given(settings: Settings) -> Path | None:
+    """The model file that is meant by its path, and not by a name in the models folder."""
+    name = settings.model_name or ""
+    path = Path(name)
+    in_folder = (settings.models_dir / path).is_file() and not path.is_absolute()
+    return path if name.endswith(".gguf") and path.is_file() and not in_folder else None
 
 
 def make_planner(settings: Settings, registry: Registry) -> Planner:
@@ -346,6 +356,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         epilog="Each option can also be set by its variable, such as LLM_SERVER_N_CTX.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
+    )
+    parser.add_argument(
+        "model_name", nargs="?", metavar="MODEL", help="the same as --model-name MODEL"
     )
     for name, field in Settings.model_fields.items():
         if field.annotation in (dict[str, ModelTable], ClusterTable):

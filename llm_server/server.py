@@ -103,6 +103,9 @@ def check_models(settings: Settings, stand_in: Path | None) -> Registry:
         try:
             registry.find(settings.model_name)
         except ModelNotFound as error:
+            if Path(settings.model_name).is_dir():
+                told = f"--models-dir {settings.model_name}"
+                raise CannotStart(f"that is a folder: serve what is in it with {told}") from None
             raise CannotStart(f"--model-name: {error} The models folder is {folder}") from None
     return registry
 
@@ -148,7 +151,11 @@ def banner(settings: Settings, registry: Registry, listener: socket.socket) -> s
     first = f"llm-server {__version__} on http://{shown}:{port} (page at /ui, OpenAI API under /v1)"
     if settings.config is not None:
         first += f"\nSettings of {settings.config}"
-    names = [model.name for model in registry.models()]
+    names = [model.name for model in registry.models() if model.path != registry.given]
+    if registry.given is not None:
+        first += f"\nServing {registry.given}"
+        if not names:
+            return first
     if not names:
         return (
             f"{first}\nThere is no model yet. Download one in GGUF format and put the .gguf file "

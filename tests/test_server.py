@@ -44,8 +44,9 @@ class Running:
         self._reader.start()
 
     def worker(self) -> psutil.Process:
-        (child,) = psutil.Process(self.process.pid).children()
-        return child
+        # A later one may wait for the next model.
+        children = psutil.Process(self.process.pid).children()
+        return min(children, key=psutil.Process.create_time)
 
     def healthy(self) -> bool:
         return HTTP.get(self.url + "/health").status_code == 200
@@ -116,6 +117,8 @@ def test_a_port_in_use_is_one_line_before_any_model_is_loaded(
     [
         (["--model-name", "nope"], 1, "`nope` does not exist"),
         (["--model_name=nope"], 1, "`nope` does not exist"),
+        (["nope"], 1, "`nope` does not exist"),
+        (["/"], 1, "a folder: serve what is in it with --models-dir /"),
         (["--host", "no.such.host.invalid"], 1, "--host"),
         (["--port", "70000"], 2, "--port"),
         (["--n_ctx", "-1"], 2, "--n-ctx"),
@@ -167,6 +170,19 @@ def test_the_banner_and_the_options(tmp_path: Path) -> None:
         assert server.wait() == 0
     assert "OpenAI API under /v1" in server.banner[0]
     assert "a.gguf, b.gguf" in server.log
+
+
+def test_a_file_is_served_wherever_it_lies(tmp_path: Path) -> None:
+    add_models(tmp_path / "models", "a.gguf")
+    add_models(tmp_path / "loads", "b.gguf")
+    file = tmp_path / "loads" / "b.gguf"
+    with running(tmp_path / "models", str(file)) as server:
+        until(server.healthy)
+        assert HTTP.get(server.url).json()["model"] == "b.gguf"
+        listed = HTTP.get(server.url + "/v1/models").json()["data"]
+        assert {model["id"] for model in listed} == {"a.gguf", "b.gguf"}
+    assert f"Serving {file}" in server.log
+    assert f"Models in {tmp_path / 'models'}: a.gguf\n" in server.log
 
 
 def test_an_empty_folder_says_what_to_do_and_a_model_is_served_once_it_is_there(

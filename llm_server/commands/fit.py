@@ -12,7 +12,9 @@ from llm_server.commands.output import Json, ModelsDir
 if TYPE_CHECKING:
     from llm_server.models.plan import Fit
 
-ModelName = Annotated[str, typer.Argument(help="a name as in `list`", show_default=False)]
+ModelName = Annotated[
+    str, typer.Argument(help="a name as in `list`, or a file", show_default=False)
+]
 NCtx = Annotated[
     int | None,
     typer.Option(min=0, max=1 << 24, help="context in tokens; default as the server would"),
@@ -43,7 +45,7 @@ def fit(
 
     if kv_type not in (None, "f16", "q8_0", "q4_0"):
         output.fail("--kv-type: f16, q8_0 or q4_0", 2)
-    settings = output.settings(models_dir=models_dir, memory=memory)
+    settings = output.settings(model_name=model, models_dir=models_dir, memory=memory)
     registry = make_registry(settings, demo_model_path())
     registry.scan()
     planner = make_planner(settings, registry)

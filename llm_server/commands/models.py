@@ -24,7 +24,9 @@ Source = Annotated[
         show_default=False,
     ),
 ]
-ModelName = Annotated[str, typer.Argument(help="name as in `list`", show_default=False)]
+ModelName = Annotated[
+    str, typer.Argument(help="name as in `list`; for `show` also a file", show_default=False)
+]
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and SIGINT."""
 
@@ -148,7 +150,7 @@ def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> N
     from llm_server.models import memory
     from llm_server.worker.config import LoadConfig
 
-    registry = _registry(models_dir)
+    registry = _registry(models_dir, name)
     if (companion := adapters.find(registry, name)) is not None:
         adapters.show(companion, json)
         return
@@ -213,12 +215,13 @@ def rm(
         typer.echo(f"{name} deleted, {output.size_text(size)} free again.")
 
 
-def _registry(models_dir: Path | None) -> Registry:
+def _registry(models_dir: Path | None, model_name: str | None = None) -> Registry:
     """The models as a server with these settings would have them."""
     from llm_server.config import make_registry
     from llm_server.demo import demo_model_path
 
-    registry = make_registry(output.settings(models_dir=models_dir), demo_model_path())
+    settings = output.settings(models_dir=models_dir, model_name=model_name)
+    registry = make_registry(settings, demo_model_path())
     registry.scan()
     return registry
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str | None,
-    typer.Argument(help="default: the first of the models folder, or the demo model"),
+    typer.Argument(
+        help="name as in `list`, or a file; default: the first of the models folder, or the demo"
+    ),
 ]
 Url = Annotated[
     str | None,

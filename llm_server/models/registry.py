@@ -47,7 +47,8 @@ class Registry:
     """The models of one folder as of the last scan. A missing folder is an empty one.
 
     While it is empty, the file `stand_in` is its one model, if that exists; it is not listed any
-    more as soon as there is another. Each of `aliases` stands for another name of a model.
+    more as soon as there is another. The file `given`, wherever it lies, is one of the models, also
+    by its path as given. Each of `aliases` stands for another name of a model.
     Links that lead out of the folder, and links to folders, count only with `follow_symlinks`.
     """
 
@@ -56,10 +57,12 @@ class Registry:
         folder: Path,
         stand_in: Path | None = None,
         *,
+        given: Path | None = None,
         aliases: Mapping[str, str] | None = None,
         follow_symlinks: bool = False,
     ) -> None:
         self.folder = folder
+        self.given = given
         self._stand_in = stand_in
         self._aliases = aliases or {}
         self._follow_symlinks = follow_symlinks
@@ -78,7 +81,8 @@ class Registry:
         leading_out: list[str] = []
         files = list(_files(self.folder, self._follow_symlinks, leading_out))
         self.leading_out = sorted(leading_out)
-        by_kind = self._by_kind(sorted(_models(files), key=_by_name))
+        given = list(_models(_parts(self.given.absolute()))) if self.given else []
+        by_kind = self._by_kind([*sorted(_models(files), key=_by_name), *given])
         models = {model.name: model for model in by_kind.get("model", ())}
         self._adapters = {adapter.name: adapter for adapter in by_kind.get("adapter", ())}
         self._templates = {
@@ -97,7 +101,8 @@ class Registry:
         short = {name: models[min(of)] for name, of in meanings.items() if len(of) == 1}
         known = short | models
         aliased = {alias: known[name] for alias, name in self._aliases.items() if name in known}
-        self._names = short | aliased | models
+        paths = {str(self.given): models[m.name] for m in given if m.name in models}
+        self._names = short | aliased | models | paths
         self._ambiguous = {n: sorted(of) for n, of in meanings.items() if n not in self._names}
         self._models = models
         self._facts.keep_only(model.identity for model in models.values())
@@ -290,8 +295,16 @@ def _files(
             elif entry.name.endswith((".gguf", _TEMPLATE)):
                 if root is not None and _leads_out(entry, root):
                     leading_out.append(prefix + entry.name)
-                elif info := _servable(entry):
+                elif info := _status(entry):
                     yield prefix + entry.name, Path(entry.path), info
+
+
+def _parts(path: Path) -> Iterator[tuple[str, Path, os.stat_result]]:
+    """The same of one file, and of its other parts if it is split."""
+    split = split_of(path.name)
+    for part in map(path.with_name, split.names if split else (path.name,)):
+        if info := _status(part):
+            yield part.name, part, info
 
 
 def _leads_out(entry: os.DirEntry[str], root: Path) -> bool:
@@ -304,11 +317,11 @@ def _leads_out(entry: os.DirEntry[str], root: Path) -> bool:
         return True  # Gone in the meantime, or a loop of links.
 
 
-def _servable(entry: os.DirEntry[str]) -> os.stat_result | None:
+def _status(file: os.DirEntry[str] | Path) -> os.stat_result | None:
     """The status of a file that can be served; None for others."""
     try:
-        info = entry.stat()
-        readable = os.access(entry.path, os.R_OK)
+        info = file.stat()
+        readable = os.access(file, os.R_OK)
     except OSError:
         return None  # Gone in the meantime, or a link to nothing.
     return info if stat.S_ISREG(info.st_mode) and info.st_size > 0 and readable else None

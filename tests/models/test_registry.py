@@ -167,6 +167,24 @@ def test_a_scan_notices_changes(tmp_path: Path) -> None:
         registry.find("a.gguf")
 
 
+def test_a_file_given_by_its_path_is_a_model_beside_those_of_the_folder(tmp_path: Path) -> None:
+    add_models(tmp_path / "models", "a.gguf", "b.gguf")
+    add_models(tmp_path / "loads", "b.gguf", "z-00001-of-00002.gguf", "z-00002-of-00002.gguf")
+    given = tmp_path / "loads" / "b.gguf"
+    registry = Registry(tmp_path / "models", given=given)
+    registry.scan()
+    assert [model.name for model in registry.models()] == ["a.gguf", "b.gguf"]
+    assert registry.find("b").path == registry.find(str(given)).path == given
+    split = tmp_path / "loads" / "z-00001-of-00002.gguf"
+    registry = Registry(tmp_path / "nothing", tmp_path / "demo.gguf", given=split)
+    registry.scan()
+    (model,) = registry.models()
+    assert (model.name, len(model.parts)) == ("z.gguf", 2)
+    split.unlink()
+    registry.scan()
+    assert not registry.models(), "it is as gone as any other"
+
+
 def test_an_empty_folder_has_a_stand_in_that_steps_aside(tmp_path: Path) -> None:
     stand_in = tmp_path / "package" / "demo.gguf"
     add_models(tmp_path, "package/demo.gguf")
