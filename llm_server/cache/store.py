@@ -12,11 +12,14 @@ import functools
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from llm_server.cache.chunkfile import PARENT_BYTES, BadChunk, Chunk, Header
+from llm_server.cache.counts import Counts
 from llm_server.cache.files import Files
 from llm_server.cache.folder import ChunkFolder, Scan
 from llm_server.cache.health import Health
@@ -66,20 +69,10 @@ class Hit:
         return len(self.packed) // TOKEN_BYTES
 
 
-@dataclass(slots=True)
-class Stats:
+class Stats(Counts):
     """Counters since the start, and what there is now: this model's `chunks`, all models'
     `used_bytes` as far as known."""
 
-    hits: int = 0
-    misses: int = 0
-    read_bytes: int = 0
-    written: int = 0
-    written_bytes: int = 0
-    dropped: int = 0
-    evicted: int = 0
-    corrupt: int = 0
-    errors: int = 0
     chunks: int = 0
     used_bytes: int = 0
 
@@ -135,7 +128,7 @@ class ChunkStore:
     def stats(self) -> Stats:
         """The counters as they are now."""
         with self._lock:
-            return replace(self._stats, chunks=len(self._index))
+            return msgspec.structs.replace(self._stats, chunks=len(self._index))
 
     # ---- finding and loading ---------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from llm_server.cache.counts import Counts
 from llm_server.errors import ErrorInfo
 from llm_server.worker.config import CacheConfig, LoadConfig, Pooling
 
@@ -255,18 +256,8 @@ class LoadFailed(msgspec.Struct, frozen=True, tag=True):
     error: ErrorInfo
 
 
-class CacheStats(msgspec.Struct, frozen=True, tag=True):
+class CacheStats(Counts, tag=True):
     """What the disk cache of this worker has done since its start; sent when it has changed."""
-
-    hits: int = 0
-    misses: int = 0
-    read_bytes: int = 0
-    written: int = 0
-    written_bytes: int = 0
-    dropped: int = 0
-    evicted: int = 0
-    corrupt: int = 0
-    errors: int = 0
 
 
 class Cells(msgspec.Struct, frozen=True, tag=True):
