@@ -53,8 +53,9 @@ class LiveServer:
             time.sleep(0.01)
 
     def workers(self) -> list[psutil.Process]:
-        """The worker processes it has now."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        """The worker processes it has now, without one that only waits for a model."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if _has_begun(child)]
 
     def close(self) -> None:
         """Kill it, if a test has not ended it already."""
@@ -62,3 +63,11 @@ class LiveServer:
         self.process.kill()
         self.process.wait()
         self._log.close()
+
+
+def _has_begun(worker: psutil.Process) -> bool:
+    """A process that waits has one thread until it is told to load, for it is not confined yet."""
+    try:
+        return worker.num_threads() > 1
+    except psutil.NoSuchProcess:
+        return False
