@@ -22,7 +22,7 @@ from llm_server.models.pool import Pool
 from llm_server.models.registry import Registry
 from llm_server.worker.client import Worker
 from llm_server.worker.config import CacheConfig
-from llm_server.worker.process import WORKER_ARGV
+from llm_server.worker.process import WORKER_ARGV, spawn
 from llm_server.worker.standby import Standby
 from llm_server.worker.watchdog import Limits
 
@@ -68,12 +68,17 @@ def make_pool(
     registry: Registry,
     cached: CacheConfig | None,
     worker_argv: Sequence[str],
+    *,
+    switches: bool = True,
 ) -> Pool:
-    """The pool of models for `settings`; nothing is loaded yet."""
-    standby = Standby(worker_argv)
+    """The pool of models for `settings`; nothing is loaded yet.
+
+    `switches`: other models than the first may be wanted, so that a process waits for them.
+    """
+    standby = Standby(worker_argv) if switches else None
     start_worker = partial(
         Worker.start,
-        spawn=standby.spawn,
+        spawn=standby.spawn if standby else partial(spawn, argv=worker_argv),
         limits=Limits(memory=settings.worker_memory),
     )
     return Pool(

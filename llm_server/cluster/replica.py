@@ -46,7 +46,9 @@ class Replica:
             update={"queue_size": UNBOUNDED, "model_name": model, "keep_alive": "-1"}
         )
         registry = make_registry(settings, stand_in)
-        self._pool: Pool = make_pool(alone, registry, cache_config(settings), worker_argv)
+        self._pool: Pool = make_pool(
+            alone, registry, cache_config(settings), worker_argv, switches=False
+        )
         # Where it goes was decided by who placed it: what it takes is what it may take.
         self._pool.planner.budget = max(self._pool.planner.budget, budget)
         with contextlib.suppress(ServerError):  # The loader has logged it.

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from llm_server.api.chat import Patience
-from tests.fake_live import Live, add_models, chat_body, events, live_server, until
+from tests.fake_live import Live, add_models, chat_body, events, live_server, one_machine, until
 
 PATHS = ["/chat/completions", "/v1/chat/completions"]
 
@@ -319,6 +319,7 @@ def test_the_queue_is_bounded(tmp_path: Path) -> None:
         assert live.chat("now").status_code == 200
 
 
+@one_machine("HAProxy waits for clients by its own clock")
 def test_a_client_that_never_reads_is_cut_off(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf")
     with live_server(tmp_path) as live:
