@@ -21,10 +21,14 @@ ONE = "64MiB"
 
 
 @pytest.fixture
-def workers() -> Callable[[], list[psutil.Process]]:
-    """The workers that this test has started and that are still there."""
-    others = set(psutil.Process().children())
-    return lambda: [child for child in psutil.Process().children() if child not in others]
+def workers(tmp_path: Path) -> Callable[[], list[psutil.Process]]:
+    """The workers of this test that were told to load, and that are still there."""
+
+    def found() -> list[psutil.Process]:
+        spans = (tmp_path / "spans.log").read_text().split()
+        return [child for child in psutil.Process().children() if str(child.pid) in spans]
+
+    return found
 
 
 def test_ten_times_the_queue_is_taken_up_to_its_bound_and_nothing_is_lost(tmp_path: Path) -> None:
