@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Iterator
-from itertools import compress, repeat
+from itertools import repeat
+
+import numpy as np
 
 from llm_server.llama.lib import held, lib
 
@@ -22,7 +24,6 @@ _ENDS = (
 )
 _AT_A_TIME = 512  # calls without a chance for other threads
 
-_get_attr = held("llama_vocab_get_attr")
 _token_to_piece = held("llama_token_to_piece")
 
 
@@ -59,24 +60,26 @@ class Vocab:
 
         llama.cpp makes a control token of every one but those that the file names by their ids.
         """
-        found = set(self._unusual) | {getter(self._vocab) for getter in _ENDS}
+        found = set(self.control) | {getter(self._vocab) for getter in _ENDS}
         found.add(self._eom())
         return frozenset(t for t in found if t >= 0 and lib.llama_vocab_is_eog(self._vocab, t))
 
     @functools.cached_property
     def control(self) -> frozenset[int]:
-        """Ids of the tokens that are markers and not text (`llama_vocab_is_control`)."""
-        return frozenset(t for t in self._unusual if lib.llama_vocab_is_control(self._vocab, t))
-
-    @functools.cached_property
-    def _unusual(self) -> list[int]:
-        """Ids of the tokens that are more than plain text; one look at each of 150,000."""
-        found: list[int] = []
-        usual = lib.LLAMA_TOKEN_ATTR_NORMAL
+        """Ids of the tokens that are markers and not text (`llama_vocab_is_control`), as far as
+        they are spelled at all; 4 ms for 150,000, a tenth of asking one by one."""
+        found: set[int] = set()
+        every = np.arange(self.n_tokens, dtype=np.int32)
         for ids in self._runs():
-            attributes = map(_get_attr, repeat(self._vocab), ids)
-            found += compress(ids, map(usual.__ne__, attributes))
-        return found
+            run = (ctypes.c_int32 * len(ids)).from_buffer(every.data, ids.start * every.itemsize)
+            # Markers are left out unless they are asked for: most runs have none.
+            if self._n_bytes(run, special=True) != self._n_bytes(run, special=False):
+                found.update(t for t in ids if lib.llama_vocab_is_control(self._vocab, t))
+        return frozenset(found)
+
+    def _n_bytes(self, ids: ctypes.Array[ctypes.c_int32], *, special: bool) -> int:
+        """Length of the text of `ids`, which llama.cpp says (negated) where there is no room."""
+        return -int(lib.llama_detokenize(self._vocab, ids, len(ids), None, 0, False, special))
 
     def _eom(self) -> int:
         """The one id of those that the file may name for which llama.cpp's API has no call."""
