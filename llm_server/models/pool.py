@@ -58,7 +58,7 @@ class Pool:
         self._registry = planner.registry
         self._queue_size = queue_size
         self._keep_alive_s = keep_alive_s
-        self._residents = Residents(self._advance, self._died)
+        self._residents = Residents(self._advance, self._ended)
         self._choice = Choice(self._registry, self._residents, loader, first_model)
         self._waiting: deque[Ticket] = deque()
         self._bringing: asyncio.Task[None] | None = None
@@ -314,6 +314,10 @@ class Pool:
             error = ServerError("The model could not be loaded.")
             self._refuse_waiting(error, ticket.wants_the_same)
         self._advance()
+        self._expect_load()
+
+    def _expect_load(self) -> None:
+        """Have a process wait for the next model, where not all are loaded."""
         if len(self._registry.models()) > len(self.loaded) and not self._closing:
             self._loader.make_ready(lambda: bool(self._bringing or self._residents.n_running))
 
@@ -338,14 +342,16 @@ class Pool:
             with contextlib.suppress(ServerError):  # The loader has logged it.
                 await self._load(resident.plan)
 
-    def _died(self, resident: Resident) -> None:
-        """A worker has crashed: bring its model back, unless it was to go or keeps dying."""
+    def _ended(self, resident: Resident) -> None:
+        """A worker is gone. One that crashed brings its model back, unless it was to go or keeps
+        dying."""
         crashes = self._loader.note_crash(resident.model, resident.worker, resident.since)
         if self._closing:
             return
-        if crashes <= MAX_REVIVALS and not resident.leaving:
+        if 0 < crashes <= MAX_REVIVALS and not resident.leaving:
             self._waiting.appendleft(revival(resident))
         self._advance()
+        self._expect_load()
 
     def _drop_revival(self, ticket: Ticket) -> None:
         """The model need not come back after all, also if it is being loaded for that."""

@@ -27,11 +27,11 @@ STOP_DEADLINE_S = 10.0
 
 class Residents:
     """All loaded models by name. `on_change` is called when one can take or make room for more,
-    `on_death` when a worker has ended that nobody had told to."""
+    `on_end` when a worker has ended, as it was told to or not."""
 
-    def __init__(self, on_change: Callable[[], None], on_death: Callable[[Resident], None]) -> None:
+    def __init__(self, on_change: Callable[[], None], on_end: Callable[[Resident], None]) -> None:
         self._on_change = on_change
-        self._on_death = on_death
+        self._on_end = on_end
         self._residents: dict[str, Resident] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -166,10 +166,7 @@ class Residents:
         """Wait for a worker's end. Until then it counts: its memory is not free before."""
         await resident.worker.wait()
         self._forget(resident)
-        if resident.worker.crashed_at is not None:
-            self._on_death(resident)
-        else:
-            self._on_change()
+        self._on_end(resident)
 
     def _forget(self, resident: Resident) -> None:
         """Its process is no more. Safe to repeat."""

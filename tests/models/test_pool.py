@@ -649,5 +649,7 @@ def test_a_model_that_is_not_loaded_has_a_process_waiting_for_it(
         assert pool.pids == [waiting, first.pid]
         await asyncio.sleep(0.05)
         assert len(set(children()) - others) == 2, "none waits when all are loaded"
+        await pool.unload("a")
+        await until(lambda: ready.pid is not None)
 
     with_pool(tmp_path, test, loader=loader)
