@@ -70,7 +70,7 @@ def draw_conversation(rng: random.Random) -> Conversation:
 
 def draw_question(rng: random.Random) -> Conversation:
     """One question about a fact with its answer, at times under a system prompt."""
-    persona = draw_persona(rng) if rng.random() < 0.15 else Persona()
+    persona = draw_persona(rng) if rng.random() < 0.25 else Persona()
     conversation = Conversation()
     if persona.system is not None:
         conversation.add("system", persona.system)
@@ -79,7 +79,7 @@ def draw_question(rng: random.Random) -> Conversation:
 
 
 def _chat_conversation(rng: random.Random) -> Conversation:
-    persona = draw_persona(rng) if rng.random() < 0.4 else Persona()
+    persona = draw_persona(rng) if rng.random() < 0.5 else Persona()
     talk = Talk(persona)
     conversation = Conversation()
     if persona.system is not None:
