@@ -147,8 +147,8 @@ def test_a_conversation_goes_on_after_a_restart_in_order(server: Server) -> None
 def test_agents_that_arrive_together_read_their_head_once(server: Server) -> None:
     server.ask(1, HEAD + prompt(1), head=len(HEAD))
     server.restart(killed=True)
-    for i in range(8):
-        server.bench.submit(i, HEAD + prompt(i), max_tokens=1, head=len(HEAD))
+    for i in range(8):  # nothing but the head is shared, whoever comes first
+        server.bench.submit(i, [*HEAD, i + 1, *prompt(i)], max_tokens=1, head=len(HEAD))
     server.run()
     ends = [end for end in server.bench.ends.values() if isinstance(end, Finished)]
     assert sorted(end.usage.disk_tokens for end in ends) == 7 * [0] + [len(HEAD)]
