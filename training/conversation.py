@@ -46,8 +46,9 @@ class Conversation:
 
 @cache
 def training_families() -> tuple[Family, ...]:
-    """The families of the training set; held-out ones live in another file."""
-    return load_families(DATA / "families.txt")
+    """The families of the training set; held-out ones live in other files."""
+    paths = sorted(DATA.glob("families*.txt"))
+    return tuple(family for path in paths for family in load_families(path))
 
 
 @cache
@@ -132,9 +133,9 @@ def draw_skills(rng: random.Random) -> list[Skill]:
 
 def _draw_skill(rng: random.Random, others: list[Skill]) -> Skill:
     roll = rng.random()
-    if roll < 0.4:
+    if roll < 0.45:
         skill = rng.choice(training_families()).skill(rng)
-    elif roll < 0.7:
+    elif roll < 0.72:
         skill = rng.choice(frames()).skill(rng)
     else:
         skill = made_up_skill(rng, rng.choice(others) if others and rng.random() < 0.4 else None)

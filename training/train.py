@@ -14,15 +14,14 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from training import weights
-from training.batches import QUESTION_LENGTH, Batch, BatchSource, Mix
+from training.batches import Batch, BatchSource, Mix
 from training.model import (
     Attend,
     Config,
     DemoModel,
     Mask,
-    dense_attention,
+    blockwise_attention,
     dense_mask,
-    short_attention,
 )
 from training.optimizer import Optimizer
 
@@ -97,6 +96,7 @@ class Trainer:
         self.model = model.to(self.device)
         self._optimizer = Optimizer(model)
         self._sparse = self.device.type == "cuda"
+        self._attend: Attend = sparse_attention if self._sparse else blockwise_attention
         self._packed: dict[torch.Size, PackedMasks] = {}
         self._loss_of = weighted_loss
         if args.compile:
@@ -110,7 +110,7 @@ class Trainer:
         tokens, positions, scale = to_device(batch, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device)):
             hidden = self.model.hidden(
-                tokens, positions, self._attention(tokens), self._mask(positions)
+                tokens, positions, self._attend, self._mask(positions)
             )
             loss = self._loss_of(hidden, self.model.token_embd.weight, tokens, scale)
         torch.autograd.backward(loss)
@@ -125,11 +125,6 @@ class Trainer:
             rows, length = shape
             self._packed[shape] = PackedMasks(rows, length, self.device)
         return self._packed[shape](positions)
-
-    def _attention(self, tokens: Tensor) -> Attend:
-        if self._sparse:
-            return sparse_attention
-        return short_attention if tokens.shape[1] <= QUESTION_LENGTH else dense_attention
 
 
 def train(args: argparse.Namespace, model: DemoModel, source: BatchSource) -> None:

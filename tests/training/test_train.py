@@ -14,14 +14,22 @@ from training.batches import Mix, mixed
 torch = pytest.importorskip("torch")
 
 
-def test_plain_products_attend_as_the_kernel_does() -> None:
-    from training.model import dense_attention, dense_mask, short_attention
+@pytest.mark.parametrize("length", [10, 300])
+def test_attention_by_blocks_is_that_of_the_kernel_and_so_are_its_gradients(length: int) -> None:
+    from training.model import blockwise_attention, dense_attention, dense_mask
 
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, heads, 10, 8) for heads in (6, 2, 2))
-    positions = torch.tensor([list(range(10)), [0, 1, 2, 0, 1, 2, 3, 0, 0, 1]])
-    mask = dense_mask(positions)
-    torch.testing.assert_close(short_attention(q, k, v, mask), dense_attention(q, k, v, mask))
+    shared = [torch.randn(2, heads, length, 8) for heads in (6, 2, 2)]
+    towards = torch.randn(2, 6, length, 8)
+    mask = dense_mask(torch.arange(length).repeat(2, 1) % torch.tensor([[length], [7]]))
+    found = []
+    for attend in (dense_attention, blockwise_attention):
+        q, k, v = (each.clone().requires_grad_() for each in shared)
+        attended = attend(q, k, v, mask)
+        torch.autograd.backward((attended * towards).sum())
+        found.append((attended, q.grad, k.grad, v.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_batch_seen_again_is_less_of_a_surprise() -> None:
