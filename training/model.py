@@ -137,7 +137,7 @@ class BlockwiseAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """q [rows, heads, length, size]; k and v the same with fewer heads; mask as `dense_mask`."""
+        """q [rows, heads, length, size]; k and v with fewer heads; mask as `dense_mask`."""
         rows, heads, length, size = q.shape
         groups = k.shape[1]
         ctx.shape = (rows, groups, heads // groups, min(length, QUERY_BLOCK), length, size)

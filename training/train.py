@@ -109,9 +109,7 @@ class Trainer:
         """One update by a batch; the loss as it was before."""
         tokens, positions, scale = to_device(batch, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device)):
-            hidden = self.model.hidden(
-                tokens, positions, self._attend, self._mask(positions)
-            )
+            hidden = self.model.hidden(tokens, positions, self._attend, self._mask(positions))
             loss = self._loss_of(hidden, self.model.token_embd.weight, tokens, scale)
         torch.autograd.backward(loss)
         self._optimizer.step(rate)

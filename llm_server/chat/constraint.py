@@ -40,13 +40,11 @@ class GrammarTooComplex(ServerError):
 class Trigger:
     """A text that ends a free phase and begins a grammar.
 
-    `matcher` makes a fresh matcher of what follows the text. `anchored`: only where the answer
-    starts.
+    `matcher` makes a fresh matcher of what follows the text.
     """
 
     edge: Edge
     matcher: Callable[[], LLMatcher]
-    anchored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ class Plan:
     first: Callable[[], LLMatcher] | None
     head: Callable[[], LLMatcher] | None = None
     triggers: Sequence[Trigger] = ()
-    thought: bytes = b""
+    thought: Edge = NOWHERE
     close: Edge = NOWHERE
     close_tokens: Sequence[int] = ()
     budget: int | None = None
@@ -93,16 +91,17 @@ class Constraint:
     """The constraint of one answer; the engine owns it.
 
     After each token, sampled or forced, `accept` it; then, unless `finished`, append all of
-    `forced`, if any, or sample with `mask`. If the model samples an end of generation, append
-    all of `instead_of_end`, if any. `spellings` are the bytes of all tokens.
-    `tokenize` makes tokens of text in the middle of an answer, `way_out` finds endings, `ends` are
-    the tokens that end a generation.
+    `forced`, if any, or sample with `mask`, and again if the token is one that it `refuses`. If the
+    model samples an end of generation, append all of `instead_of_end`, if any. `spelled` tells the
+    bytes of one of the `n_tokens` tokens, `tokenize` makes tokens of text in the middle of an
+    answer, `way_out` finds endings, `ends` are the tokens that end a generation.
     """
 
     def __init__(
         self,
         plan: Plan,
-        spellings: Sequence[bytes],
+        n_tokens: int,
+        spelled: Callable[[int], bytes],
         tokenize: Callable[[bytes], list[int]],
         way_out: Callable[[], WayOut],
         ends: Sequence[int],
@@ -110,10 +109,11 @@ class Constraint:
         thinking: bool,
     ) -> None:
         self._plan = plan
-        self._spellings = spellings
+        self._n_tokens = n_tokens
+        self._spelled = spelled
         self._tokenize = tokenize
         self._find_way_out = way_out
-        self._mask: NDArray[np.int32] = np.zeros((len(spellings) + 31) // 32, dtype=np.int32)
+        self._mask: NDArray[np.int32] = np.zeros((n_tokens + 31) // 32, dtype=np.int32)
         self._matcher: LLMatcher | None = None
         self._ends = ends
         self._thinking = thinking
@@ -122,6 +122,7 @@ class Constraint:
         self._said: bytes | None = b""  # of `first`, until it shows whether that is a call
         self._opened: list[int] | None = None  # tokens of a message that may begin with a call
         self._tail = Tail()
+        self._refused: list[int] = []  # what was sampled in this place, and may not come
         self._n_thought = 0
         self._n_seen = 0
         self._exit: list[int] | None = None
@@ -152,6 +153,20 @@ class Constraint:
         self._check()
         return self._mask
 
+    def refuses(self, token: int) -> bool:
+        """Whether a sampled token may not come, though `mask` allowed it; from then on it does not.
+
+        In free text that is one that ends it and goes on as what follows must not. There are few
+        of them, which are seldom sampled: looking for all of them beforehand would take longer.
+        """
+        if self._matcher is not None or self.finished:
+            return False
+        spelled = self._spelled(token)
+        if not any(self._tail.misfit(edge, spelled) for edge in self._edges()):
+            return False
+        self._refused.append(token)
+        return True
+
     def forced(self, remaining: int) -> list[int]:
         """The tokens that must come now, with `remaining` tokens left for the answer."""
         if self._thinking:
@@ -173,6 +188,7 @@ class Constraint:
     def accept(self, token: int) -> None:
         """`token` has become part of the answer. Raises GrammarTooComplex."""
         self._n_seen += 1
+        self._refused.clear()
         self._take(token)
 
     def _take(self, token: int) -> None:
@@ -184,34 +200,27 @@ class Constraint:
             self._watch(token)
 
     def _without_misfits(self) -> NDArray[np.int32] | None:
-        """Free text, but no token that ends it and goes on as what follows must not.
-
-        None where there is none.
-        """
-        blocked = [
-            tokens
-            for edge, anchored in self._edges()
-            for tokens in self._tail.blocked(edge, anchored=anchored)
-        ]
+        """Free text without what was refused, and without tokens that end a header and go on as a
+        call must not. None where any token may come."""
         opening = self._plan.opening if self._opened is not None else None
-        if not blocked and opening is None:
+        if not self._refused and opening is None:
             return None
         bad = np.zeros_like(self._mask)
-        for tokens in blocked:
-            np.bitwise_or.at(bad.view(np.uint8), tokens // 8, (1 << tokens % 8).astype(np.uint8))
+        for token in self._refused:
+            bad.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
         if opening is not None and self._opened is not None:
             bad |= self._misfits(opening.matcher(), opening.announced(), self._opened)
         if not bad.any():
             return None
         return np.invert(bad, out=self._mask)
 
-    def _edges(self) -> Iterator[tuple[Edge, bool]]:
-        """Where free text may end, and whether only at the start of the answer."""
-        yield from ((trigger.edge, trigger.anchored) for trigger in self._plan.triggers)
+    def _edges(self) -> Iterator[Edge]:
+        """Where free text may end."""
+        yield from (trigger.edge for trigger in self._plan.triggers)
         if self._thinking:
-            yield self._plan.close, False
+            yield self._plan.close
         if self._plan.opening is not None:
-            yield self._plan.switch, False
+            yield self._plan.switch
 
     def _misfits(
         self, call: LLMatcher, announced: LLMatcher, tokens: list[int]
@@ -227,7 +236,7 @@ class Constraint:
         bad &= ~fits
         # Of what is certain to come a mask has one spelling, though others are as good.
         for token in np.flatnonzero(np.unpackbits(bad.view(np.uint8), bitorder="little")).tolist():
-            if token >= len(self._spellings) or call.validate_tokens([token]):
+            if token >= self._n_tokens or call.validate_tokens([token]):
                 bad.view(np.uint32)[token // 32] &= ~np.uint32(1 << token % 32)
         return bad
 
@@ -249,7 +258,7 @@ class Constraint:
         self._watch(token)
         if self._matcher is not None:
             self._thinking = False  # it calls without an end to its thought
-        elif (rest := self._tail.behind(self._plan.close.text)) is not None:
+        elif (rest := self._tail.behind(self._plan.close)) is not None:
             self._begin()
             self._retake(rest)
 
@@ -288,16 +297,16 @@ class Constraint:
         if self._exit and self._exit[0] == token:
             self._exit = self._exit[1:]
         if self._said is not None and self._plan.heads:
-            self._look_for_call(self._said + self._spellings[token])
+            self._look_for_call(self._said + self._spelled(token))
         if self._in_head:
-            self._tail.add(self._spellings[token])
+            self._tail.add(self._spelled(token))
             text = self._tail.text.strip()
-            if text == self._plan.thought:
+            if text == self._plan.thought.text:
                 self._matcher, self._thinking, self._n_thought = None, True, 0
                 self._tail.clear()
                 self._said, self._in_call = b"", False
                 return
-            self._in_head = self._plan.thought.startswith(text)
+            self._in_head = self._plan.thought.text.startswith(text)
         if self._matcher.is_stopped():
             self._check()
             self._matcher, self._in_call = None, False
@@ -318,18 +327,18 @@ class Constraint:
         plan = self._plan
         if self._opened is not None and self._opens(token):
             return
-        self._tail.add(self._spellings[token])
+        self._tail.add(self._spelled(token))
         for trigger in plan.triggers:
             if self._completed(trigger):
                 return
         if self._thinking:
             return
-        rest = self._tail.behind(plan.thought, anchored=True)
+        rest = self._tail.behind(plan.thought)
         if rest is not None:
             self._thinking, self._n_thought, self._opened = True, 0, None
             self._tail.clear()
             self._retake(rest)
-        elif plan.opening and self._tail.behind(plan.switch.text) is not None:
+        elif plan.opening and self._tail.behind(plan.switch) is not None:
             self._opened = []
 
     def _opens(self, token: int) -> bool:
@@ -337,7 +346,7 @@ class Constraint:
         opening, opened = self._plan.opening, self._opened
         assert opening is not None and opened is not None
         opened.append(token)
-        text = b"".join(self._spellings[t] for t in opened).decode("utf-8", "replace")
+        text = b"".join(self._spelled(t) for t in opened).decode("utf-8", "replace")
         complete = opening.complete(text)
         if complete is None:
             return False
@@ -346,7 +355,7 @@ class Constraint:
 
     def _completed(self, trigger: Trigger) -> bool:
         """Whether the last token completed the text of a trigger, and a grammar begins with it."""
-        rest = self._tail.behind(trigger.edge.text, anchored=trigger.anchored)
+        rest = self._tail.behind(trigger.edge)
         return rest is not None and self._enter(trigger.matcher(), self._tokenize(rest))
 
     def _enter(self, matcher: LLMatcher, tokens: list[int]) -> bool:

@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -47,6 +47,7 @@ _LIMITS = LLParserLimits(
 )
 
 
+_MARKER = re.compile(r"<\[\d+\]>")
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
 
 _SLICES = [r'[^"\\\x00-\x1F\x7F]+']
@@ -165,6 +166,8 @@ class Grammars:
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._size = 0
         self._tokenizer: LLTokenizer | None = None
+        self.tokenize = _Pieces(vocabulary)
+        """Tokens of a text in the middle of an answer; markers in it are text."""
         self.markers = {
             spelled: token
             for spelled in markers
@@ -189,6 +192,20 @@ class Grammars:
             self._keep(source, matcher)
             return matcher.deep_copy()
 
+    def check(self, source: str, param: str, *, probe: bool = False) -> None:
+        """Raise what `compile` would, without waiting for the vocabulary's tables.
+
+        What a grammar admits does not depend on how the vocabulary cuts it.
+        """
+        if self._tokenizer is not None:
+            self.compile(source, param, probe=probe)
+            return
+        if len(source) > MAX_GRAMMAR_BYTES:
+            raise _refused("The schema is too large.", param)
+        small, ids = self._bytes_alone
+        source = _MARKER.sub(lambda marker: ids.get(marker[0], marker[0]), source)
+        _check(LLMatcher(small, source, log_level=0, limits=_LIMITS), param, probe)
+
     @property
     def tokenizer(self) -> LLTokenizer:
         """The vocabulary as llguidance has it. Whoever comes while it is built waits for it."""
@@ -199,13 +216,31 @@ class Grammars:
 
     def _build_tokenizer(self) -> LLTokenizer:
         vocabulary = self._vocabulary
-        special = set(self.markers.values()) | set(vocabulary.control)
+        tokens = _Tokens(
+            vocabulary.spellings,
+            set(self.markers.values()) | set(vocabulary.control),
+            self.tokenize,
+            eos=vocabulary.eos,
+            bos=vocabulary.bos,
+        )
         return LLTokenizer(
-            TokenizerWrapper(_Spellings(vocabulary, special)),
+            TokenizerWrapper(tokens),
             n_vocab=vocabulary.n_tokens,
             eos_token=sorted(vocabulary.eog) or [vocabulary.eos],
             slices=_SLICES,
         )
+
+    @cached_property
+    def _bytes_alone(self) -> tuple[LLTokenizer, dict[str, str]]:
+        """A vocabulary of bytes and markers, and how the markers are written there: their ids."""
+        spellings = [bytes([byte]) for byte in range(255)]
+        ids: dict[str, str] = {}
+        for spelled, token in [*self.markers.items(), ("", -1)]:  # the last one ends a generation
+            ids[f"<[{token}]>"] = f"<[{len(spellings)}]>"
+            spellings.append(spelled.encode())
+        special = set(range(255, len(spellings)))
+        tokens = _Tokens(spellings, special, list, eos=len(spellings) - 1)
+        return LLTokenizer(TokenizerWrapper(tokens), slices=[]), ids
 
     def _keep(self, source: str, matcher: LLMatcher) -> None:
         if source not in self._compiled:
@@ -217,14 +252,21 @@ class Grammars:
             self._size -= len(oldest)
 
 
-class _Spellings:
+class _Tokens:
     """A vocabulary in the form that llguidance reads."""
 
-    def __init__(self, vocabulary: Spelling, special: set[int]) -> None:
-        self._vocabulary = vocabulary
-        self._spellings = spellings = vocabulary.spellings
-        self.eos_token_id = vocabulary.eos
-        self.bos_token_id = vocabulary.bos if vocabulary.bos >= 0 else None
+    def __init__(
+        self,
+        spellings: Sequence[bytes],
+        special: set[int],
+        tokenize: Callable[[bytes], list[int]],
+        *,
+        eos: int,
+        bos: int = -1,
+    ) -> None:
+        self._tokenize = tokenize
+        self.eos_token_id = eos
+        self.bos_token_id = bos if bos >= 0 else None
         self.special_token_ids: list[int] = []
         # llguidance takes a token whose bytes begin with 0xFF for a marker, not for text.
         self.tokens = [
@@ -233,26 +275,40 @@ class _Spellings:
         ]
 
     def __call__(self, text: bytes) -> list[int]:
-        """Tokens of `text` in the middle of an answer."""
+        return self._tokenize(text)
+
+
+class _Pieces:
+    """Makes tokens of texts that stand in the middle of an answer."""
+
+    def __init__(self, vocabulary: Spelling) -> None:
+        self._vocabulary = vocabulary
+
+    def __call__(self, text: bytes) -> list[int]:
+        """The vocabulary's own tokens where these say `text`, else one for each byte."""
         decoded = text.decode("utf-8", "replace")
         for prefix in ("", "\x02"):  # SentencePiece puts a blank before a text's first word
             tokens = self._vocabulary.tokenize(prefix + decoded, parse_special=False)
-            joined = b"".join(self._spellings[token] for token in tokens)
+            joined = self._joined(tokens)
             if prefix:
                 tokens, joined = self._without(prefix.encode(), tokens)
             if joined == text:
                 return tokens
         return [self._byte_tokens[byte] for byte in text if byte in self._byte_tokens]
 
+    def _joined(self, tokens: Sequence[int]) -> bytes:
+        return b"".join(self._vocabulary.piece(token, special=True) for token in tokens)
+
     def _without(self, prefix: bytes, tokens: Sequence[int]) -> tuple[list[int], bytes]:
         for n in range(1, len(tokens)):
-            if b"".join(self._spellings[t] for t in tokens[:n]).lstrip(b" ") == prefix:
-                return list(tokens[n:]), b"".join(self._spellings[t] for t in tokens[n:])
+            if self._joined(tokens[:n]).lstrip(b" ") == prefix:
+                return list(tokens[n:]), self._joined(tokens[n:])
         return [], b""
 
     @cached_property
     def _byte_tokens(self) -> dict[int, int]:
-        return {spelled[0]: i for i, spelled in enumerate(self._spellings) if len(spelled) == 1}
+        spellings = self._vocabulary.spellings
+        return {spelled[0]: i for i, spelled in enumerate(spellings) if len(spelled) == 1}
 
 
 def single_token(vocabulary: Spelling, text: str) -> int | None:
@@ -280,7 +336,7 @@ def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param
             stack.extend(part for part in item if isinstance(part, (dict, list)))
     lark = Lark({})
     source = lark.source(lark.json(schema, spaced=False, lenient=lenient))
-    grammars.compile(source, param, probe=True)
+    grammars.check(source, param, probe=True)
 
 
 def _digits(number: object) -> int:

@@ -17,7 +17,7 @@ from llguidance import LLMatcher
 
 from llm_server.chat.closing import WayOut
 from llm_server.chat.constraint import Constraint, Opening, Plan, Trigger
-from llm_server.chat.edges import NOWHERE, Edge, Edges, begins, blank
+from llm_server.chat.edges import NOWHERE, Edge, anything, blank
 from llm_server.chat.grammar import Grammars, Lark, Spelling, check_schema
 from llm_server.chat.stream import Where
 from llm_server.chat.syntax.call_grammar import CallGrammar, Choice
@@ -109,27 +109,32 @@ class Planner:
         first, head = self._first(demand)
         triggers = self._triggers(demand) if demand.tools else []
         opening = self._call_opening(demand) if demand.tools and first is None else None
-        anchored = opening is not None or any(trigger.anchored for trigger in triggers)
+        anchored = opening is not None or any(trigger.edge.anchored for trigger in triggers)
         plan = Plan(
             first,
             head,
             triggers,
-            thought=reasoning.open.encode() if reasoning and demand.may_think else b"",
+            thought=Edge(reasoning.open.encode(), anchored=True)
+            if reasoning and demand.may_think
+            else NOWHERE,
             close=self._close(reasoning, first, anchored) if reasoning else NOWHERE,
             close_tokens=self._close_tokens,
             budget=demand.request.reasoning_budget if reasoning else None,
             once=first is not None or not demand.request.parallel_tool_calls,
             opening=opening,
-            switch=self._edges.edge(self._syntax.switch.encode(), blank) if opening else NOWHERE,
+            switch=Edge(self._syntax.switch.encode(), blank) if opening else NOWHERE,
             must_call=demand.must_call,
             heads=self._heads(demand) if first is not None else (),
         )
         if not (first or triggers or plan.opening) and plan.budget is None:
             return None
+        if opening is not None:
+            self.warm()  # the beginning of an answer is masked
         return Constraint(
             plan,
-            self._vocabulary.spellings,
-            self.grammars.tokenizer.tokenize_bytes,
+            self._vocabulary.n_tokens,
+            partial(self._vocabulary.piece, special=True),
+            self.grammars.tokenize,
             partial(self._way_out, demand.tools),
             sorted(self._vocabulary.eog),
             thinking=demand.where == "reasoning" and reasoning is not None,
@@ -177,27 +182,18 @@ class Planner:
         tokens: list[int] = []
         for part in split:
             marker = self.grammars.markers.get(part)
-            plain = self.grammars.tokenizer.tokenize_str(part) if marker is None else [marker]
-            tokens += plain
+            tokens += self.grammars.tokenize(part.encode()) if marker is None else [marker]
         return tokens
 
-    @cached_property
-    def _edges(self) -> Edges:
-        return Edges(self._vocabulary.spellings, self.grammars.tokenizer.tokenize_bytes)
-
     def warm(self) -> None:
-        """Build what the first constrained answer would wait for: half a second for 150,000
-        tokens, most of it with the interpreter's lock held."""
-        close = self._syntax.reasoning.close if self._syntax.reasoning is not None else ""
-        for text in (self._syntax.calls.trigger, close):
-            self._edges.overhangs(text.encode())
+        """Build the tables that grammars need: half a second for 150,000 tokens, most of it with
+        the interpreter's lock held."""
+        _ = self.grammars.tokenizer
 
     def _close(self, reasoning: ReasoningFormat, first: _Source | None, anchored: bool) -> Edge:
         """How a thought ends. `anchored`: a call may come where the answer starts, only there."""
-        text = reasoning.close.encode()
-        if first is not None:
-            return self._edges.edge(text, begins(first()))
-        return self._edges.edge(text, blank) if anchored else Edge(text, {})
+        fits = blank if anchored else anything
+        return Edge(reasoning.close.encode(), fits if first is None else first.may_begin)
 
     @cached_property
     def _close_tokens(self) -> list[int]:
@@ -291,8 +287,7 @@ class Planner:
         rest = text_of(opening).lstrip().removeprefix(text)
         body = self._calls(lark, demand).section(build(rest, *opening[1:]))
         matcher = self._compiled(lark.source(body), demand.request)
-        edge = self._edges.edge(text.encode(), begins(matcher()), anchored=anchored)
-        return Trigger(edge, matcher, anchored)
+        return Trigger(Edge(text.encode(), matcher.may_begin, anchored), matcher)
 
     def _calls(self, lark: Lark, demand: Demand) -> CallGrammar:
         choice = Choice(demand.tools, demand.params, demand.request.parallel_tool_calls)
@@ -300,7 +295,7 @@ class Planner:
 
     def _compiled(self, source: str, request: ChatRequest) -> _Source:
         param = request.response_format.param if request.response_format.schema else "tools"
-        self.grammars.compile(source, param)
+        self.grammars.check(source, param)
         return _Source(self.grammars, source, param)
 
 
@@ -314,6 +309,11 @@ class _Source:
 
     def __call__(self) -> LLMatcher:
         return self.grammars.compile(self.source, self.param)
+
+    def may_begin(self, text: bytes) -> bool:
+        """Whether `text` may be what comes first."""
+        tokens = self.grammars.tokenize(text)
+        return bool(self().validate_tokens(tokens) == len(tokens))
 
 
 def _names(schema: object, depth: int = 0) -> Iterator[str]:

@@ -55,6 +55,8 @@ class TokenConstraint(Protocol):
 
     def mask(self) -> Mask | None: ...
 
+    def refuses(self, token: int) -> bool: ...
+
     def forced(self, remaining: int) -> list[int]: ...
 
     def instead_of_end(self) -> list[int]: ...
@@ -166,8 +168,9 @@ class Answer:
             self._sampler = None
 
     def _sample(self, sampler: TokenSampler, row: int) -> None:
-        mask = self._constraint.mask() if self._constraint else None
-        token = sampler.sample(row, mask)
+        token = sampler.sample(row, self._constraint.mask() if self._constraint else None)
+        while self._constraint and self._constraint.refuses(token):
+            token = sampler.sample(row, self._constraint.mask())
         if token not in self._vocabulary.eog or token in self._visible:
             self._take(token)
             return

@@ -198,7 +198,8 @@ class Engine:
             running = [s for s in self._running if not s.is_restoring]
             wants = [self._want(s, now) for s in running]
             n_decoding = sum(want.is_decode for want in wants)
-            budget = self._pace.prompt_budget(n_decoding, next_depth(wants))
+            n_short = sum(want.is_prompt and want.is_short for want in wants)
+            budget = self._pace.prompt_budget(n_decoding, next_depth(wants), n_short)
             planned = list(plan(wants, budget, self._context.n_batch))
             decoding = [running[i] for i, n in planned if n == 1 == wants[i].n]
             drafts = self._drafts(decoding, len(planned))
@@ -284,6 +285,7 @@ class Engine:
             waited,
             # Forced tokens go together; only after a preemption there are ever more to do.
             is_decode=n == 1 or (not sequence.is_prefilling and n <= MAX_FORCED),
+            is_short=self._pace.is_short(sequence.n_prompt - sequence.n_found),
             owner=sequence.owner,
             depth=sequence.n_computed,
         )

@@ -30,7 +30,8 @@ class Pace:
 
     `busy_s` is how long a step may take while others decode (it is their gap between tokens, and
     small chunks cost the prompt up to twice its time; where it makes the step wide, a sixth more),
-    `alone_s` while nobody does (it is how long a new request waits to be noticed).
+    `alone_s` while nobody does (it is how long a new request waits to be noticed), or fewer do than
+    wait with short prompts.
     """
 
     def __init__(self, n_batch: int, *, busy_s: float = 0.22, alone_s: float = 0.5) -> None:
@@ -43,16 +44,18 @@ class Pace:
         self._seen: dict[int, int] = {}
         self._n_steps = 0
 
-    def prompt_budget(self, n_decoding: int, depth: int) -> int:
+    def prompt_budget(self, n_decoding: int, depth: int, n_short: int = 0) -> int:
         """Prompt tokens the next step may compute beside `n_decoding` rows of other sequences.
 
-        `depth` is how many tokens are before them.
+        `depth` is how many tokens are before them, `n_short` how many of the prompts are short
+        (`is_short`). Where more wait for their first token by a short prompt than have one, a step
+        may take as long as if nobody decoded: those who do would lose more by many narrow steps.
         """
         room = self._n_batch - n_decoding
         wide_s, narrow_s = self._row_seconds(depth)
         if wide_s == 0:
             return min(room, 4 * TILE if n_decoding else 32 * TILE)
-        seconds = self._busy_s if n_decoding else self._alone_s
+        seconds = self._busy_s if n_decoding >= max(1, n_short) else self._alone_s
         if (WIDE + _BASE_ROWS) * wide_s <= seconds * 7 / 6:
             n_rows = max(WIDE, int(seconds / wide_s) - _BASE_ROWS) // _WIDE_TILE * _WIDE_TILE
         else:
@@ -69,6 +72,10 @@ class Pace:
         if n_prompt >= 2 * TILE:
             cost = self._wide if n_rows >= WIDE else self._narrow
             cost.learn(depth, max(seconds / (n_rows + _BASE_ROWS), _FASTEST_S))
+
+    def is_short(self, n: int) -> bool:
+        """Whether a prompt of `n` tokens is computed in one step, if it need not wait."""
+        return self.prompt_seconds(n) <= self._alone_s
 
     def prompt_seconds(self, n: int) -> float:
         """Expected time to compute `n` prompt tokens; 0 before anything was learnt."""

@@ -19,7 +19,8 @@ class Want:
 
     `n_first` is below `n` where a step must end at a boundary (a state worth keeping).
     `seconds` is the expected time for all `n`, `waited` how long it has been waiting for them.
-    `is_decode`: they continue an answer that somebody is reading. `owner` is who asked.
+    `is_decode`: they continue an answer that somebody is reading. `is_short`: the prompt as a
+    whole is soon computed, however much of it is left. `owner` is who asked.
     `depth` is how many tokens come before them.
     """
 
@@ -28,6 +29,7 @@ class Want:
     seconds: float
     waited: float
     is_decode: bool = False
+    is_short: bool = False
     owner: str = ""
     depth: int = 0
 

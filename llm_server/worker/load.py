@@ -39,6 +39,8 @@ MAX_TEMPLATE = 1 << 20
 """Characters of a chat template from a file; no published one comes near."""
 _TABLES = 330
 """Bytes a token of the vocabulary will take in llguidance's tables and Python's. Measured."""
+_REORDERED = ("CPU_REPACK", "AMX", "CPU_KLEIDIAI", "CPU_RISCV64_SPACEMIT")
+"""llama.cpp's names for buffers of weights in the order that a processor's kernels want."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Ready:
     loaded: Loaded
     draft_max: int
     finish: Callable[[], None]
-    """What is left to do, beside the first requests; those that need it wait for it."""
+    """What is left to do once nothing else is; requests that need it sooner do it themselves."""
 
 
 def make_ready(command: Load, model: Model, digest: bytes) -> Ready:
@@ -276,5 +278,6 @@ def memory_bytes(model: Model, to_come: int = 0) -> int:
     buffers = log.buffers()
     mapped = sum(size for (where, _), size in buffers.items() if where.endswith("_Mapped"))
     untouched = sum(buffers["CPU", kind] for kind in ("KV", "RS", "compute"))
-    weights = min(mapped, model.size_bytes) - buffers["CPU_REPACK", "model"]
+    reordered = sum(buffers[where, "model"] for where in _REORDERED)
+    weights = max(0, min(mapped, model.size_bytes) - reordered)
     return to_come + own + untouched + weights

@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 _CELLS_S = 1.0  # while requests run, the cells in use are told at most this often
 _DISK_WAIT_S = 0.02  # how long an engine with nothing but writes to do waits for the disk
 _FLUSH_S = 30.0
+_REST_S = 0.5  # a worker without work for so long does what is left of its load
 
 Arrival: TypeAlias = Command | Work | Told | Failed | Finished | None
 
@@ -62,6 +63,7 @@ class Worker:
             guard=True,
         )
         self._disk = ready.disk
+        self._finishing = threading.Thread(target=ready.finish, name="finish", daemon=True)
         self._out = out
         self._computed: queue.SimpleQueue[tuple[Finished, Prompt | None]] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
@@ -120,18 +122,34 @@ class Worker:
         self._write(list(self._engine.fail_all(ShuttingDown("The server is shutting down."))))
         self._engine.close(self._stop.deadline_s)
         self._report_cache()
+        if self._finishing.ident is not None:
+            # A thread that the interpreter ends inside native code takes the process down with it.
+            self._finishing.join()
 
     def _arrivals(self) -> Iterator[Arrival]:
         """Everything that has arrived; waits for something when there is nothing else to do."""
         try:
             if self._engine.idle:
-                yield self._inbox.get()
+                yield self._next()
             elif self._engine.blocked:
                 yield self._inbox.get(timeout=_DISK_WAIT_S)
             while True:
                 yield self._inbox.get_nowait()
         except queue.Empty:
             return
+
+    def _next(self) -> Arrival:
+        """The next arrival, whenever it comes.
+
+        What is left of the load keeps the interpreter busy, so it waits until nobody would notice:
+        a first request, as soon as there is somebody to ask, is answered before.
+        """
+        if self._finishing.ident is None:
+            try:
+                return self._inbox.get(timeout=_REST_S)
+            except queue.Empty:
+                self._finishing.start()
+        return self._inbox.get()
 
     def _hold_back(self, events: Sequence[RequestEvent]) -> Iterator[RequestEvent]:
         """All events but the ends of requests whose prompts are still to be stored."""
@@ -234,8 +252,4 @@ def serve(ready: Ready, confinement: str, source: BinaryIO, out: BinaryIO) -> No
     worker.prepare()
     loaded = msgspec.structs.replace(ready.loaded, sandbox=confinement)
     write_frame(out, encode_events([loaded]))
-    finishing = threading.Thread(target=ready.finish, name="finish", daemon=True)
-    finishing.start()
     worker.run()
-    # A thread that the interpreter ends inside native code takes the process down with it.
-    finishing.join()

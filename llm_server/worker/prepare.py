@@ -160,10 +160,14 @@ class Preparer:
         return tokens
 
     def _tokenize_text(self, text: str) -> list[int]:
-        n_ctx, at_least = self._context.n_ctx, len(text.encode()) // self._vocab.max_token_bytes
-        if at_least >= n_ctx:
-            raise ContextLengthExceeded(at_least, n_ctx, param="prompt")
+        self._refuse_longer(len(text.encode()), param="prompt")
         return self._vocab.tokenize(text, parse_special=True)
+
+    def _refuse_longer(self, n_bytes: int, param: str = "messages") -> None:
+        """A bound before a text is tokenized: some tokenizers are quadratic in its length."""
+        n_ctx = self._context.n_ctx
+        if n_bytes > CHEAP_BYTES and (at_least := n_bytes // self._vocab.max_token_bytes) >= n_ctx:
+            raise ContextLengthExceeded(at_least, n_ctx, param=param)
 
     def _text_of(self, prompt: str | list[int]) -> str:
         if isinstance(prompt, str):
@@ -200,10 +204,7 @@ class Preparer:
 
     def _tokenize(self, segments: Sequence[Segment]) -> list[int]:
         n_ctx = self._context.n_ctx
-        # A bound first: some tokenizers are quadratic in the length of the text.
-        n_bytes = sum(len(segment.text.encode()) for segment in segments)
-        if n_bytes > CHEAP_BYTES and (at_least := n_bytes // self._vocab.max_token_bytes) >= n_ctx:
-            raise ContextLengthExceeded(at_least, n_ctx)
+        self._refuse_longer(sum(len(segment.text.encode()) for segment in segments))
         tokens = self._tokens_of(segments)
         if len(tokens) >= n_ctx:
             raise ContextLengthExceeded(len(tokens), n_ctx)

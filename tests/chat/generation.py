@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from llm_server.chat.constraint import Constraint
 from llm_server.chat.dialogue import Prepared
 from llm_server.worker.messages import Delta
 from tests.chat.vocabulary import ByteVocabulary
@@ -57,10 +58,7 @@ def generate(
             if scripted[: len(forced)] == forced:
                 del scripted[: len(forced)]
         else:
-            mask = constraint.mask() if constraint is not None else None
-            tokens = [_pick(rng, mask, vocabulary, scripted, wordy)]
-            answer.n_sampled += 1
-            answer.n_masked += mask is not None
+            tokens = [_sample(rng, constraint, answer, vocabulary, scripted, wordy)]
             if tokens[0] in vocabulary.eog:
                 tokens = constraint.instead_of_end() if constraint is not None else []
             answer.ended = not tokens
@@ -71,6 +69,25 @@ def generate(
     answer.text = b"".join(spelled).decode("utf-8", "replace")
     answer.deltas = [*prepared.parser.feed(answer.text), *prepared.parser.close()]
     return answer
+
+
+def _sample(
+    rng: random.Random,
+    constraint: Constraint | None,
+    answer: Answer,
+    vocabulary: ByteVocabulary,
+    scripted: list[int],
+    wordy: bool,
+) -> int:
+    """The next token, counted in `answer`; another one where the first is refused."""
+    mask = constraint.mask() if constraint is not None else None
+    token = _pick(rng, mask, vocabulary, scripted, wordy)
+    while constraint is not None and constraint.refuses(token):
+        mask = constraint.mask()
+        token = _pick(rng, mask, vocabulary, [], wordy)
+    answer.n_sampled += 1
+    answer.n_masked += mask is not None
+    return token
 
 
 def _pick(

@@ -14,6 +14,7 @@ from llm_server.chat.constraint import Constraint, GrammarTooComplex
 from llm_server.chat.dialogue import Dialogue
 from llm_server.chat.plan import _markers
 from llm_server.chat.syntax.literal import common_prefix
+from llm_server.engine.answer import TokenConstraint
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import ChatRequest, Message, ResponseFormat
 from tests.chat.generation import Answer, generate
@@ -224,15 +225,22 @@ def test_a_token_cannot_end_a_header_and_go_on_as_the_call_must_not(
     assert prepared.constraint is not None
     for token in vocabulary.tokenize(said, parse_special=True):
         prepared.constraint.accept(token)
-    mask = prepared.constraint.mask()
-    assert mask is not None
-    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
-    assert bits[256 : 256 + len(words)].tolist() == [1, 0, 0]
-    assert bits[ord("x")], "another letter makes it plain text"
+    tokens = range(256, 256 + len(words))
+    assert [may_come(prepared.constraint, token) for token in tokens] == [True, False, False]
+    assert [may_come(prepared.constraint, token) for token in tokens] == [True, False, False]
+    assert may_come(prepared.constraint, ord("x")), "another letter makes it plain text"
     # A model of random weights that says so makes a valid call in one go.
     again = Dialogue(source, vocabulary).prepare(1, request)
     got = generate(again, vocabulary, script=said + words[0], max_tokens=900)
     assert arguments(fold(got.deltas)[2])
+
+
+def may_come(constraint: TokenConstraint, token: int) -> bool:
+    """Whether a model that wants to say `token` may."""
+    mask = constraint.mask()
+    if mask is not None and not mask.view(np.uint32)[token // 32] >> token % 32 & 1:
+        return False
+    return not constraint.refuses(token)
 
 
 def straddling(texts: list[str]) -> list[str]:
@@ -329,6 +337,47 @@ def test_auto_leaves_an_answer_without_calls_alone(name: str) -> None:
     for token in vocabulary.tokenize(said, parse_special=True) if constraint else []:
         constraint.accept(token)
         assert constraint.mask() is None
+
+
+def test_free_text_beside_tools_waits_for_no_tables() -> None:
+    d, vocabulary = build()
+    request = ChatRequest(QUESTION, TOOLS)
+    generate(d.prepare(1, request), vocabulary, script="Plain text. <tool", max_tokens=17)
+    assert not vocabulary.n_listed
+    got = generate(d.prepare(1, request), vocabulary, script="<tool_call>", max_tokens=900)
+    assert vocabulary.n_listed
+    assert arguments(fold(got.deltas)[2])
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"type": "object", "properties": {"a": {"type": "nonsense"}}}, "nonsense"),
+        ({"type": "object", "properties": {"a": {"enum": []}}, "required": ["a"]}, "unsatisfiable"),
+        ({"type": "string", "pattern": "(a"}, "not supported"),
+    ],
+)
+def test_a_schema_is_refused_alike_with_tables_and_without(
+    parameters: dict[str, Any], told: str, warm: bool
+) -> None:
+    d, vocabulary = build()
+    if warm:
+        d.warm()
+    request = ChatRequest(QUESTION, [tool("f", parameters)])
+    with pytest.raises(InvalidRequest, match=told):
+        d.prepare(1, request)
+    assert bool(vocabulary.n_listed) == warm
+
+
+def test_what_looks_like_a_marker_in_a_schema_is_text() -> None:
+    d, vocabulary = build(markers=HERMES_MARKERS)
+    marker = vocabulary.tokenize("<tool_call>", parse_special=True)
+    schema = {"type": "object", "properties": {"a": {"const": f"<{marker}>"}}, "required": ["a"]}
+    request = ChatRequest(QUESTION, [tool("f", schema)])
+    got = generate(d.prepare(1, request), vocabulary, script="<tool_call>", max_tokens=300)
+    ((_, said),) = fold(got.deltas)[2]
+    assert json.loads(said) == {"a": f"<{marker}>"}
 
 
 def test_watching_free_text_is_cheap() -> None:

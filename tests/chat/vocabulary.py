@@ -9,7 +9,10 @@ class ByteVocabulary:
     """256 tokens for the bytes, then `words`, then `user_defined`, then `control` markers.
 
     The first of `control` is BOS, the second EOS, and the only one that ends a generation.
+    `n_listed` counts how often all of it was asked for.
     """
+
+    n_listed = 0
 
     def __init__(
         self,
@@ -38,6 +41,7 @@ class ByteVocabulary:
 
     @property
     def spellings(self) -> list[bytes]:
+        self.n_listed += 1
         return self._texts
 
     def text(self, token: int) -> str:

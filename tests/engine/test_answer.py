@@ -29,6 +29,9 @@ class Script:
     def mask(self) -> Mask | None:
         return None
 
+    def refuses(self, token: int) -> bool:
+        return False
+
     def forced(self, remaining: int) -> list[int]:
         return self._forced.pop(len(self.seen), [])[:remaining]
 

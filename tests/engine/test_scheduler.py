@@ -75,6 +75,17 @@ def test_the_budget_is_what_the_latency_target_leaves() -> None:
     assert (pace.prompt_budget(3, 0) + 3) % TILE == 0
 
 
+def test_a_crowd_of_short_prompts_outweighs_the_few_who_read() -> None:
+    pace = Pace(2048, busy_s=0.15, alone_s=0.5)
+    for _ in range(50):
+        pace.learn(0, 128, 0.430)
+    assert pace.is_short(150) and not pace.is_short(170)
+    alone, beside = pace.prompt_budget(0, 0), pace.prompt_budget(2, 0)
+    assert alone > 3 * beside
+    assert pace.prompt_budget(2, 0, n_short=2) == beside
+    assert pace.prompt_budget(2, 0, n_short=3) == alone - 2
+
+
 def test_a_step_is_wide_where_that_fits_the_target() -> None:
     pace = Pace(2048, busy_s=0.2, alone_s=0.5)
     pace.learn(0, 128, 0.003 * 138)
