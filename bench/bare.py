@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_server.llama.lib import lib
+from llm_server.llama.model import may_reorder
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
@@ -29,7 +30,9 @@ class BareLoop:
     def __init__(self, path: Path, *, n_ctx: int, n_streams: int, n_threads: int) -> None:
         lib.llama_log_set(_quiet, None)
         lib.llama_backend_init()
-        self._model = lib.llama_model_load_from_file(bytes(path), lib.llama_model_default_params())
+        model_params = lib.llama_model_default_params()
+        model_params.use_extra_bufts = may_reorder()
+        self._model = lib.llama_model_load_from_file(bytes(path), model_params)
         self._vocab = lib.llama_model_get_vocab(self._model)
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx

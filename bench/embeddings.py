@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.client import free_port, running, running_command
+from bench.peers import llama_server_on
 from tests import tiny_encoders
 from tests.tiny_models import WORDS
 
@@ -90,7 +91,7 @@ def rounds_of(n_rounds: int, n_threads: int, llama_server: Path | None) -> Itera
         theirs = None
         if llama_server:
             port = free_port()
-            command = [str(llama_server), "-m", str(model), "--port", str(port)]
+            command = llama_server_on(llama_server, model, port)
             command += ["--embeddings", "-t", threads, "-np", "8"]
             other = stack.enter_context(running_command(command, port))
             theirs = stack.enter_context(httpx.Client(base_url=other.url, timeout=300))

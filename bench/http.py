@@ -26,6 +26,7 @@ from rich.table import Table
 from bench.bare import BareLoop
 from bench.client import Answer, Server, free_port, running, running_command
 from bench.engine import chatml, decode, prompt, throughput
+from bench.peers import llama_server_on
 from tests import tiny_models
 
 N_STREAMS = 64
@@ -144,8 +145,17 @@ def _rounds(
         other = None
         if args.llama_server:
             port = free_port()
-            command = [str(args.llama_server), "-m", str(model), "--port", str(port), "--jinja"]
-            command += ["-t", str(args.threads), "-c", "32768", "-np", str(N_STREAMS), "-kvu"]
+            command = llama_server_on(args.llama_server, model, port)
+            command += [
+                "--jinja",
+                "-t",
+                str(args.threads),
+                "-c",
+                "32768",
+                "-np",
+                str(N_STREAMS),
+                "-kvu",
+            ]
             other = stack.enter_context(running_command(command, port))
         measure(server, other, bare, 20, "warm")
         for i in range(args.rounds):

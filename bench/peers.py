@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.client import Server, free_port, running_command
+from llm_server.llama.model import may_reorder
 
 N_CTX = 16_384
 N_STREAMS = 32
@@ -64,12 +65,18 @@ def ours() -> Peer:
     return Peer("llm-server", command, switches=True)
 
 
+def llama_server_on(binary: Path, model: Path, port: int) -> list[str]:
+    """llama-server's command line as far as it is always the same."""
+    crashing = [] if may_reorder() else ["--no-repack"]
+    return [str(binary), "-m", str(model), "--port", str(port), *crashing]
+
+
 def llama_server(binary: Path) -> Peer:
     """llama.cpp's own server: as many slots as streams, sharing one KV memory."""
 
     def command(place: Place) -> list[str]:
         return [
-            *[str(binary), "-m", str(place.model), "--port", str(place.port)],
+            *llama_server_on(binary, place.model, place.port),
             *["-t", str(place.threads), "-c", str(N_CTX), "-np", str(N_STREAMS), "-kvu"],
             *["--jinja", "--no-webui"],
         ]

@@ -17,6 +17,16 @@ _MAX_REASON = 300
 """Characters of llama.cpp's reasons that are passed on: some are of the file's own making."""
 
 
+def may_reorder() -> bool:
+    """Whether llama.cpp may keep weights in the order that the processor's kernels want.
+
+    Not where that would be tiles of AMX: GCC leaves out most of their configuration, which ends the
+    process with SIGILL in the first batch of two tokens (ggml-org/llama.cpp#26954, open at 0.3.36).
+    The switch is one for all orders: it costs a 0.5B model at Q4_K_M 3 to 5 % of its speed.
+    """
+    return _AMX not in lib.llama_print_system_info()
+
+
 class LoadError(Exception):
     """llama.cpp refused the file."""
 
@@ -45,10 +55,7 @@ class Model:
         """
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
-        # GCC leaves out most of the tiles' configuration, which ends the process with SIGILL in the
-        # first batch of two tokens (github.com/ggml-org/llama.cpp/pull/26954, open at 0.3.36). The
-        # switch is that of all reordered weights: 3 to 5 % of the speed of a 0.5B model at Q4_K_M.
-        params.use_extra_bufts = _AMX not in lib.llama_print_system_info()
+        params.use_extra_bufts = may_reorder()
 
         def report(fraction: float, _user_data: object) -> bool:
             on_progress(fraction)
