@@ -146,16 +146,8 @@ def _rounds(
         if args.llama_server:
             port = free_port()
             command = llama_server_on(args.llama_server, model, port)
-            command += [
-                "--jinja",
-                "-t",
-                str(args.threads),
-                "-c",
-                "32768",
-                "-np",
-                str(N_STREAMS),
-                "-kvu",
-            ]
+            command += ["--jinja", "-t", str(args.threads), "-c", "32768"]
+            command += ["-np", str(N_STREAMS), "-kvu"]
             other = stack.enter_context(running_command(command, port))
         measure(server, other, bare, 20, "warm")
         for i in range(args.rounds):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import platform
 import signal
 import sys
 from collections.abc import Awaitable, Sequence
@@ -24,7 +25,10 @@ WORKER_ARGV = (sys.executable, "-P", "-m", "llm_server.worker")
 _ENVIRONMENT = frozenset(
     "PATH LANG LANGUAGE TZ TMPDIR PYTHONPATH VIRTUAL_ENV LD_LIBRARY_PATH SYSTEMROOT".split()
 )
-_ENVIRONMENT_PREFIXES = ("LC_", "OMP_", "GGML_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "HSA_", "VK_")
+_ENVIRONMENT_PREFIXES = tuple("LC_ OMP_ GOMP_ KMP_ GGML_ CUDA_ NVIDIA_ HIP_ ROCR_ HSA_ VK_".split())
+SPIN_COUNT = "1000"
+"""GOMP_SPINCOUNT: how often a thread looks whether the others are done, before it sleeps."""
+
 _SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 MAX_UNSENT = 64 * 1024 * 1024
@@ -135,6 +139,10 @@ def worker_environment(environment: dict[str, str]) -> dict[str, str]:
     allowed["GGML_NO_BACKTRACE"] = "1"
     # numpy's own threads would start at its import, before a sandbox that binds only later ones.
     allowed["OPENBLAS_NUM_THREADS"] = "1"
+    # libgomp's own 300,000 are some 10 ms: where another program has one of the cores, each of the
+    # hundreds of waits in a step lasts until the system takes the core from whoever waits.
+    if platform.machine() == "x86_64" and "OMP_WAIT_POLICY" not in allowed:
+        allowed.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     # A package that runs from its sources is found again without the folder we were started in.
     source = Path(llm_server.__file__).parents[1]
     if source.name not in ("site-packages", "dist-packages"):

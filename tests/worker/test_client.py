@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import signal
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -31,7 +32,7 @@ from llm_server.worker.messages import (
     Message,
     RequestEvent,
 )
-from llm_server.worker.process import spawn, worker_environment
+from llm_server.worker.process import SPIN_COUNT, spawn, worker_environment
 from llm_server.worker.stream import MAX_UNREAD, EventStream
 from tests.fake_live import FAKE_WORKER, add_models, until
 from tests.forked import children
@@ -275,6 +276,21 @@ def test_failing_the_running_leaves_the_worker_alive(tmp_path: Path) -> None:
     with_worker(tmp_path, test)
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere OpenMP waits briefly")
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [
+        ({}, SPIN_COUNT),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_that_wait_leave_the_cores_to_others_soon(
+    given: dict[str, str], count: str | None
+) -> None:
+    assert worker_environment(given).get("GOMP_SPINCOUNT") == count
+
+
 def test_the_environment_of_a_worker_has_no_secrets() -> None:
     given = {
         "PATH": "/bin",
@@ -286,6 +302,7 @@ def test_the_environment_of_a_worker_has_no_secrets() -> None:
         "OPENAI_API_KEY": "secret",
     }
     environment = worker_environment(given)
+    environment.pop("GOMP_SPINCOUNT", None)
     environment.pop("PYTHONPATH", None)  # where our own sources are, when they are not installed
     assert environment == {
         "PATH": "/bin",
