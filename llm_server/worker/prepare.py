@@ -23,6 +23,7 @@ from llm_server.llama.context import Context
 from llm_server.llama.model import Model
 from llm_server.llama.sampler import Sampler
 from llm_server.llama.vocab import NO_TOKEN, Vocab
+from llm_server.worker.known_texts import KnownTexts
 from llm_server.worker.messages import (
     Asked,
     ChatRequest,
@@ -70,6 +71,7 @@ class Preparer:
         self._context = context
         self._vocab = context.model.vocab
         self._dialogue = dialogue
+        self._known = KnownTexts(self._tokens_in)
 
     def prepare(self, id: int, request: Asked) -> Prompt | Told:
         """The prompt of a request, or the answer to a question.
@@ -101,7 +103,7 @@ class Preparer:
     def _prepare_chat(self, id: int, request: ChatRequest) -> Prompt:
         check_tokens(request.sampling.logit_bias, self._vocab.n_tokens, "logit_bias")
         prepared = self._dialogue.prepare(id, request)
-        tokens = self._tokenize(prepared.segments)
+        tokens = self._tokenize(prepared.segments, request.cache_salt)
         sampling = _with_bans(request.sampling, prepared.banned)
         boundaries = self._boundaries(request, prepared.segments, tokens)
         return Prompt(
@@ -200,20 +202,23 @@ class Preparer:
         reasonable = max(MAX_TOLD_BYTES, self._context.n_ctx * longest)
         if n_bytes > min(reasonable, MAX_RENDERED_BYTES):
             raise ContextLengthExceeded(n_bytes // longest, self._context.n_ctx)
-        return Told(id, text, n_tokens=len(self._tokens_of(segments)))
+        return Told(id, text, n_tokens=len(self._tokens_of(segments, asked.request.cache_salt)))
 
-    def _tokenize(self, segments: Sequence[Segment]) -> list[int]:
+    def _tokenize(self, segments: Sequence[Segment], namespace: str) -> list[int]:
         n_ctx = self._context.n_ctx
         self._refuse_longer(sum(len(segment.text.encode()) for segment in segments))
-        tokens = self._tokens_of(segments)
+        tokens = self._tokens_of(segments, namespace)
         if len(tokens) >= n_ctx:
             raise ContextLengthExceeded(len(tokens), n_ctx)
         return tokens
 
-    def _tokens_of(self, segments: Sequence[Segment]) -> list[int]:
+    def _tokens_in(self, segment: Segment) -> list[int]:
+        return self._vocab.tokenize(segment.text, parse_special=segment.special)
+
+    def _tokens_of(self, segments: Sequence[Segment], namespace: str) -> list[int]:
         tokens: list[int] = []
         for segment in segments:
-            tokens += self._vocab.tokenize(segment.text, parse_special=segment.special)
+            tokens += self._known.tokens(segment, namespace)
         # Most templates write the BOS token themselves; a second one would harm the answer.
         if self._vocab.add_bos and tokens[:1] != [self._vocab.bos]:
             tokens.insert(0, self._vocab.bos)
@@ -229,7 +234,7 @@ class Preparer:
         found = set()
         n_turns = N_TURNS if self._context.whole_state else 0
         for n_chars in self._dialogue.boundaries(request, n_turns):
-            before = self._tokens_of(_cut(segments, n_chars))
+            before = self._tokens_of(_cut(segments, n_chars), request.cache_salt)
             # A token may reach over the boundary: only those that are the same count.
             found.add(common_prefix(before, 0, tokens, 0))
         return sorted(n for n in found if WORTH_READING <= n < len(tokens))
