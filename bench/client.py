@@ -25,6 +25,19 @@ import httpx
 ROOT = Path(__file__).parent.parent
 
 
+@contextmanager
+def busy(n_cores: int) -> Iterator[None]:
+    """Programs that keep so many cores busy."""
+    command = [sys.executable, "-c", "while True: pass"]
+    programs = [subprocess.Popen(command) for _ in range(n_cores)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on now."""
     with socket.socket() as probe:

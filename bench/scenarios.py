@@ -27,7 +27,7 @@ from bench.cache import (
     words,
 )
 from bench.cache import ask as ask_all
-from bench.client import Answer, Server, Stream
+from bench.client import Answer, Server, Stream, busy
 from bench.engine import decode, prompt
 from bench.peers import Peer
 
@@ -53,6 +53,7 @@ FIGURES = {
     "start to a loaded model": Figure("s"),
     "memory, idle with model": Figure("MB", target=1.0),
     "solo decode": Figure("tok/s", higher_is_better=True, target=1.0),
+    "solo decode beside a busy core": Figure("tok/s", higher_is_better=True),
     "8 streams": Figure("tok/s", higher_is_better=True, target=1.1),
     "32 streams": Figure("tok/s", higher_is_better=True),
     "8 agents, shared head, all first tokens": Figure("ms", target=0.28),
@@ -152,6 +153,13 @@ def streams(n_streams: int, n_tokens: int, name: str) -> Callable[[Site, str], d
     return run
 
 
+def beside_another_program(site: Site, seed: str) -> dict[str, float]:
+    """Decode speed while another program keeps one of the cores busy."""
+    with busy(1):
+        (speed,) = streams(1, 24, "busy")(site, seed).values()
+    return {"solo decode beside a busy core": speed}
+
+
 def agents(site: Site, seed: str) -> dict[str, float]:
     """Requests that share a system prompt arrive in the same moment."""
     head = words(SHARED_TOKENS, f"{seed} head")
@@ -238,6 +246,7 @@ def memory(site: Site, seed: str) -> dict[str, float]:
 SCENARIOS: list[Callable[[Site, str], dict[str, float]]] = [
     start,
     streams(1, 96, "solo decode"),
+    beside_another_program,
     streams(8, 48, "8 streams"),
     streams(32, 24, "32 streams"),
     agents,

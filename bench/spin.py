@@ -13,33 +13,18 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.bare import BareLoop
-from bench.client import ROOT
+from bench.client import ROOT, busy
 from bench.compare import find
 
 SETTINGS = ("", "100000", "30000", "10000", "3000", "1000", "300", "0")
 N_TOKENS = 48
 PROMPT = "The stream is about water and oil."
-
-
-@contextmanager
-def busy(n_cores: int) -> Iterator[None]:
-    """Programs that keep so many cores busy."""
-    command = [sys.executable, "-c", "while True: pass"]
-    programs = [subprocess.Popen(command) for _ in range(n_cores)]
-    try:
-        yield
-    finally:
-        for program in programs:
-            program.kill()
-            program.wait()
 
 
 def speed(model: Path, threads: int, setting: str) -> float:
