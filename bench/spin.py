@@ -22,7 +22,7 @@ from bench.bare import BareLoop
 from bench.client import ROOT, busy
 from bench.compare import find
 
-SETTINGS = ("", "100000", "30000", "10000", "3000", "1000", "300", "0")
+SETTINGS = ("", "10000", "3000", "1000", "300")
 N_TOKENS = 48
 PROMPT = "The stream is about water and oil."
 

@@ -169,13 +169,17 @@ def _tool_call(call: Call) -> dict[str, Json]:
 
 def _combined(rng: random.Random, requests: list[Request]) -> str:
     joint = rng.choice(
-        (" and ", " and then ", ", then ", ". ", ". Also ", ", and also ", " and also ", "; ")
+        (
+            *(" and ", " and then ", ", then ", ". ", ". Also ", ", and also ", " and also ", "; "),
+            *(". Next, ", ". After that ", ". And then ", ". Then please ", " plus ", ", also "),
+            *(", next ", " and afterwards ", " and please ", ", and when that is done ", ".\n"),
+        )
     )
     text = requests[0].text
     for request in requests[1:]:
         more = request.text
         text = text.rstrip("?.! ") + joint
-        text += _capital(request, more) if joint == ". " else more
+        text += _capital(request, more) if joint in (". ", ".\n") else more
     if rng.random() < 0.2:
         text = f"{rng.choice(_CALLING)} {text}"
     elif rng.random() < 0.5:
