@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_server.llama.context import FLASH_ATTENTION
 from llm_server.llama.lib import lib
 from llm_server.llama.model import may_reorder
+from llm_server.worker.config import FlashAttention
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
@@ -27,7 +29,15 @@ def _quiet(_level: int, _text: bytes, _data: object) -> None:
 class BareLoop:
     """A loaded model and a context for `n_streams` sequences."""
 
-    def __init__(self, path: Path, *, n_ctx: int, n_streams: int, n_threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_ctx: int,
+        n_streams: int,
+        n_threads: int,
+        flash_attn: FlashAttention = "auto",
+    ) -> None:
         lib.llama_log_set(_quiet, None)
         lib.llama_backend_init()
         model_params = lib.llama_model_default_params()
@@ -40,6 +50,7 @@ class BareLoop:
         params.n_ubatch = 512
         params.n_seq_max = n_streams
         params.n_threads = params.n_threads_batch = n_threads
+        params.flash_attn_type = FLASH_ATTENTION[flash_attn]
         params.kv_unified = True
         params.no_perf = True
         self._context = lib.llama_init_from_model(self._model, params)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from bench import synthetic
 from bench.bare import BareLoop
+from llm_server.worker.config import FlashAttention
 
 DEPTHS = (64, 512, 1536, 3072)
 SIZES = (1, 8, 16, 20, 32, 48, 63, 64, 65, 80, 96, 128, 256)
@@ -25,9 +27,15 @@ def main() -> None:
     parser.add_argument("--size", choices=["0.5b", "1.5b"], default="0.5b")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--flash-attn", choices=get_args(FlashAttention), default="auto")
     args = parser.parse_args()
-    n_ctx = max(DEPTHS) + 2 * max(SIZES)
-    bare = BareLoop(synthetic.build(args.size), n_ctx=n_ctx, n_streams=2, n_threads=args.threads)
+    bare = BareLoop(
+        synthetic.build(args.size),
+        n_ctx=max(DEPTHS) + 2 * max(SIZES),
+        n_streams=2,
+        n_threads=args.threads,
+        flash_attn=args.flash_attn,
+    )
     table = Table("rows", *(f"behind {depth}" for depth in DEPTHS), title="ms a step (ms a row)")
     bare.step_seconds(DEPTHS[0], SIZES)  # the weights come into memory
     columns = []

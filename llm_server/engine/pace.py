@@ -31,7 +31,9 @@ class Pace:
     `busy_s` is how long a step may take while others decode (it is their gap between tokens, and
     small chunks cost the prompt up to twice its time; where it makes the step wide, a sixth more),
     `alone_s` while nobody does (it is how long a new request waits to be noticed), or fewer do than
-    wait with short prompts.
+    wait with short prompts. Where a wide step does not fit into `busy_s`, but prompts would take
+    more than twice their time by narrow ones, steps are wide all the same, up to twice `alone_s`:
+    on some processors (Intel's with AVX-512) 12 rows behind 1,536 cells take as long as 64.
     """
 
     def __init__(self, n_batch: int, *, busy_s: float = 0.22, alone_s: float = 0.5) -> None:
@@ -56,11 +58,17 @@ class Pace:
         if wide_s == 0:
             return min(room, 4 * TILE if n_decoding else 32 * TILE)
         seconds = self._busy_s if n_decoding >= max(1, n_short) else self._alone_s
-        if (WIDE + _BASE_ROWS) * wide_s <= seconds * 7 / 6:
+        wide_step_s = (WIDE + _BASE_ROWS) * wide_s
+        if wide_step_s <= seconds * 7 / 6:
             n_rows = max(WIDE, int(seconds / wide_s) - _BASE_ROWS) // _WIDE_TILE * _WIDE_TILE
-        else:
-            n_rows = min(WIDE, int(seconds / narrow_s) - _BASE_ROWS) // TILE * TILE
-        return max(1, min(room, max(_LEAST, n_rows - n_decoding)))
+            return max(1, min(room, max(_LEAST, n_rows - n_decoding)))
+        n_rows = min(WIDE, int(seconds / narrow_s) - _BASE_ROWS) // TILE * TILE
+        n_narrow = max(_LEAST, n_rows - n_decoding)
+        narrow_step_s = (n_narrow + n_decoding + _BASE_ROWS) * narrow_s
+        n_wide = max(1, WIDE - n_decoding)
+        if wide_step_s <= 2 * self._alone_s and n_wide / wide_step_s > 2 * n_narrow / narrow_step_s:
+            n_narrow = n_wide
+        return max(1, min(room, n_narrow))
 
     def learn(
         self, n_decoding: int, n_prompt: int, seconds: float, n_draft: int = 0, depth: float = 0.0

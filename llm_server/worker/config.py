@@ -12,6 +12,9 @@ import msgspec
 KvType: TypeAlias = Literal["f16", "q8_0", "q4_0"]
 """What keys or values may be kept in."""
 
+FlashAttention: TypeAlias = Literal["auto", "on", "off"]
+"""Whether attention keeps no matrix of scores; `auto`: wherever llama.cpp can."""
+
 Pooling: TypeAlias = Literal["mean", "cls", "last"]
 """How the vectors of a text's tokens become one: llama.cpp's names, without `none` and `rank`."""
 
@@ -63,7 +66,7 @@ class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parallel: int = 0
     type_k: KvType = "f16"
     type_v: KvType = "f16"
-    flash_attn: Literal["auto", "on", "off"] = "auto"
+    flash_attn: FlashAttention = "auto"
     draft_max: int = 16
     pooling: Literal["auto"] | Pooling = "auto"
     rope_scaling_type: RopeScaling = "auto"

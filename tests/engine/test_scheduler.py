@@ -96,6 +96,23 @@ def test_a_step_is_wide_where_that_fits_the_target() -> None:
     assert pace.prompt_budget(1, 0) == 55, "0.2 s at 3 ms are 66 rows, 10 of them for the step"
 
 
+@pytest.mark.parametrize(
+    ("wide_ms", "narrow_ms", "rows"),
+    [
+        (7, 30, WIDE - 1),  # 122 tokens a second by steps of 0.52 s, or 9 by steps of 0.45
+        (7, 7, 19),  # 122, or 90
+        (14, 60, 4),  # nobody waits a second for a token
+    ],
+)
+def test_a_prompt_does_not_take_twice_its_time_for_narrow_steps(
+    wide_ms: float, narrow_ms: float, rows: int
+) -> None:
+    pace = Pace(2048, busy_s=0.22, alone_s=0.5)
+    pace.learn(0, 64, wide_ms * 74 / 1000)
+    pace.learn(1, 15, narrow_ms * 26 / 1000)
+    assert pace.prompt_budget(1, 0) == rows
+
+
 def test_rows_cost_more_behind_many_tokens() -> None:
     pace = Pace(2048, busy_s=0.2, alone_s=0.5)
     for _ in range(5):
