@@ -35,8 +35,9 @@ from llm_server.worker.messages import FunctionCall, JsonObject, Message
 MAX_SOURCE_BYTES = 256 * 1024
 """Longest template accepted; the longest published ones have a tenth of that."""
 
-PROBE_SECONDS = 0.2
-"""Processor time of one measuring render, a thousand times what published templates take."""
+PROBE_SECONDS = 0.5
+"""Processor time of one measuring render, a thousand times what published templates take: a pass of
+the garbage collector through a large process may be part of it."""
 
 CHATML = """\
 {%- for message in messages -%}
