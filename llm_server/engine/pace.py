@@ -61,6 +61,8 @@ class Pace:
         wide_step_s = (WIDE + _BASE_ROWS) * wide_s
         if wide_step_s <= seconds * 7 / 6:
             n_rows = max(WIDE, int(seconds / wide_s) - _BASE_ROWS) // _WIDE_TILE * _WIDE_TILE
+            if not self._wide.at(depth):
+                n_rows = WIDE  # a guess is tried with the fewest rows that tell
             return max(1, min(room, max(_LEAST, n_rows - n_decoding)))
         n_rows = min(WIDE, int(seconds / narrow_s) - _BASE_ROWS) // TILE * TILE
         n_narrow = max(_LEAST, n_rows - n_decoding)
@@ -90,9 +92,12 @@ class Pace:
         return n * self._row_seconds(n / 2)[0]
 
     def _row_seconds(self, depth: float) -> tuple[float, float]:
-        """What a row costs in wide and in narrow steps; as in the other, before one was seen."""
+        """What a row costs in wide and in narrow steps; as in the other, before one was seen.
+
+        What cells cost narrow steps is no guess for wide ones: these are tried before it is.
+        """
         wide, narrow = self._wide.at(depth), self._narrow.at(depth)
-        return wide or narrow, narrow or wide
+        return wide or self._narrow.at(0), narrow or wide
 
     def decode_seconds(self, n_rows: int) -> float:
         """Expected time of a step of `n_rows` rows without prompts; only ratios mean something."""

@@ -113,6 +113,18 @@ def test_a_prompt_does_not_take_twice_its_time_for_narrow_steps(
     assert pace.prompt_budget(1, 0) == rows
 
 
+def test_wide_steps_are_tried_where_narrow_ones_become_dear() -> None:
+    pace = Pace(2048, busy_s=0.22, alone_s=0.5)
+    budgets = []
+    for depth in range(0, 1600, 20):
+        budgets.append(pace.prompt_budget(1, depth))
+        rows = budgets[-1] + 1
+        cost = 0.007 * (rows + 10) if rows >= WIDE else 0.007 * (rows + 10) * (1 + depth / 400)
+        pace.learn(1, rows - 1, cost, depth=depth)
+    assert budgets[0] == 4 * TILE
+    assert max(budgets) == budgets[-1] == WIDE - 1
+
+
 def test_rows_cost_more_behind_many_tokens() -> None:
     pace = Pace(2048, busy_s=0.2, alone_s=0.5)
     for _ in range(5):
