@@ -200,7 +200,7 @@ def _spread(x: Tensor, shape: _Shape) -> Tensor:
 
 @torch.compiler.disable
 def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """The same as `dense_attention`: on a processor twice to seven times as fast, back included."""
+    """The same as `dense_attention`: on a processor two to four times as fast, back included."""
     assert isinstance(mask, Tensor)
     attended = BlockwiseAttention.apply(q, k, v, mask)
     assert isinstance(attended, Tensor)

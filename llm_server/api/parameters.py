@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from llm_server.errors import InvalidRequest
-from llm_server.worker.config import Adapter
+from llm_server.worker.config import Adapter, FlashAttention, KvType
 
-KvType = Literal["f16", "q8_0", "q4_0"]
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_INT32 = 2**31 - 1
@@ -119,7 +118,7 @@ class LoadFields(Wire):
     kv_type: KvType | None = None
     type_k: KvType | None = None
     type_v: KvType | None = None
-    flash_attn: Literal["auto", "on", "off"] | None = None
+    flash_attn: FlashAttention | None = None
     draft_max: Annotated[int, Field(ge=0, le=64)] | None = None
     pooling: Literal["auto", "mean", "cls", "last"] | None = None
     rope_scaling_type: Literal["auto", "none", "linear", "yarn", "longrope"] | None = None

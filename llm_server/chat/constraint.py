@@ -158,6 +158,7 @@ class Constraint:
 
         In free text that is one that ends it and goes on as what follows must not. There are few
         of them, which are seldom sampled: looking for all of them beforehand would take longer.
+        The sampler's penalties remember it as if it had come.
         """
         if self._matcher is not None or self.finished:
             return False

@@ -15,20 +15,11 @@ from training.cases import all_cases, families, questions
 from training.chat import Talk
 from training.conversation import draw_conversation, frames, reserved_names, training_families
 from training.facts import DATA, load_facts, openings
-from training.grammar import draw, normal, parse, pattern
+from training.grammar import draw, normal, pattern
 from training.persona import Persona, draw_persona
 from training.render import compact_calls, draw_question_sample, render
 from training.results import report
 from training.tools import load_families
-
-
-@pytest.fixture(autouse=True, scope="module")
-def read_anew() -> Iterator[None]:
-    """A million small objects would slow the garbage collector down for all later tests."""
-    yield
-    parse.cache_clear()
-    load_facts.cache_clear()
-    openings.cache_clear()
 
 
 def test_each_answer_holds_its_fact() -> None:
