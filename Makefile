@@ -91,7 +91,8 @@ $(BIN)/python:
 
 $(VENV)/.serve: requirements/serve.txt pyproject.toml | $(BIN)/python
 	@echo "Installing; llama.cpp is compiled once, which takes about three minutes on two cores."
-	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/serve.txt
+	CMAKE_ARGS="$${CMAKE_ARGS-$$($(BIN)/python -m llm_server.doctor.build)}" \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/serve.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -1,7 +1,8 @@
 """What this machine has: processors, limits set by containers, graphics cards.
 
 Read from what the system says of itself (/proc, /sys, sysctl); where it says nothing, so do these.
-Judges nothing. `root` stands for `/`, for tests.
+Judges nothing. `root` stands for `/`, for tests. psutil is imported where it is used, because flags
+are asked for before anything is installed (`doctor/build.py`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 ROOT = Path("/")
 _PCI_DISPLAY = "0x03"
@@ -31,6 +30,8 @@ class Memory:
 
 def physical_cores() -> int:
     """Cores this process may use; more threads than that slow llama.cpp down."""
+    import psutil
+
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     return min(cores, allowed or cores)
@@ -112,6 +113,8 @@ def memory(root: Path = ROOT) -> Memory:
     Pages of files that the container's group holds are not counted as used, since the kernel
     takes them back when it needs them.
     """
+    import psutil
+
     now = psutil.virtual_memory()
     total, available = int(now.total), int(now.available)
     limit = memory_limit(root)

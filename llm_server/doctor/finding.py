@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
 from typing import Literal
 
+from llm_server import machine
+from llm_server.doctor import build
+
 Status = Literal["ok", "warn", "fail"]
 
 
@@ -57,13 +60,14 @@ def pinned_llama() -> str:
     return pinned[0] if pinned else "llama-cpp-python"
 
 
-def rebuild_command(cmake_args: str = "-DGGML_NATIVE=ON") -> str:
+def rebuild_command(cmake_args: str | None = None) -> str:
     """The command that compiles llama.cpp anew, for this machine, and what it needs before."""
-    build = (
+    cmake_args = cmake_args or build.cmake_args(machine.cpu_flags())
+    command = (
         f"CMAKE_ARGS={shlex.quote(cmake_args)} {shlex.quote(sys.executable)} -m pip install "
         f"--force-reinstall --no-cache-dir --no-deps --no-binary llama-cpp-python {pinned_llama()}"
     )
-    return build if has_compiler() else f"{install_command('compiler')} && {build}"
+    return command if has_compiler() else f"{install_command('compiler')} && {command}"
 
 
 def has_compiler() -> bool:

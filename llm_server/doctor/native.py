@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from llm_server.doctor.build import AVOIDED
 from llm_server.doctor.finding import (
     Finding,
     has_compiler,
@@ -120,12 +121,16 @@ def feature_finding(native: Native, flags: set[str]) -> Finding:
     if built - has:
         detail = f"llama.cpp uses {_names(built - has)}, which this processor does not have"
         return Finding("processor", "fail", detail, rebuild_command())
+    if avoided := {name for name in built if FEATURES[name] in AVOIDED}:
+        detail = f"llama.cpp was built with {_names(avoided)}, which makes it slower than without"
+        return Finding("processor", "warn", detail, rebuild_command())
     unused = has - built
     if unused & ESSENTIAL:
         detail = f"llama.cpp was built without {_names(unused)}: several times slower than it can"
         return Finding("processor", "warn", detail, rebuild_command())
     # AVX512 is off in generic builds on purpose, and worth little where it lowers the clock.
     detail = f"llama.cpp uses {_names(built)}"
+    unused = {name for name in unused if FEATURES[name] not in AVOIDED}
     return Finding("processor", "ok", detail + (f"; not {_names(unused)}" if unused else ""))
 
 

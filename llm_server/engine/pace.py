@@ -18,6 +18,9 @@ _BASE_ROWS = 10
 keep 70 %, 32 keep 77, 40 keep 83, 64 keep 90)."""
 
 _LEAST = 4  # rows that are nearly free beside a decoding one, however slow the machine
+_LEAST_ALONE = 32
+"""However slow the machine: smaller steps compute a prompt at a third of its speed, and who comes
+meanwhile waits no longer than some three times what a dozen rows of their own will take."""
 _SMOOTHING = 0.3  # weight of the newest step in the running means
 _FASTEST_S = 1e-6  # a coarse clock may measure nothing at all
 _LINE_STEPS = 50  # over how many steps the cost of a row is put on a line
@@ -31,9 +34,8 @@ class Pace:
     `busy_s` is how long a step may take while others decode (it is their gap between tokens, and
     small chunks cost the prompt up to twice its time; where it makes the step wide, a sixth more),
     `alone_s` while nobody does (it is how long a new request waits to be noticed), or fewer do than
-    wait with short prompts. Where a wide step does not fit into `busy_s`, but prompts would take
-    more than twice their time by narrow ones, steps are wide all the same, up to twice `alone_s`:
-    on some processors (Intel's with AVX-512) 12 rows behind 1,536 cells take as long as 64.
+    wait with short prompts. Where a wide step takes longer, up to twice `alone_s`, it is taken all
+    the same if nobody decodes, or if narrow ones would more than double a prompt's time.
     """
 
     def __init__(self, n_batch: int, *, busy_s: float = 0.22, alone_s: float = 0.5) -> None:
@@ -57,7 +59,8 @@ class Pace:
         wide_s, narrow_s = self._row_seconds(depth)
         if wide_s == 0:
             return min(room, 4 * TILE if n_decoding else 32 * TILE)
-        seconds = self._busy_s if n_decoding >= max(1, n_short) else self._alone_s
+        busy = n_decoding >= max(1, n_short)
+        seconds = self._busy_s if busy else self._alone_s
         wide_step_s = (WIDE + _BASE_ROWS) * wide_s
         if wide_step_s <= seconds * 7 / 6:
             n_rows = max(WIDE, int(seconds / wide_s) - _BASE_ROWS) // _WIDE_TILE * _WIDE_TILE
@@ -65,10 +68,11 @@ class Pace:
                 n_rows = WIDE  # a guess is tried with the fewest rows that tell
             return max(1, min(room, max(_LEAST, n_rows - n_decoding)))
         n_rows = min(WIDE, int(seconds / narrow_s) - _BASE_ROWS) // TILE * TILE
-        n_narrow = max(_LEAST, n_rows - n_decoding)
+        n_narrow = max(_LEAST if busy else _LEAST_ALONE, n_rows - n_decoding)
         narrow_step_s = (n_narrow + n_decoding + _BASE_ROWS) * narrow_s
         n_wide = max(1, WIDE - n_decoding)
-        if wide_step_s <= 2 * self._alone_s and n_wide / wide_step_s > 2 * n_narrow / narrow_step_s:
+        doubled = n_wide / wide_step_s > 2 * n_narrow / narrow_step_s
+        if wide_step_s <= 2 * self._alone_s and (doubled or not busy):
             n_narrow = n_wide
         return max(1, min(room, n_narrow))
 

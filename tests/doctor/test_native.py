@@ -73,12 +73,20 @@ def test_a_build_for_this_processor_is_fine() -> None:
 def test_a_build_without_avx2_is_slow() -> None:
     found = native.feature_finding(built(X86_BUILT - {"AVX2", "FMA"}), X86)
     assert found.status == "warn" and "AVX2, FMA" in found.detail
-    assert found.fix is not None and "GGML_NATIVE=ON" in found.fix
+    assert found.fix is not None and "GGML_NATIVE=" in found.fix
 
 
 def test_a_build_for_another_processor_will_crash() -> None:
     found = native.feature_finding(built(X86_BUILT | {"AVX512"}), X86)
     assert found.status == "fail" and "AVX512" in found.detail
+
+
+def test_a_build_with_harmful_kernels_is_slower_than_one_without() -> None:
+    flags = X86 | {"avx512f", "amx_int8"}
+    found = native.feature_finding(built(X86_BUILT | {"AVX512", "AMX_INT8"}), flags)
+    assert found.status == "warn" and "AMX_INT8" in found.detail and found.fix is not None
+    found = native.feature_finding(built(X86_BUILT | {"AVX512"}), flags)
+    assert (found.status, found.fix) == ("ok", None) and "AMX" not in found.detail
 
 
 def test_wider_vectors_left_out_are_only_told() -> None:

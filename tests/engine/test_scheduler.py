@@ -162,7 +162,18 @@ def test_a_fast_machine_gets_whole_batches_and_a_slow_one_a_few_rows() -> None:
     slow.learn(0, 128, 60.0)
     assert fast.prompt_budget(0, 0) == 2048
     assert slow.prompt_budget(1, 0) == 4
-    assert slow.prompt_budget(0, 0) == 4
+    assert slow.prompt_budget(0, 0) == 32
+
+
+def test_a_prompt_that_nobody_waits_beside_keeps_most_of_its_speed() -> None:
+    for tokens_per_second in (4, 20, 60, 100, 130, 1000):
+        pace = Pace(2048)
+        row_s = 1 / tokens_per_second
+        pace.learn(0, 128, 138 * row_s)
+        pace.learn(0, 32, 42 * row_s)
+        n = pace.prompt_budget(0, 0)
+        assert n / ((n + 10) * row_s) >= 0.75 * tokens_per_second
+        assert n < 40 or (n + 10) * row_s <= 1.0, "a newcomer is noticed within a second"
 
 
 def test_before_anything_is_known_the_first_steps_are_careful() -> None:
