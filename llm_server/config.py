@@ -39,7 +39,7 @@ from llm_server.machine import Memory, memory
 from llm_server.models.plan import Planner
 from llm_server.models.policy import budget_bytes, keep_alive_seconds
 from llm_server.models.registry import Registry
-from llm_server.worker.config import CacheConfig, LoadConfig
+from llm_server.worker.config import MAX_PARALLEL, CacheConfig, LoadConfig
 
 CacheWrite = Literal["all", "auto", "off"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -103,7 +103,10 @@ class Settings(BaseSettings):
         description="context in tokens, 0 for what model and memory allow",
     )
     parallel: int = Field(
-        default=0, ge=0, le=256, description="requests computed at once, 0 lets the server choose"
+        default=0,
+        ge=0,
+        le=MAX_PARALLEL,
+        description="requests computed at once, 0 lets the server choose",
     )
     threads: int = Field(
         default=0, ge=0, le=1024, description="threads to compute with, 0 for one per physical core"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from llm_server.errors import InvalidRequest
-from llm_server.worker.config import Adapter, FlashAttention, KvType
+from llm_server.worker.config import MAX_PARALLEL, Adapter, FlashAttention, KvType
 
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
@@ -114,7 +114,7 @@ class LoadFields(Wire):
     n_ubatch: Annotated[int, Field(ge=1, le=65_536)] | None = None
     n_threads: Annotated[int, Field(ge=0, le=1024)] | None = None
     n_gpu_layers: GpuLayers | None = None
-    parallel: Annotated[int, Field(ge=0, le=256)] | None = None
+    parallel: Annotated[int, Field(ge=0, le=MAX_PARALLEL)] | None = None
     kv_type: KvType | None = None
     type_k: KvType | None = None
     type_v: KvType | None = None

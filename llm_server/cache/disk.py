@@ -58,6 +58,13 @@ class Fetch:
     pieces: list[Piece] = field(default_factory=list)
 
     @property
+    def n_held(self) -> int:
+        """Cells' worth of payload in `pieces`; before they are there, the most it may be."""
+        if not self.done:
+            return len(self.tokens) - self.n_known
+        return sum(piece.n_cells for piece in self.pieces)
+
+    @property
     def n_tokens(self) -> int:
         """How many first tokens of the prompt the pieces, and what was known, bring."""
         return self.pieces[-1].stop if self.pieces else 0

@@ -38,6 +38,7 @@ class PlainText:
 
     n_calls = 0
     answering = True
+    skipping = False
 
     def __init__(self, id: int) -> None:
         self._id = id
@@ -98,6 +99,11 @@ class AnswerParser:
     def answering(self) -> bool:
         """Whether the text that comes is for the user, not a thought or a call."""
         return self._where != "reasoning" and not self._calling
+
+    @property
+    def skipping(self) -> bool:
+        """Whether blanks that come now are nobody's: they follow a thought or a call."""
+        return self._skipping
 
     def feed(self, text: str) -> list[Delta]:
         """The deltas that `text` makes visible."""

@@ -32,13 +32,17 @@ class TokenSampler(Protocol):
 class TextParser(Protocol):
     """Turns an answer's text into deltas (`chat/stream`). `n_calls` is how many calls it saw.
 
-    `answering`: whether the text that comes is for the user, not a thought or a call.
+    `answering`: whether the text that comes is for the user, not a thought or a call. `skipping`:
+    whether blanks that come now will not be shown.
     """
 
     n_calls: int
 
     @property
     def answering(self) -> bool: ...
+
+    @property
+    def skipping(self) -> bool: ...
 
     def feed(self, text: str) -> Sequence[Delta]: ...
 
@@ -217,12 +221,17 @@ class Answer:
         """Text to show, and whether a stop string ends the answer.
 
         Stop strings are for the text that users see: they end neither a thought, behind which the
-        answer is still to come, nor a call, whose arguments would be no JSON.
+        answer is still to come, nor a call, whose arguments would be no JSON. Nor does anybody see
+        the blanks between these and the answer.
         """
         calling = self._constraint is not None and self._constraint.calling
-        if self._parser.answering and not calling:
-            return self._stops.feed(text)
-        return self._stops.flush() + text, False
+        if not self._parser.answering or calling:
+            return self._stops.flush() + text, False
+        unseen = ""
+        if self._parser.skipping and not self._stops.holding:
+            unseen = text[: len(text) - len(text.lstrip())]
+        shown, stopped = self._stops.feed(text[len(unseen) :])
+        return unseen + shown, stopped
 
     def _end(self, reason: FinishReason) -> None:
         held = self._stops.flush()

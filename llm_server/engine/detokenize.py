@@ -30,6 +30,11 @@ class StopStrings:
         self._stops = [s for s in stops if s]
         self._held = ""
 
+    @property
+    def holding(self) -> bool:
+        """Whether text is held back, which may be the beginning of a stop string."""
+        return bool(self._held)
+
     def feed(self, text: str) -> tuple[str, bool]:
         """Text that is safe to show, and whether a stop string ended the stream.
 

@@ -1,4 +1,4 @@
-"""Continuous batching over one context: who is admitted, what a step computes, what comes out.
+"""Continuous batching over one context: what a step computes, and what comes out of it.
 
 One thread owns an engine and calls `step` while it is not idle. It knows tokens and sequences;
 templates, text formats and the transport are elsewhere.
@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 from llm_server.cache.disk import DiskTier
 from llm_server.cache.prefix import PrefixCache
-from llm_server.cache.tree import common_prefix
+from llm_server.engine.admission import Admission
 from llm_server.engine.answer import Vocabulary
 from llm_server.engine.draft import guesses
 from llm_server.engine.pace import Pace
 from llm_server.engine.rows import Decoder, Row
-from llm_server.engine.scheduler import Want, in_turn, next_depth, plan
+from llm_server.engine.scheduler import Want, next_depth, plan
 from llm_server.engine.sequence import Prompt, Sequence
 from llm_server.errors import ErrorInfo, ServerError
 from llm_server.worker.messages import Cells, Failed, RequestEvent
@@ -29,9 +29,6 @@ RESTORE_S = 0.02
 
 MAX_FORCED = 64
 """Tokens of a decoding sequence that need not wait their turn with the prompts."""
-
-WORTH_WAITING = 32
-"""Tokens that a running sequence must be about to compute for another to wait for them."""
 
 
 class Engine:
@@ -56,12 +53,11 @@ class Engine:
         self._context = context
         self._vocabulary = vocabulary
         self._cache = PrefixCache(context, disk)
-        self._wake = wake
+        self._admission = Admission(context, self._cache, wake)
         self._batch = context.batch
         self._pace = pace or Pace(context.n_batch)
         self._draft_max = 0 if context.whole_state else draft_max
         self._clock = clock
-        self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []  # oldest first
         self._cancelled: set[int] = set()
         self._stalled = False
@@ -77,7 +73,7 @@ class Engine:
         sequence = Sequence(prompt, self._vocabulary, self._context.n_ctx, owner)
         if self._context.whole_state:
             sequence.boundaries = {prompt.head, *prompt.boundaries}
-        self._waiting.append(sequence)
+        self._admission.waiting.append(sequence)
 
     def cancel(self, id: int) -> None:
         """Drop a request at the next step; what it computed stays cached. Unknown ids are fine."""
@@ -86,7 +82,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do until something is submitted."""
-        return not (self._waiting or self._running or self._cancelled or self._cache.unsaved)
+        return not (self._everybody or self._cancelled or self._cache.unsaved)
 
     @property
     def unsaved(self) -> bool:
@@ -108,7 +104,8 @@ class Engine:
         """Admit, plan, decode, sample: one batch for everybody. Returns what came of it."""
         self._stalled = False
         self._drop_cancelled()
-        self._admit()
+        now = self._clock()
+        self._admission.admit(self._running, lambda sequence: self._want(sequence, now), now)
         rows: list[Row] = []
         try:
             self._restore()
@@ -130,7 +127,7 @@ class Engine:
 
     def fail_all(self, error: ServerError) -> list[RequestEvent]:
         """End every request with `error`; used when the worker stops."""
-        ended = self._running + self._waiting
+        ended = self._everybody
         for sequence in ended:
             self._retire(sequence)
         return [Failed(sequence.id, error.info) for sequence in ended]
@@ -144,37 +141,10 @@ class Engine:
     # ---- the stages of a step ------------------------------------------------------------------
 
     def _drop_cancelled(self) -> None:
-        for sequence in self._running + self._waiting if self._cancelled else ():
+        for sequence in self._everybody if self._cancelled else ():
             if sequence.id in self._cancelled:
                 self._retire(sequence)
         self._cancelled.clear()
-
-    def _admit(self) -> None:
-        """Give waiting sequences a place, the most urgent first, while they would fit."""
-        now = self._clock()
-        wants = [self._want(s, now) for s in self._waiting]
-        order = in_turn(wants, served=[s.owner for s in self._running])
-        self._waiting = [self._waiting[i] for i in order]
-        for sequence in list(self._waiting):
-            if self._follows_another(sequence) or not self._looked_up(sequence):
-                continue
-            if not self._fits(sequence):
-                continue
-            lease = self._cache.acquire(sequence.reusable, sequence.namespace, sequence.fetch)
-            if lease is None:
-                return
-            sequence.admit(lease)
-            logger.debug(
-                "request %d: %d of %d tokens are in cells, %d pieces on disk; there the prompt "
-                "leaves the nearest one cached",
-                sequence.id,
-                lease.n_reused,
-                len(sequence.tokens),
-                len(lease.pieces),
-            )
-            self._waiting.remove(sequence)
-            self._running.append(sequence)
-            self._running.sort(key=lambda s: s.arrived)
 
     def _restore(self) -> None:
         """Attach what was read from disk, for a short while if somebody decodes meanwhile."""
@@ -261,9 +231,11 @@ class Engine:
         n_before = sequence.n_computed
         try:
             events = sequence.advance(row.index, row.draft)
-        except Exception:
-            logger.exception("request %d failed", sequence.id)
+        except Exception as error:
             self._retire(sequence)
+            if isinstance(error, ServerError):
+                return [Failed(sequence.id, error.info)]
+            logger.exception("request %d failed", sequence.id)
             return [Failed(sequence.id, _internal_error())]
         if row.draft and sequence.lease is not None:
             self._cache.extend(sequence.lease, sequence.tokens[n_before : sequence.n_computed])
@@ -271,6 +243,10 @@ class Engine:
         if sequence.is_over:
             self._retire(sequence)
         return events
+
+    @property
+    def _everybody(self) -> list[Sequence]:
+        return self._running + self._admission.waiting
 
     # ---- details -------------------------------------------------------------------------------
 
@@ -319,40 +295,6 @@ class Engine:
         last = self._batch.add(sequence.lease.sequence, start, tokens + guess, logits=n_outputs)
         return Row(sequence, n, last - len(guess), guess)
 
-    def _follows_another(self, sequence: Sequence) -> bool:
-        """Whether to wait for tokens that a running sequence is about to compute for both."""
-        known = self._cache.match(sequence.reusable, sequence.namespace)
-        # One that reads from the disk leads too, but never two each other.
-        reading = [] if sequence.fetch else [s for s in self._waiting if s.fetch]
-        for leader in self._running + reading:
-            if leader.namespace != sequence.namespace:
-                continue
-            if leader.id not in sequence.shared_with:
-                n = common_prefix(leader.tokens, 0, sequence.reusable, 0)
-                sequence.shared_with[leader.id] = min(n, leader.n_prompt, sequence.n_wanted - 1)
-            shared = sequence.shared_with[leader.id]
-            if leader.n_computed < shared and shared - known >= WORTH_WAITING:
-                if self._context.whole_state:
-                    leader.boundaries.add(shared)
-                return True
-        return False
-
-    def _looked_up(self, sequence: Sequence) -> bool:
-        """Whether all that the disk knows of a prompt has been read; begins to if need be."""
-        if sequence.fetch is None:
-            sequence.fetch = self._cache.fetch(
-                sequence.reusable, sequence.namespace, self._wake, sequence.head
-            )
-        return sequence.fetch.done
-
-    def _fits(self, sequence: Sequence) -> bool:
-        """Whether its prompt, and those under way, find cells without preempting anybody."""
-        if not self._running:
-            return True
-        under_way = sum(s.n_wanted for s in self._running)
-        new = len(sequence.tokens) - self._cache.match(sequence.reusable, sequence.namespace)
-        return self._cache.n_leased + under_way + new <= self._context.n_ctx
-
     def _make_room(self, n: int, sequence: Sequence, is_decode: bool) -> bool:
         """Whether the batch may have `n` cells; a decoding sequence preempts younger ones."""
         while sequence.lease is not None and not self._cache.reserve(n):
@@ -367,7 +309,7 @@ class Engine:
         logger.debug("request %d is preempted", sequence.id)
         self._cache.release(sequence.preempt(), keep=True)
         self._running.remove(sequence)
-        self._waiting.append(sequence)
+        self._admission.waiting.append(sequence)
 
     def _retire(self, sequence: Sequence, *, keep: bool = True) -> None:
         """A sequence has ended: its cells become an idle prefix."""
@@ -375,7 +317,7 @@ class Engine:
             self._cache.release(sequence.preempt(), keep=keep)
             self._running.remove(sequence)
         else:
-            self._waiting.remove(sequence)
+            self._admission.waiting.remove(sequence)
         sequence.close()
 
     def _fail_step(self, rows: list[Row]) -> list[RequestEvent]:

@@ -13,19 +13,21 @@ from llm_server.llama.lib import lib
 class Batch:
     """Rows of (token, position, sequence, wants logits), at most `n_batch` of them.
 
-    Each row belongs to exactly one sequence. Reused for every step: `clear`, then `add`.
+    Each row belongs to one sequence, and with `n_owners` to the ids behind it, too. Reused for
+    every step: `clear`, then `add`.
     """
 
-    def __init__(self, n_batch: int) -> None:
+    def __init__(self, n_batch: int, n_owners: int = 1) -> None:
         self.n_batch = n_batch
+        self._n_owners = n_owners
         self.n_rows = 0
         self._token = np.zeros(n_batch, np.int32)
         self._pos = np.zeros(n_batch, np.int32)
-        self._seq = np.zeros(n_batch, np.int32)
-        self._n_seq = np.ones(n_batch, np.int32)
+        self._seq = np.zeros((n_batch, n_owners), np.int32)
+        self._n_seq = np.full(n_batch, n_owners, np.int32)
         self._logits = np.zeros(n_batch, np.int8)
-        # seq_id[i] points at the i-th element of _seq, once and for all.
-        pointers = self._seq.ctypes.data + 4 * np.arange(n_batch, dtype=np.uint64)
+        # seq_id[i] points at the i-th row of _seq, once and for all.
+        pointers = self._seq.ctypes.data + 4 * n_owners * np.arange(n_batch, dtype=np.uint64)
         self._seq_pointers = pointers.astype(np.uint64)
         self.struct = lib.llama_batch()
         self.struct.token = _pointer(self._token, ctypes.c_int32)
@@ -50,7 +52,7 @@ class Batch:
         assert end <= self.n_batch, "the scheduler planned more rows than n_batch"
         self._token[first:end] = tokens
         self._pos[first:end] = np.arange(start, start + len(tokens))
-        self._seq[first:end] = seq_id
+        self._seq[first:end] = np.arange(seq_id, seq_id + self._n_owners)
         self._logits[first:end] = 0
         self._logits[end - logits : end] = 1
         self.n_rows = end

@@ -2,7 +2,10 @@
 
 Two kinds of memory: attention models keep a cell for every token and can share or drop any range;
 recurrent and hybrid models keep one state a sequence, which can be shared whole but not cut.
-Sliding-window models are given full-size caches (`swa_full`) and so belong to the first kind.
+Sliding-window models are given full-size caches (`swa_full`) and so belong to the first kind. All
+the same llama.cpp takes a cell outside its sequence's window, and all before it, for others, even
+if there are empty ones (llama_kv_cache::find_slot); but only a cell with a single owner. So each
+sequence of such models has two ids that own its cells.
 """
 
 from __future__ import annotations
@@ -64,6 +67,7 @@ class Context:
             ContextError: the memory could not be had.
         """
         self.whole_state = model.keeps_whole_state
+        self._n_owners = 2 if model.n_swa and not self.whole_state else 1
         self.running = range(parallel)
         if self.whole_state:
             # A state is allocated for every id.
@@ -72,9 +76,11 @@ class Context:
         else:
             # A cell only remembers whose it is, so all ids may be used, but only those below
             # n_seq_max can be computed or saved. `_transit` is the stop-over of ranges.
-            self._transit = parallel
-            self.idle = range(parallel + 1, MAX_SEQUENCES)
-            n_seq_max = parallel + 1
+            step = self._n_owners
+            self.running = range(0, step * parallel, step)
+            self._transit = step * parallel
+            self.idle = range(self._transit + step, MAX_SEQUENCES, step)
+            n_seq_max = self._transit + step
         params = lib.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = min(config.n_batch, n_ctx)
@@ -100,7 +106,7 @@ class Context:
         self.n_batch: int = lib.llama_n_batch(self._context)
         self.n_ubatch: int = lib.llama_n_ubatch(self._context)
         self.max_outputs: int = params.n_outputs_max
-        self.batch = Batch(self.n_batch)
+        self.batch = Batch(self.n_batch, self._n_owners)
         self._memory = lib.llama_get_memory(self._context)
 
     @property
@@ -135,7 +141,8 @@ class Context:
         """
         if self.whole_state:
             start = stop = -1
-        lib.llama_memory_seq_cp(self._memory, source, target, start, stop)
+        for owner in self._owners(target):
+            lib.llama_memory_seq_cp(self._memory, source, owner, start, stop)
 
     def size(self, sequence: int) -> int:
         """Bytes that all of a sequence takes when it is saved."""
@@ -178,11 +185,17 @@ class Context:
 
     def cut(self, sequence: int, start: int) -> None:
         """Forget the positions from `start` on. Not of a whole state."""
-        lib.llama_memory_seq_rm(self._memory, sequence, start, -1)
+        for owner in self._owners(sequence):
+            lib.llama_memory_seq_rm(self._memory, owner, start, -1)
 
     def drop(self, sequence: int) -> None:
         """Forget all of a sequence; cells that no other sequence has become free."""
-        lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        for owner in self._owners(sequence):
+            lib.llama_memory_seq_rm(self._memory, owner, -1, -1)
+
+    def _owners(self, sequence: int) -> range:
+        """The ids that a sequence's cells belong to."""
+        return range(sequence, sequence + self._n_owners)
 
     def clear(self) -> None:
         """Forget everything and zero the buffers, so that no NaN can linger in them."""

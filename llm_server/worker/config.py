@@ -22,6 +22,9 @@ RopeScaling: TypeAlias = Literal["auto", "none", "linear", "yarn", "longrope"]
 """How positions beyond those of the training are made: llama.cpp's names."""
 
 
+MAX_PARALLEL = 126
+"""Most requests that can run at once: llama.cpp tells 256 sequences apart, and of a model with a
+sliding window each takes two, one is for copies and one for what is kept (`llama/context.py`)."""
 PARALLEL = 32
 """Requests that may run at once unless told otherwise; with one unified memory they cost little."""
 PARALLEL_WHOLE_STATE = 4

@@ -8,6 +8,7 @@ module: the child through blocking files, the parent by feeding what its pipe de
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Protocol
 
 import msgspec
@@ -147,8 +148,19 @@ def decode_command(body: bytes) -> Command:
 
 
 def encode_events(events: list[Event]) -> bytes:
-    """The events of one engine step as the body of a frame."""
+    """Events as the body of a frame."""
     return _encoder.encode(events)
+
+
+def event_frames(events: list[Event]) -> Iterator[bytes]:
+    """Any number of events, as the bodies of as many frames as they need: one, nearly always."""
+    body = encode_events(events)
+    if len(body) <= MAX_FRAME or len(events) == 1:
+        yield body
+        return
+    middle = len(events) // 2
+    yield from event_frames(events[:middle])
+    yield from event_frames(events[middle:])
 
 
 def decode_events(body: bytes) -> list[Event]:

@@ -226,7 +226,8 @@ def state_fingerprint(digest: bytes, command: Load, context: Context) -> bytes:
             # Without flash attention values are kept the other way round.
             "flash_attn": "auto" if flash_attn(command.config) == "on" else "off",
             "gpu": bool(lib.llama_supports_gpu_offload()) and command.config.n_gpu_layers != 0,
-            "swa_full": True,
+            # Ranges that were saved before cells of a sliding window had two owners may have holes.
+            "swa_full": 2 if context.model.n_swa else True,
             # LongRoPE picks its factors by the length of the context.
             "long": bool(original) and context.n_ctx > original,
             **rope.overrides(command.config),

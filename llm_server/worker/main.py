@@ -21,7 +21,13 @@ from llm_server.engine.engine import Engine
 from llm_server.engine.sequence import Prompt
 from llm_server.errors import ShuttingDown
 from llm_server.llama.embedding import EmbeddingContext
-from llm_server.worker.frames import decode_command, encode_events, read_frame, write_frame
+from llm_server.worker.frames import (
+    decode_command,
+    encode_events,
+    event_frames,
+    read_frame,
+    write_frame,
+)
 from llm_server.worker.load import Ready
 from llm_server.worker.messages import (
     CacheStats,
@@ -181,6 +187,7 @@ class Worker:
             case Cancel():
                 self._preparing.pop(arrived.id, None)
                 self._to_persist.pop(arrived.id, None)
+                self._threads.cancel(arrived.id)
                 self._engine.cancel(arrived.id)
             case Stop():
                 self._stop = arrived
@@ -231,7 +238,8 @@ class Worker:
 
     def _write(self, events: list[Event]) -> None:
         if events:
-            write_frame(self._out, encode_events(events))
+            for body in event_frames(events):
+                write_frame(self._out, body)
 
 
 def _stored_nothing(finished: Finished) -> Finished:

@@ -47,7 +47,8 @@ class _Job:
 
 
 class PreparingThreads:
-    """Calls `prepare` for what is submitted; each ends in one call of `done`, from any thread.
+    """Calls `prepare` for what is submitted; each ends in one call of `done`, from any thread,
+    unless it is cancelled first.
 
     `give_up` is called when too many threads are lost. With `guard`, which is for the whole
     process, the process exits when nothing in it can run Python code any more.
@@ -84,6 +85,11 @@ class PreparingThreads:
         with self._submitted:
             self._waiting.add(submit.owner, submit)
             self._submitted.notify()
+
+    def cancel(self, id: int) -> None:
+        """Do not begin to prepare this; what has begun goes on. Unknown ids are fine."""
+        with self._submitted:
+            self._waiting.drop(lambda submit: submit.id == id)
 
     def _add_thread(self) -> None:
         threading.Thread(target=self._run, name="prepare", daemon=True).start()

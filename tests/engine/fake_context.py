@@ -197,6 +197,7 @@ class Text:
 
     n_calls = 0
     answering = True
+    skipping = False
 
     def __init__(self, id: int) -> None:
         self._id = id

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from llm_server.engine.answer import Mask
-from llm_server.worker.messages import Content, Delta, Finished, Reasoning
+import itertools
+
+import pytest
+
+from llm_server.chat.stream import AnswerParser
+from llm_server.chat.syntax.format import HERMES, ReasoningFormat, Syntax
+from llm_server.engine.answer import Answer, Mask
+from llm_server.worker.messages import Content, Delta, Finished, Logprobs, Reasoning
 from tests.engine.fake_context import EOG, Bench, Text, next_token, reference
 
 PROMPT = [5, 6, 7, 8]
@@ -102,7 +108,7 @@ def test_an_end_that_comes_too_early_is_replaced() -> None:
 def test_an_answer_with_calls_says_so() -> None:
     bench = Bench()
     bench.submit(1, PROMPT, max_tokens=50, constraint=Script({}, finish_at=2))
-    waiting = bench.engine._waiting[0]
+    waiting = bench.engine._admission.waiting[0]
     parser = Text(1)
     parser.n_calls = 2
     waiting._answer._parser = parser
@@ -115,7 +121,7 @@ def test_stop_strings_end_no_call_and_no_thought() -> None:
         script = Script({1: [9, 10, 11]}, finish_at=6)
         script.calling = calling
         bench.submit(1, PROMPT, max_tokens=9, constraint=script, stop=[text([10])])
-        bench.engine._waiting[0]._answer._parser.answering = answering
+        bench.engine._admission.waiting[0]._answer._parser.answering = answering
         assert end_of(bench).reason == "stop"
         assert len(script.seen) == 6
         assert text([10]) in "".join(bench.texts[1])
@@ -123,6 +129,55 @@ def test_stop_strings_end_no_call_and_no_thought() -> None:
     bench.submit(1, PROMPT, max_tokens=9, constraint=Script({1: [9, 10, 11]}), stop=[text([10])])
     assert end_of(bench).reason == "stop"
     assert text([10]) not in "".join(bench.texts[1])
+
+
+@pytest.mark.parametrize("stop", ["\n\n", "\n"])
+@pytest.mark.parametrize("blanks", [["\n\n", "Yes"], ["\n", "\nYes"], ["\n\nYes"]])
+def test_blanks_between_a_thought_and_its_answer_end_nothing(stop: str, blanks: list[str]) -> None:
+    said = ["<think>", "hm", "</think>", *blanks, " sir", "\n\n", "more"]
+    syntax = Syntax(HERMES, reasoning=ReasoningFormat("<think>", "</think>"))
+    answer = Answer(
+        Spoken(said),
+        InOrder,
+        AnswerParser(1, syntax, []),
+        None,
+        [stop],
+        frozenset(),
+        len(said),
+    )
+    deltas: list[Delta | Logprobs] = []
+    while answer.reason is None:
+        deltas += answer.next(0)[1]
+    assert answer.reason == "stop"
+    assert "".join(d.text for d in deltas if isinstance(d, Content)) == "Yes sir"
+
+
+class Spoken:
+    """A vocabulary of pieces."""
+
+    eog = frozenset[int]()
+
+    def __init__(self, pieces: list[str]) -> None:
+        self._pieces = pieces
+
+    def piece(self, token: int, *, special: bool) -> bytes:
+        return self._pieces[token].encode()
+
+
+class InOrder:
+    """Samples one token after the other."""
+
+    def __init__(self) -> None:
+        self._tokens = itertools.count()
+
+    def sample(self, row: int, mask: Mask | None) -> int:
+        return next(self._tokens)
+
+    def accept(self, token: int) -> None:
+        raise AssertionError("nothing is forced")
+
+    def close(self) -> None:
+        pass
 
 
 class Thinker(Text):
@@ -142,7 +197,7 @@ class Thinker(Text):
 def test_tokens_of_thoughts_are_counted() -> None:
     bench = Bench()
     bench.submit(1, PROMPT, max_tokens=9, constraint=Script({}, finish_at=5))
-    bench.engine._waiting[0]._answer._parser = Thinker(1, 3)
+    bench.engine._admission.waiting[0]._answer._parser = Thinker(1, 3)
     usage = end_of(bench).usage
     assert (usage.completion_tokens, usage.reasoning_tokens) == (5, 3)
 

@@ -278,6 +278,28 @@ def test_a_payload_that_llama_cpp_refuses_is_never_tried_again(server: Server) -
     assert server.context.n_refused == 1
 
 
+def test_what_is_read_ahead_is_never_more_than_there_are_cells(tmp_path: Path) -> None:
+    server = Server(tmp_path, n_ctx=200, policy="all")
+    for i in range(12):
+        server.ask(i, prompt(i, 150), max_tokens=1)
+    server.restart()
+    for i in range(12):
+        server.bench.submit(100 + i, prompt(i, 150) + prompt(50 + i, 5), max_tokens=9)
+    most = 0
+    while len(server.bench.ends) < 12:
+        if server.bench.engine.blocked:
+            assert server.woken.wait(10)
+            server.woken.clear()
+        server.bench.step()
+        fetches = [s.fetch for s in server.bench.engine._admission.waiting if s.fetch]
+        most = max(most, sum(piece.n_cells for fetch in fetches for piece in fetch.pieces))
+    assert 0 < most <= 200
+    for i in range(12):
+        end = server.bench.ends[100 + i]
+        assert isinstance(end, Finished) and end.usage.disk_tokens >= 144
+        assert server.bench.texts[100 + i] == reference(prompt(i, 150) + prompt(50 + i, 5), 9)
+
+
 def test_decoding_goes_on_while_a_long_prompt_is_restored(tmp_path: Path) -> None:
     server = Server(tmp_path)
     long = prompt(5, 1600)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_server.errors import ShuttingDown
+from llm_server.errors import RequestTooComplex, ShuttingDown
 from llm_server.worker.messages import Cells, Failed, Finished, Progress
 from tests.engine.fake_context import Bench, FakeContext, reference
 
@@ -269,11 +269,46 @@ def test_a_broken_parser_costs_its_own_request_only() -> None:
     def broken(text: str) -> list[object]:
         raise ValueError("parser")
 
-    victim = next(s for s in bench.engine._waiting if s.id == 1)
+    victim = next(s for s in bench.engine._admission.waiting if s.id == 1)
     victim._answer._parser.feed = broken  # type: ignore[method-assign, assignment]
     bench.run()
     assert isinstance(bench.ends[1], Failed)
     assert bench.texts[2] == reference(prompt(2), 8)
+
+
+def test_a_refusal_in_the_middle_of_an_answer_keeps_its_name() -> None:
+    bench = Bench()
+    bench.submit(1, prompt(1), max_tokens=8)
+
+    def too_complex(text: str) -> list[object]:
+        raise RequestTooComplex("no")
+
+    victim = bench.engine._admission.waiting[0]
+    victim._answer._parser.feed = too_complex  # type: ignore[method-assign, assignment]
+    bench.run()
+    end = bench.ends[1]
+    assert isinstance(end, Failed) and end.error == RequestTooComplex("no").info
+
+
+def test_a_long_prompt_gets_its_turn_among_many_short_ones() -> None:
+    bench = Bench(FakeContext(n_ctx=4096, parallel=32, n_batch=512, n_seq=128))
+    rng = random.Random(4)
+
+    def submit_short() -> None:
+        id = len(bench.texts) + 1
+        bench.submit(id, prompt(id, 60), max_tokens=rng.randrange(20, 90))
+
+    for _ in range(16):
+        submit_short()
+    bench.step()
+    bench.submit(0, prompt(0, 3600), max_tokens=1)
+    while 0 not in bench.ends:
+        bench.clock.pass_(0.1)
+        bench.step()
+        assert len(bench.ends) < 200, "everybody passes the long prompt"
+        while len(bench.texts) - len(bench.ends) < 17:
+            submit_short()
+    assert bench.texts[0] == reference(prompt(0, 3600), 1)
 
 
 def test_fail_all_ends_running_and_waiting_requests() -> None:

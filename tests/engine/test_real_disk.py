@@ -93,8 +93,8 @@ def test_memory_comes_back_bit_for_bit(kind: str, request: pytest.FixtureRequest
         original = next_logits(0)
         context.clear()
         for payload, start, stop in payloads:
-            context.load(payload, 1, start, stop)
-        assert np.array_equal(next_logits(1), original)
+            context.load(payload, context.running[1], start, stop)
+        assert np.array_equal(next_logits(context.running[1]), original)
 
 
 def test_a_part_of_a_saved_range_is_as_good_as_computed(attention_gguf: Path) -> None:

@@ -5,14 +5,17 @@ The tiny models have F32 weights, for which the CPU kernels give the same tokens
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from llm_server.llama.context import Context
+from llm_server.worker.config import MAX_PARALLEL
 from llm_server.worker.messages import Sampling
 from tests.engine.real import GREEDY, Runner, assert_greedy, open_context
+from tests.tiny_models import WINDOW, WORDS
 
 KINDS = ["attention", "spm", "sliding", "recurrent", "hybrid"]
 HEAD = "<|im_start|>system\n" + "you may make a name for each word " * 12 + "<|im_end|>\n"
@@ -108,7 +111,7 @@ def test_logits_do_not_depend_on_the_batch(context: Context) -> None:
         context.clear()
         context.batch.clear()
         row = -1
-        for sequence in range(sequences):
+        for sequence in context.running[:sequences]:
             row = context.batch.add(sequence, 0, tokens, logits=True)
         assert context.decode() == "done"
         return context.logits(row).copy()
@@ -126,6 +129,38 @@ def test_a_context_of_few_cells_serves_many_by_preemption(
         preempted = sum(len(r.tokens) for r in runner.recorders.values()) > small.n_ctx
         assert preempted, "the context was large enough for all"
         runner.assert_all_greedy(prompts)
+
+
+@pytest.mark.parametrize("kind", ["attention", "sliding"])
+def test_no_prompt_takes_cells_of_another_that_are_still_shared(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    """llama.cpp would take cells outside their window, with empty ones at hand."""
+
+    def words(seed: int, n: int) -> str:
+        pick = random.Random(seed)
+        return "".join(" " + pick.choice(WORDS) for _ in range(n))
+
+    with open_context(request.getfixturevalue(f"{kind}_gguf"), n_ctx=512, parallel=4) as small:
+        runner = Runner(small)
+        # The first leaves a hole for the fourth, which is longer: it goes on where the second is.
+        for seed, n in ((1, 92), (2, 192), (3, 142), (4, 150)):
+            runner.answer(words(seed, n), Sampling(temperature=0, max_tokens=8))
+        again = words(2, 50) + words(5, 20)
+        runner.answer(again, Sampling(temperature=0, max_tokens=8))
+        assert runner.ends[4].usage.cached_tokens > 50 - WINDOW, "nothing was shared"
+        assert_greedy(small, again, runner.recorders[4].tokens)
+
+
+@pytest.mark.parametrize("kind", ["attention", "sliding", "recurrent"])
+def test_as_many_requests_run_as_can_be_asked_for(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(f"{kind}_gguf")
+    with open_context(path, n_ctx=512, parallel=MAX_PARALLEL) as many:
+        runner = Runner(many)
+        runner.answers(QUESTIONS)
+        runner.assert_all_greedy(QUESTIONS)
 
 
 def test_a_stop_string_across_tokens_never_shows(runner: Runner) -> None:

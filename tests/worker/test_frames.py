@@ -106,6 +106,15 @@ def test_every_command_and_event_survives_the_round_trip() -> None:
     assert frames.decode_events(frames.encode_events(events)) == events
 
 
+@pytest.mark.parametrize("sizes", [[1], [1, 2, 3], [3, 3, 3, 3, 3], [7, 7], [1, 7, 7, 1]])
+def test_events_take_as_many_frames_as_they_need(sizes: list[int]) -> None:
+    events: list[Event] = [Content(i, "x" * (n << 20)) for i, n in enumerate(sizes)]
+    bodies = list(frames.event_frames(events))
+    assert all(len(body) <= frames.MAX_FRAME for body in bodies)
+    assert len(bodies) == 1 or sum(sizes) >= 8
+    assert [event for body in bodies for event in frames.decode_events(body)] == events
+
+
 @pytest.mark.parametrize("body", [b"", b"\xff", b"\x90", msgspec.msgpack.encode({"type": "Evil"})])
 def test_anything_else_is_a_decode_error(body: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):

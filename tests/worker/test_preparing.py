@@ -67,6 +67,18 @@ def test_owners_take_turns() -> None:
     assert order.index(10) < order.index(6)
 
 
+def test_what_is_cancelled_before_its_turn_is_not_prepared() -> None:
+    desk = Desk(seconds=60)
+    desk.submit(1, 3)  # Both threads are busy.
+    desk.submit(2, 4, 6)
+    for id in (2, 4, 99):
+        desk.threads.cancel(id)
+    desk.released.set()
+    assert {desk.next() for _ in range(3)} == {1, 3, 6}
+    desk.submit(8)
+    assert desk.next() == 8
+
+
 def test_a_late_request_is_refused_and_its_thread_replaced() -> None:
     desk = Desk(seconds=0.2)
     desk.submit(1, 3, 2)  # both threads are stuck before the third request
