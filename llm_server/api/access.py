@@ -7,6 +7,7 @@ one whose name was rebound to this machine, is told apart. Decisions only; `edge
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Iterable
 
@@ -134,13 +135,20 @@ def wants_page(headers: Headers) -> bool:
     return "text/html" in headers.get("accept", "")
 
 
-PREFLIGHT = (
-    (b"access-control-allow-methods", b"GET, POST"),
-    (b"access-control-allow-headers", b"authorization, content-type, x-api-key"),
-    (b"access-control-max-age", b"600"),
-    (b"content-length", b"0"),
-)
-"""What a page of an allowed origin may send."""
+_USUAL_HEADERS = "authorization, content-type, x-api-key"
+_HEADER_NAMES = re.compile(r"[\w!#$%&'*+.^`|~-]+( *, *[\w!#$%&'*+.^`|~-]+)*", re.ASCII)
+
+
+def preflight(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """What a page of an allowed origin may send: any headers, as SDKs have many of their own."""
+    asked = headers.get("access-control-request-headers", "").strip()
+    names = asked if len(asked) <= 2048 and _HEADER_NAMES.fullmatch(asked) else _USUAL_HEADERS
+    return [
+        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-allow-headers", names.encode("latin-1")),
+        (b"access-control-max-age", b"600"),
+        (b"content-length", b"0"),
+    ]
 
 
 def host_name(host: str) -> str | None:

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llm_server.api.access import PREFLIGHT, Access, InvalidApiKey
+from llm_server.api.access import Access, InvalidApiKey, preflight
 from llm_server.api.errors import INTERNAL, error_response
 from llm_server.api.traffic import Passage, Traffic, new_request_id
 from llm_server.errors import RequestTooLarge, ServerError
@@ -100,7 +100,8 @@ class _Exchange:
         access.check_host(headers)
         self._extra += access.cors(headers)
         if self._scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-            await self.send({"type": "http.response.start", "status": 204, "headers": PREFLIGHT})
+            start = {"type": "http.response.start", "status": 204, "headers": preflight(headers)}
+            await self.send(start)
             await self.send({"type": "http.response.body", "body": b""})
             return
         key = access.key(self._scope["path"], headers)

@@ -120,9 +120,8 @@ class UnloadedJson(msgspec.Struct):
 async def unload(request: Request) -> Response:
     """End the worker of a model, after the requests it has. The memory is free then."""
     wanted = await read_body(request, partial(validated, UnloadBody))
-    context = context_of(request)
-    unloaded = await context.pool.unload(wanted.model)
-    return json_response(UnloadedJson(context.registry.find(wanted.model).name, unloaded))
+    unloaded = await context_of(request).pool.unload(wanted.model)
+    return json_response(UnloadedJson(unloaded.model, unloaded.was_loaded))
 
 
 @router.post(

@@ -253,6 +253,8 @@ def _tool_choice(chat: ChatBody) -> dict[str, Any]:
 def _response_format(wire: WireResponseFormat | None) -> ResponseFormat:
     if wire is None:
         return ResponseFormat()
+    if wire.type == "json_object" and wire.schema_ is not None:
+        return response_format("json_schema", wire.schema_, "response_format.schema")
     if wire.json_schema is None:
         return response_format(wire.type, None, "response_format.json_schema")
     param = "response_format.json_schema.schema"

@@ -22,6 +22,7 @@ from llm_server.api.fields import (
     check_generation,
     check_names,
     chosen_sampling,
+    keep_alive_of,
     validated,
 )
 from llm_server.api.parameters import overrides_of
@@ -128,6 +129,7 @@ def responses_call(body: dict[str, Json]) -> ResponsesCall:
         model=asked.model,
         overrides=overrides_of(asked.load_model_configs),
         stream=bool(asked.stream),
+        keep_alive_s=keep_alive_of(asked.keep_alive),
         ignored=ignored,
         place=_place,
         chosen=chosen.keys(),

@@ -15,12 +15,19 @@ from starlette.types import Send
 
 DONE = b"data: [DONE]\n\n"
 
+_LINE_ENDS = [(c.encode(), f"\\u{ord(c):04x}".encode()) for c in "\x85\u2028\u2029"]
+"""What JSON allows in texts as it is, and `str.splitlines` takes for the end of a line."""
+
 _encoder = msgspec.json.Encoder()
 
 
 def data(value: object) -> bytes:
-    """A msgspec-encodable value as one event. JSON has no raw line breaks, so one line it is."""
-    return b"data: " + _encoder.encode(value) + b"\n\n"
+    """A msgspec-encodable value as one event: one line, for clients that count Unicode's ends of
+    lines, too."""
+    line = _encoder.encode(value)
+    for raw, escaped in _LINE_ENDS:
+        line = line.replace(raw, escaped)
+    return b"data: " + line + b"\n\n"
 
 
 def named(value: msgspec.Struct) -> bytes:

@@ -121,10 +121,11 @@ ResponseFormatType = Literal["text", "json_object", "json_schema"]
 
 
 class WireResponseFormat(Wire):
-    """What the text of the answer must be."""
+    """What the text of the answer must be. A `schema` of its own is llama.cpp's way to say it."""
 
     type: ResponseFormatType
     json_schema: WireSchema | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
 
 class CacheOptions(Wire):

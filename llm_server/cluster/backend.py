@@ -27,7 +27,7 @@ from llm_server.errors import (
 from llm_server.models.lease import Overrides
 from llm_server.models.plan import Plan, Planner
 from llm_server.models.registry import ModelFile
-from llm_server.models.status import ModelState, State, Status
+from llm_server.models.status import ModelState, State, Status, Unloaded
 from llm_server.worker.messages import Cells, Loaded
 from llm_server.worker.totals import Totals
 
@@ -202,17 +202,17 @@ class Deployments:
             self._share("take_default", file.name)
         return RemoteLease(file, worker)
 
-    async def unload(self, model: str) -> bool:
+    async def unload(self, model: str) -> Unloaded:
         """Have all replicas end their workers after their requests; the next request starts one.
 
         The replicas themselves go when Ray Serve finds them idle. Raises ModelNotFound.
         """
         name = self._named(model).name
         if not self._counted.get(name, Counted()).running:
-            return False
+            return Unloaded(name, was_loaded=False)
         # Before it is so: whoever asks meanwhile takes it back.
         self._share("take_resting", name, True)
-        return await self._workers[name].unload()
+        return Unloaded(name, await self._workers[name].unload())
 
     def status(self) -> Status:
         """What there is to show: requests are those of this ingress."""

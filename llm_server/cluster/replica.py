@@ -86,7 +86,7 @@ class Replica:
 
     async def unload(self) -> bool:
         """End the worker after its requests; the next one starts another. Whether there was one."""
-        return await self._pool.unload(self._model)
+        return (await self._pool.unload(self._model)).was_loaded
 
     async def _acquire(self, owner: str) -> Lease:
         return await self._pool.acquire(self._model, self._load, owner=owner)

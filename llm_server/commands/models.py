@@ -199,9 +199,11 @@ def rm(
     file says a model is to be loaded with stays.
     """
     registry = _registry(models_dir)
+    doomed: dict[str, list[Path]] = {}
     for name in names:
         _refuse_in_use(registry, name, models_dir)
-    doomed = {name: _files_of(registry, name) for name in names}
+        if (paths := _files_of(registry, name)) not in doomed.values():  # named twice
+            doomed[name] = paths
     for name, paths in doomed.items():
         size = sum(path.stat().st_size for path in paths)
         files = f"{len(paths)} files, " if len(paths) > 1 else ""

@@ -45,8 +45,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(_printable(cell)) for cell in row))
     console().print(table)
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would obey: some texts come out of files."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def print_json(value: object) -> None:

@@ -57,7 +57,7 @@ def run(
     for name in ("SIGHUP", "SIGTERM"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda *_: sys.exit(1))
-    piped = None if sys.stdin.isatty() else sys.stdin.read().strip()
+    piped = None if sys.stdin.isatty() else sys.stdin.buffer.read().decode(errors="replace").strip()
     if piped == "":
         output.fail("there is no message on standard input", 2)
     if api_key is not None and url is None:

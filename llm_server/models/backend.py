@@ -13,7 +13,7 @@ from llm_server.errors import ErrorInfo
 from llm_server.models.lease import Overrides
 from llm_server.models.plan import Plan, Planner
 from llm_server.models.registry import ModelFile
-from llm_server.models.status import ModelState, Status
+from llm_server.models.status import ModelState, Status, Unloaded
 from llm_server.worker.messages import Asked, Cells, Loaded
 from llm_server.worker.stream import EventStream
 from llm_server.worker.totals import Totals
@@ -129,8 +129,8 @@ class Backend(Protocol):
     ) -> WorkerLease:
         """A lease on a worker with that model, None for the default one. Raises ServerError."""
 
-    async def unload(self, model: str) -> bool:
-        """End a model after its requests. False if it was not loaded. Raises ServerError."""
+    async def unload(self, model: str) -> Unloaded:
+        """End a model after its requests. Raises ServerError."""
 
     def status(self) -> Status:
         """What there is to show."""

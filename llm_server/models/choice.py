@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from llm_server.errors import ModelLoading
+from llm_server.errors import ModelLoading, ModelNotFound
 from llm_server.models.loader import Loader
 from llm_server.models.registry import ModelFile, Registry
 from llm_server.models.residents import Residents
@@ -38,13 +38,32 @@ class Choice:
         await asyncio.to_thread(self._registry.scan)
         return self._registry.find(name)
 
+    async def to_unload(self, name: str) -> ModelFile:
+        """As `of`, and a loaded model also when its file is gone.
+
+        Raises ModelNotFound.
+        """
+        try:
+            return await self.of(name)
+        except ModelNotFound:
+            for resident in self._residents:
+                if resident.model.name in (name, f"{name}.gguf"):
+                    return resident.model
+            raise
+
+    async def as_it_is(self, model: ModelFile) -> ModelFile:
+        """The file that has the model's name now; the one given if there is none."""
+        await asyncio.to_thread(self._registry.scan)
+        return self._registry.at(model.name) or model
+
     async def _unnamed(self) -> ModelFile:
         """The default model; the first one while there is none, or when its file is gone."""
         default = self.default
         if default is not None and self._registry.is_stand_in(default):
             default = None
-        if default is not None and self._residents.get(default) is not None:
-            return default
+        if default is not None and (resident := self._residents.get(default)) is not None:
+            if not resident.worker.outdated:
+                return default
         if self._loader.loading is not None:
             return self._loader.loading
         await asyncio.to_thread(self._registry.scan)

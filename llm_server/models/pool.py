@@ -31,7 +31,7 @@ from llm_server.models.plan import Plan, Planner
 from llm_server.models.policy import MAX_REVIVALS
 from llm_server.models.registry import ModelFile
 from llm_server.models.residents import Residents
-from llm_server.models.status import State, Status
+from llm_server.models.status import State, Status, Unloaded
 from llm_server.worker.config import LoadConfig
 from llm_server.worker.totals import Totals
 
@@ -151,20 +151,20 @@ class Pool:
             self._give_up(ticket)
             raise
 
-    async def unload(self, model: str) -> bool:
-        """End the worker of a model after its requests. False if it was not loaded.
+    async def unload(self, model: str) -> Unloaded:
+        """End the worker of a model after its requests, also if its file is gone.
 
         Raises ModelNotFound.
         """
-        file = await self._choice.of(model)
+        file = await self._choice.to_unload(model)
         for ticket in [t for t in self._waiting if t.revives and t.model.name == file.name]:
             self._drop_revival(ticket)
         resident = self._residents.get(file)
         if resident is None:
-            return False
+            return Unloaded(file.name, was_loaded=False)
         await self._residents.let_go([resident])
         self._advance()
-        return True
+        return Unloaded(file.name, was_loaded=True)
 
     def status(self) -> Status:
         """What there is to show."""
@@ -284,6 +284,8 @@ class Pool:
 
     async def _bring(self, ticket: Ticket) -> None:
         """Load what `ticket` asks for; on failure refuse those who wait for the same."""
+        if ticket.revives:
+            ticket.model = await self._choice.as_it_is(ticket.model)
         old = self._residents.get(ticket.model)
         base = old.plan.asked if old is not None else None
         gone: list[Resident] = []

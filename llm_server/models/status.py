@@ -12,6 +12,14 @@ ModelState: TypeAlias = Literal["ready", "unloading"]
 
 
 @dataclass(frozen=True, slots=True)
+class Unloaded:
+    """A model that is not loaded any more, by its name, and whether it was."""
+
+    model: str
+    was_loaded: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The pool at one moment."""
 

@@ -116,6 +116,21 @@ def test_an_allowed_page_may_ask_and_read_the_refusal(locked: Live) -> None:
     )
     assert asked.status_code == 204
     assert "authorization" in asked.headers["access-control-allow-headers"]
+    for names, allowed in (
+        ("authorization,x-stainless-os,x-stainless-timeout", True),
+        ("x-a, x-b", True),
+        ("x-a; x-b", False),
+        ("x" * 5000, False),
+    ):
+        asked = locked.client.options(
+            "/v1/chat/completions",
+            headers={
+                "origin": PAGE,
+                "access-control-request-method": "POST",
+                "access-control-request-headers": names,
+            },
+        )
+        assert (asked.headers["access-control-allow-headers"] == names) == allowed
     refused = locked.client.get("/v1/models", headers={"origin": PAGE})
     for response in (asked, refused):
         assert response.headers["access-control-allow-origin"] == PAGE

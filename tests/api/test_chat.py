@@ -412,3 +412,13 @@ def test_answers_name_the_configuration_that_made_them(live: Live) -> None:
     assert live.chat("hi").json()["system_fingerprint"] == "fp_fake"
     chunks = events(live.chat("hi", stream=True).text)[:-1]
     assert {chunk["system_fingerprint"] for chunk in chunks} == {"fp_fake"}
+
+
+def test_what_counts_as_the_end_of_a_line_elsewhere_breaks_no_event(live: Live) -> None:
+    text = "a\u2028b\u2029c\x85d"
+    answer = live.chat(text, stream=True).text
+    lines = answer.splitlines()
+    assert all(line == "" or line.startswith(("data: ", ": ")) for line in lines)
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    said = "".join(c["delta"].get("content", "") for chunk in chunks for c in chunk["choices"])
+    assert said.strip() == text

@@ -123,6 +123,8 @@ def test_keep_alive(tmp_path: Path) -> None:
         until(lambda: listed(live)["a.gguf"]["state"] == "available")
         assert live.chat("hi", keep_alive="5m").status_code == 200
         assert live.client.get("/props").json()["models"][0]["keep_alive"] == 300
+        assert live.post("/v1/responses", {"input": "hi", "keep_alive": "7m"}).status_code == 200
+        assert live.client.get("/props").json()["models"][0]["keep_alive"] == 420
 
 
 @pytest.mark.parametrize("told", ["soon", True, [], -2, "5 minutes"])

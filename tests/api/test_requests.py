@@ -315,6 +315,8 @@ def test_response_formats_reach_the_worker() -> None:
     assert format_of({"type": "json_object"}) == ResponseFormat("json_object")
     schema = {"type": "object", "properties": {}}
     wire = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    llama = format_of({"type": "json_object", "schema": schema})
+    assert llama == ResponseFormat("json_schema", schema, "response_format.schema")
     param = "response_format.json_schema.schema"
     assert format_of(wire) == ResponseFormat("json_schema", schema, param)
 

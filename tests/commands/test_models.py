@@ -235,6 +235,11 @@ def test_rm_asks_and_takes_all_parts(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def test_rm_of_a_model_that_is_named_twice(folder: Path) -> None:
+    done = cli(folder, "rm", "--yes", "whole", "whole.gguf")
+    assert (done.exit_code, done.output.count("deleted")) == (0, 1)
+
+
 def test_rm_of_an_unknown_model_deletes_nothing(folder: Path) -> None:
     result = cli(folder, "rm", "whole", "nothing", "--yes")
     assert result.exit_code == 1 and "does not exist" in result.stderr

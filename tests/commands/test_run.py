@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,14 @@ def url(tmp_path: Path) -> Iterator[str]:
 def test_standard_input_is_one_message(url: str) -> None:
     result = run("--url", url, text="several\nlines\n")
     assert (result.exit_code, result.output) == (0, "several\nlines \n")
+
+
+def test_bytes_that_are_no_text_are_marked(url: str) -> None:
+    command = [sys.executable, "-c", "from llm_server.cli import main; main()", "run"]
+    said = subprocess.run(
+        [*command, "--url", url], input=b"caf\xe9", capture_output=True, check=True
+    )
+    assert said.stdout.decode().split() == ["caf\ufffd"]
 
 
 def test_a_model_of_a_running_server(url: str) -> None:

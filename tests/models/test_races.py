@@ -18,7 +18,7 @@ from llm_server.models.pool import Pool
 from llm_server.worker.client import Worker
 from llm_server.worker.messages import Load
 from tests.fake_live import add_models
-from tests.gguf_bytes import gguf
+from tests.gguf_bytes import TINY, gguf
 from tests.models.test_pool import FAKE_START, SCARCE, answers, loads, until, with_pool
 
 
@@ -41,7 +41,7 @@ def test_a_model_that_is_unloaded_does_not_come_back_from_a_crash_before(tmp_pat
         os.kill(lease.worker.pid, signal.SIGKILL)
         # It is on its way back: its pause after a crash is half a second.
         await until(lambda: pool.status().loading == "a.gguf")
-        assert not await pool.unload("a")
+        assert not (await pool.unload("a")).was_loaded
         await until(lambda: pool.status().loading is None)
         assert pool.status().waiting == 0 and pool.status().state == "empty"
         assert len(loads(tmp_path)) == 1
@@ -60,7 +60,7 @@ def test_a_worker_that_dies_while_it_is_unloaded_does_not_come_back(tmp_path: Pa
         os.kill(lease.worker.pid, signal.SIGKILL)
         await lease.worker.wait()
         lease.release()
-        assert await unloading
+        assert (await unloading).was_loaded
         await turns(10)
         assert (pool.status().waiting, pool.status().loading) == (0, None)
         assert len(loads(tmp_path)) == 1
@@ -135,7 +135,7 @@ def test_memory_is_free_when_the_process_is_gone_and_not_before(tmp_path: Path) 
             await asyncio.wait_for(asyncio.shield(asking), 0.5)
         assert pool.status().loading is None
         os.kill(lease.worker.pid, signal.SIGCONT)
-        assert await unloading
+        assert (await unloading).was_loaded
         assert (await asking).model.name == "b.gguf"
 
     with_pool(tmp_path, test, memory=SCARCE)
@@ -235,3 +235,27 @@ def test_a_model_that_is_replaced_while_it_is_waited_for(tmp_path: Path) -> None
         assert [line.split(".")[0] for line in loads(tmp_path)] == ["a", "b"]
 
     with_pool(tmp_path, test, memory=SCARCE)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_default_model_is_known_anew_when_its_file_is_another(
+    tmp_path: Path, in_place: bool
+) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        assert await answers(pool, None) == "a.gguf"
+        (before,) = pool.loaded
+        other = gguf({**TINY, "llama.context_length": 1024})
+        if in_place:
+            (tmp_path / "a.gguf").write_bytes(other)
+        else:
+            (tmp_path / "new").write_bytes(other)
+            (tmp_path / "new").rename(tmp_path / "a.gguf")
+        await until(lambda: before.worker.outdated)
+        assert await answers(pool, None) == "a.gguf"
+        (after,) = pool.loaded
+        assert after.worker is not before.worker
+        assert (after.plan.facts.n_ctx_train, after.model.size) == (1024, len(other))
+
+    with_pool(tmp_path, test)
