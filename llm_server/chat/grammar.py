@@ -18,7 +18,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance._lib import LLParserLimits
 from llguidance._tokenizer import TokenizerWrapper
 
-from llm_server.chat.schemas import ignored_words, without_idle_words
+from llm_server.chat.schemas import enforceable, ignored_words
 from llm_server.chat.syntax.literal import loose_regex
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import JsonObject
@@ -146,7 +146,7 @@ class Lark:
             "lenient": lenient,
         }
         boolean: JsonObject = {} if schema else {"not": {}}
-        whole = without_idle_words(schema) if isinstance(schema, dict) else boolean
+        whole = enforceable(schema) if isinstance(schema, dict) else boolean
         return self.rule(f"%json {json.dumps({**whole, 'x-guidance': options})}")
 
     def source(self, start: str) -> str:

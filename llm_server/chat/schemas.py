@@ -1,11 +1,13 @@
 """JSON Schema's words that no grammar here enforces, and those that say nothing at all.
 
 A tool that is not `strict` may use the former: they are ignored. A strict one, and the format of
-an answer, is refused (llguidance names the word). It looks into schemas and compiles none.
+an answer, is refused by the word's name. Patterns count as such a word where they are no regular
+expressions in the strict sense. It looks into schemas and compiles none.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +16,16 @@ UNENFORCED = frozenset(
     "dependentSchemas dependencies unevaluatedProperties unevaluatedItems $dynamicRef".split()
 )
 """What llguidance does not know; a test holds this against it."""
+
+_OUTERMOST = 9 * 10**18
+"""llguidance writes bounds as 64-bit numbers, and fails at the last of them."""
+
+_IRREGULAR = re.compile(
+    r"\[(?:\\.|[^\]\\])*\]"  # a set, in which nothing looks around
+    r"|(?P<irregular>\(\?<?[=!]|\\[bBk1-9])"
+    r"|\\.",
+    re.DOTALL,
+)
 
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
@@ -28,31 +40,62 @@ def ignored_words(schema: object) -> list[str]:
         part = stack.pop()
         if isinstance(part, dict):
             found |= {word for word in UNENFORCED & part.keys() if not _says_nothing(word, part)}
+            found |= {word for word, _ in _irregular(part)}
             stack += [value for _, value in _parts(part)]
     return sorted(found)
 
 
-def without_idle_words(schema: Any) -> Any:
-    """A schema that means the same without the unenforced words that say nothing in it.
+def enforceable(schema: Any) -> Any:
+    """A schema as llguidance takes it, which means the same, but for `ignored_words`.
 
-    Generators write such words: `uniqueItems: false`, or that names of properties are strings.
+    Without words that say nothing, which generators write (`uniqueItems: false`, or that names of
+    properties are strings), and without patterns that no grammar can say. Bounds at the ends of 64
+    bits are a little narrower.
     """
     if not isinstance(schema, dict):
         return schema
     kept = {
-        word: value
+        word: _within_64_bits(word, value)
         for word, value in schema.items()
         if word not in UNENFORCED or not _says_nothing(word, schema)
     }
     for word in {place for place, _ in _parts(schema)}:
         value = kept[word]
         if isinstance(value, list):
-            kept[word] = [without_idle_words(part) for part in value]
+            kept[word] = [enforceable(part) for part in value]
         elif word in _BY_NAME:
-            kept[word] = {name: without_idle_words(part) for name, part in value.items()}
+            kept[word] = {name: enforceable(part) for name, part in value.items()}
         else:
-            kept[word] = without_idle_words(value)
+            kept[word] = enforceable(value)
+    for word, pattern in _irregular(schema):
+        if word == "pattern":
+            del kept[word]
+        else:
+            del kept[word][pattern]
     return kept
+
+
+def is_irregular(pattern: str) -> bool:
+    """Whether a pattern looks around, at the border of a word or back: no grammar can say that."""
+    return any(found["irregular"] for found in _IRREGULAR.finditer(pattern))
+
+
+def _irregular(schema: dict[str, Any]) -> list[tuple[str, str]]:
+    """The patterns of a schema that no grammar can say, each with its word."""
+    pattern, by_name = schema.get("pattern"), schema.get("patternProperties")
+    patterns = [("pattern", pattern)] if isinstance(pattern, str) else []
+    if isinstance(by_name, dict):
+        patterns += [("patternProperties", name) for name in by_name]
+    return [(word, pattern) for word, pattern in patterns if is_irregular(pattern)]
+
+
+def _within_64_bits(word: str, value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if word in ("minimum", "exclusiveMinimum"):
+            return max(value, -_OUTERMOST)
+        if word in ("maximum", "exclusiveMaximum"):
+            return min(value, _OUTERMOST)
+    return value
 
 
 def _parts(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -550,6 +550,9 @@ def test_a_schema_that_cannot_be_forced_is_refused(schema: Any) -> None:
     ("schema", "said"),
     [
         ({"type": "array", "uniqueItems": True}, "uniqueItems cannot be enforced"),
+        ({"type": "string", "pattern": r"^(?!\.)(?!.*\.\.)[a-z.]+$"}, "pattern cannot be enforced"),
+        ({"type": "string", "pattern": r"\bfoo\b"}, "pattern cannot be enforced"),
+        ({"patternProperties": {"(?=a)": {}}}, "patternProperties cannot be enforced"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "two of its options"),
     ],
 )

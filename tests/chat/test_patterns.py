@@ -15,7 +15,7 @@ from llm_server.chat.syntax.patterns import search_regex
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import ChatRequest, Message
 from tests.chat.generation import generate
-from tests.chat.published import TEMPLATES
+from tests.chat.published import TEMPLATES, dialogue_of
 from tests.chat.test_constraint import WORDS
 from tests.chat.test_shapes import FRAME, SHAPES
 from tests.chat.test_syntax import fold, tool
@@ -111,14 +111,70 @@ def test_raw_values_validate(schema: dict[str, Any], name: str) -> None:
     check(Dialogue(FRAME % SHAPES[name], vocabulary), vocabulary, whole)
 
 
-def check(dialogue: Dialogue, vocabulary: ByteVocabulary, schema: dict[str, Any]) -> None:
-    request = ChatRequest([Message("user", "?")], [tool("do-it", schema)], tool_choice="required")
+VALUES: list[dict[str, Any]] = [
+    {"type": "integer", "minimum": 1, "maximum": 5},
+    {"enum": [1, 2, 3]},
+    {"const": 7},
+    {"const": True},
+    {"type": "number", "multipleOf": 0.5, "minimum": 0, "maximum": 2},
+    {"type": ["integer", "boolean"]},
+    {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 3},
+    {"type": "array", "items": {"type": "string", "maxLength": 2}, "maxItems": 2},
+    {"type": "array", "items": {"anyOf": [{"const": 1}, {"enum": ["a", "b"]}]}, "minItems": 1},
+    {
+        "type": "object",
+        "properties": {"a": {"type": "integer", "minimum": 1, "maximum": 3}, "b": {"const": "q"}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    },
+    {"type": "array", "items": {"$ref": "#/properties/q"}, "maxItems": 2},
+    {"$ref": "#/$defs/tree"},
+]
+NESTED = ["google-gemma-4-31B-it-interleaved", "MiniMax-M3", "Qwen3-Coder"]
+
+
+@pytest.mark.parametrize(("schema", "name"), rotated(VALUES, NESTED))
+def test_what_a_strict_tool_says_of_values_holds(schema: dict[str, Any], name: str) -> None:
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    kids = {"type": "array", "items": {"$ref": "#/$defs/tree"}}
+    branch = {"v": {"type": "integer"}, "kids": kids}
+    whole = {
+        "type": "object",
+        "properties": {"p": schema, "q": {"type": "string", "maxLength": 4}},
+        "required": ["p"],
+        "additionalProperties": False,
+        "$defs": {"tree": {"type": "object", "properties": branch, "required": ["v"]}},
+    }
+    dialogue = dialogue_of(name)
+    check(dialogue, dialogue._vocabulary, whole, strict=True)  # type: ignore[arg-type]
+
+
+def check(
+    dialogue: Dialogue, vocabulary: ByteVocabulary, schema: dict[str, Any], *, strict: bool = False
+) -> None:
+    wanted = tool("do-it", schema)
+    wanted["function"]["strict"] = strict
+    request = ChatRequest([Message("user", "?")], [wanted], tool_choice="required")
     for seed in range(3):
         got = generate(dialogue.prepare(1, request), vocabulary, max_tokens=700, seed=seed)
         calls = fold(got.deltas)[2]
         assert calls
         for _, arguments in calls:
             jsonschema.validate(json.loads(arguments), schema, format_checker=FORMAT_CHECKER)
+
+
+@pytest.mark.parametrize("name", ["google-gemma-4-31B-it-interleaved", "MiniMax-M3"])
+def test_a_strict_tool_that_a_dialect_cannot_obey_is_refused(name: str) -> None:
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    dialogue = dialogue_of(name)
+    pair = {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}]}
+    asked = tool("pair", {"type": "object", "properties": {"p": pair}})
+    dialogue.prepare(1, ChatRequest([Message("user", "?")], [asked]))
+    asked["function"]["strict"] = True
+    with pytest.raises(InvalidRequest, match="prefixItems"):
+        dialogue.prepare(1, ChatRequest([Message("user", "?")], [asked]))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from llm_server.chat.schemas import UNENFORCED, ignored_words, without_idle_words
+from llm_server.chat.schemas import UNENFORCED, enforceable, ignored_words, is_irregular
 
 BYTES = LLTokenizer("byte")
 VALUES: dict[str, Any] = {
@@ -53,7 +53,7 @@ def test_llguidance_does_not_know_the_unenforced_words(word: str) -> None:
 @pytest.mark.parametrize("schema", ENFORCED, ids=lambda schema: next(iter(schema)))
 def test_the_others_are_enforced(schema: dict[str, Any]) -> None:
     assert complaints(schema) == ""
-    assert ignored_words(schema) == [] and without_idle_words(schema) == schema
+    assert ignored_words(schema) == [] and enforceable(schema) == schema
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_what_says_nothing_is_no_reason_to_refuse(idle: dict[str, Any]) -> None:
     schema = {"$defs": {"x": {"type": "array", "items": {"type": "object"} | idle}}} | idle
     assert complaints(schema)
     assert ignored_words(schema) == []
-    cleaned = without_idle_words(schema)
+    cleaned = enforceable(schema)
     assert complaints(cleaned) == ""
     assert cleaned["$defs"]["x"]["items"]["type"] == "object"
 
@@ -89,4 +89,36 @@ def test_names_and_values_are_no_words() -> None:
         "required": ["not"],
         "default": {"propertyNames": True},
     }
-    assert ignored_words(schema) == [] and without_idle_words(schema) == schema
+    assert ignored_words(schema) == [] and enforceable(schema) == schema
+
+
+@pytest.mark.parametrize(
+    ("pattern", "irregular"),
+    [
+        ("(?!a)b", True),
+        ("(?<=a)b", True),
+        (r"\bfoo", True),
+        (r"(a)\1", True),
+        (r"(?<n>a)\k<n>", True),
+        ("(?<n>a)(?:b)", False),
+        (r"[(?=]", False),
+        (r"[^\](?!]", False),
+        (r"\\b\(?=", False),
+        (r"\d\S[\b]", False),
+    ],
+)
+def test_patterns_that_no_grammar_can_say(pattern: str, irregular: bool) -> None:
+    assert is_irregular(pattern) == irregular
+    schema: dict[str, Any] = {"properties": {"a": {"type": "string", "pattern": pattern}}}
+    assert ignored_words(schema) == (["pattern"] if irregular else [])
+    if irregular:
+        assert complaints(schema) and not complaints(enforceable(schema))
+
+
+@pytest.mark.parametrize("kind", ["integer", "number"])
+@pytest.mark.parametrize("end", [2**63 - 1, 2**63, 1.7976931348623157e308])
+def test_bounds_at_the_ends_of_64_bits(kind: str, end: float) -> None:
+    schema = {"type": kind, "minimum": -end, "maximum": end}
+    assert complaints(schema)
+    assert not complaints(enforceable({"items": schema}))
+    assert enforceable({"minimum": -5, "maximum": True}) == {"minimum": -5, "maximum": True}

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import math
+import json
 import re
 from collections.abc import Sequence
-from itertools import chain, product
 
 from llm_server.chat.grammar import Lark
+from llm_server.chat.schemas import is_irregular
+from llm_server.chat.syntax.alternatives import (
+    MAX_DEPTH,
+    Alternatives,
+    narrowed,
+    parts_of,
+    types_of,
+    values_of,
+)
 from llm_server.chat.syntax.format import Kind, ParamArgs, Wrapper
 from llm_server.chat.syntax.formats import FORMATS
 from llm_server.chat.syntax.literal import Slot, fill, text_of
 from llm_server.chat.syntax.patterns import search_regex
-from llm_server.chat.syntax.values import JsonValue, kinds_of, read_value, resolve
+from llm_server.chat.syntax.values import JsonValue, kinds_of, read_value
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import JsonObject
 
-MAX_DEPTH = 5
-MAX_BRANCHES = 64
-"""Most alternatives of one parameter: each is a part of the grammar."""
-
-_NOTES = frozenset({"title", "description", "default", "examples", "$comment", "deprecated"})
-"""What says nothing about values."""
-
-_TOGETHER = (
-    frozenset({"properties", "patternProperties", "additionalProperties"}),
-    frozenset({"items", "prefixItems"}),
-    frozenset({"if", "then", "else"}),
-)
-"""Words that mean something else when they stand in one schema."""
-
 _NUMBER = r"/-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,15})?/"
+_NUMBERS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
+"""What JSON Schema says of numbers."""
 TEXT = frozenset({"string"})
 _INTEGER = r"/-?(0|[1-9][0-9]{0,15})/"
 
@@ -47,6 +43,8 @@ class ParamGrammar:
         self._lark = lark
         self._args = args
         self._schema = schema
+        self._alternatives = Alternatives(schema, param)
+        self._written: dict[tuple[str, tuple[str, ...], int], str] = {}
         self._strict = strict
         self._param = param
 
@@ -93,7 +91,7 @@ class ParamGrammar:
     def parameter(self, key: str, schema: JsonValue) -> str:
         """An expression for one parameter."""
         head = self._lark.text(text_of(self._args.pre) + key)
-        branches = [(part, self._kinds(part)) for part in self._branches(schema)]
+        branches = [(part, self._kinds(part)) for part in self._alternatives.of(schema)]
         kinds = frozenset[str]().union(*(found for _, found in branches))
         texts = [part for part, found in branches if "string" in found and self._writes_text]
         options = [
@@ -129,48 +127,9 @@ class ParamGrammar:
         kinds = kinds_of(schema, self._schema)
         return kinds & self._args.wrappers.keys() or kinds
 
-    def _branches(self, schema: JsonValue, depth: int = 0) -> list[JsonValue]:
-        """The alternatives of a schema, each without alternatives of its own."""
-        schema = self._resolved(schema)
-        if isinstance(schema, dict) and depth < MAX_DEPTH:
-            for word in ("anyOf", "oneOf", "allOf"):
-                if not (isinstance(parts := schema.get(word), list) and parts):
-                    continue
-                rest = {key: value for key, value in schema.items() if key != word}
-                if word == "allOf":
-                    return self._all_of([rest, *parts], depth + 1)
-                return [b for part in parts for b in self._all_of([rest, part], depth + 1)]
-        return [schema]
-
-    def _all_of(self, parts: Sequence[JsonValue], depth: int) -> list[JsonValue]:
-        """The alternatives that are left where all of `parts` hold."""
-        found = [self._branches(part, depth) for part in parts if part is not True]
-        if math.prod(map(len, found)) > MAX_BRANCHES:
-            raise InvalidRequest(
-                f"The schema's `allOf` and `anyOf` make more than {MAX_BRANCHES} alternatives of "
-                "one parameter.",
-                param=self._param,
-                code="invalid_json_schema",
-            )
-        chosen = [[b for b in branch if isinstance(b, dict)] for branch in product(*found)]
-        return [_merged(branch) for branch in chosen if _agree(branch)] or [{}]
-
-    def _resolved(self, schema: JsonValue) -> JsonValue:
-        """`schema`, or what its local reference stands for."""
-        for _ in range(MAX_DEPTH):
-            if not (isinstance(schema, dict) and isinstance(schema.get("$ref"), str)):
-                break
-            rest = {key: value for key, value in schema.items() if key != "$ref"}
-            target = resolve(schema["$ref"], self._schema)
-            schema = {"allOf": [rest, target]} if rest.keys() - _NOTES else target
-        return schema
-
     def _json(self, schema: JsonValue, kinds: Sequence[str]) -> str:
-        narrowed = _narrowed(schema, kinds)
-        shared: JsonObject = {
-            key: self._schema[key] for key in ("$defs", "definitions") if key in self._schema
-        }
-        return self._lark.json({**shared, **narrowed}, spaced=True, lenient=not self._strict)
+        alone = self._alternatives.alone(narrowed(schema, kinds))
+        return self._lark.json(alone, spaced=True, lenient=not self._strict)
 
     def _around(self, wrapper: Wrapper, key: str) -> tuple[str, str]:
         post = text_of(fill(wrapper.post, {Slot.KEY: key}))
@@ -188,7 +147,7 @@ class ParamGrammar:
         mid = self._lark.text(text_of(wrapper.mid))
         post = text_of(fill(wrapper.post, {Slot.KEY: key}))
         schema = schema if isinstance(schema, dict) else {}
-        values, bounds = _values(schema), self._bounds(schema)
+        values, bounds = values_of(schema), self._bounds(schema)
         if values is not None:
             texts = [v for v in values if isinstance(v, str) and self._reads_back(v, kinds)]
             if not texts:
@@ -206,15 +165,26 @@ class ParamGrammar:
     def _bounds(self, schema: JsonObject) -> list[str]:
         """Regular expressions that all match the texts that a schema allows, but for its values."""
         bounds = []
-        for part in _parts(schema):
-            if isinstance(part.get("pattern"), str):
-                bounds.append(f"/{search_regex(part['pattern'], self._param)}/")
+        for part in parts_of(schema):
+            if isinstance(pattern := part.get("pattern"), str):
+                bounds += self._found(pattern)
             if part.get("format") in FORMATS:
                 bounds.append(f"/{FORMATS[part['format']]}/")
             low, high = part.get("minLength"), part.get("maxLength")
             if isinstance(low, int) or isinstance(high, int):
                 bounds.append(f"/(?s:.){{{low or 0},{high if isinstance(high, int) else ''}}}/")
         return bounds
+
+    def _found(self, pattern: str) -> list[str]:
+        """A regular expression for texts in which `pattern` is found; none where it is ignored."""
+        if not self._strict and is_irregular(pattern):
+            return []
+        try:
+            return [f"/{search_regex(pattern, self._param)}/"]
+        except InvalidRequest:
+            if self._strict:
+                raise
+            return []  # an anchor inside a group: llguidance's own patterns may have it
 
     def _body(self, bounds: list[str], post: str) -> str:
         """A regular expression for the texts within `bounds` before `post`."""
@@ -230,48 +200,78 @@ class ParamGrammar:
     def _value(self, schema: JsonValue, kinds: Sequence[Kind]) -> str:
         """A value of one of these kinds, as the dialect writes it."""
         if self._args.quote is not None or self._args.item or self._args.member:
-            return self._dialect(schema, kinds, 0)
+            return self._dialect(schema, kinds, 0) or self._nothing()
         if self._args.words[0] == "true" or set(kinds) <= {"number", "array", "object"}:
             return self._json(schema, kinds)
-        true, false, null = map(self._lark.text, self._args.words)
-        options = []
-        if "boolean" in kinds:
-            options.append(f"{true} | {false}")
-        if "null" in kinds:
-            options.append(null)
+        part = schema if isinstance(schema, dict) else {}
+        words = [kind for kind in ("boolean", "null") if kind in kinds]
+        options = [option for kind in words for option in self._of_kind(kind, part, 0)]
         rest: list[Kind] = [k for k in kinds if k not in ("boolean", "null")]
         if rest:
             options.append(self._json(schema, rest))
         return f"( {' | '.join(options)} )"
 
     def _dialect(self, schema: JsonValue, kinds: Sequence[str], depth: int) -> str:
-        branches = self._branches(schema)
-        schema = branches[0] if len(branches) == 1 else self._resolved(schema)
-        schema = schema if isinstance(schema, dict) else {}
-        options: list[str] = []
-        for kind in kinds:
-            if kind == "string":
-                options.append(self._dialect_text(schema))
-            elif kind == "number":
-                options.append(_INTEGER if schema.get("type") == "integer" else _NUMBER)
-            elif kind == "boolean":
-                options += [self._lark.text(word) for word in self._args.words[:2]]
-            elif kind == "null":
-                options.append(self._lark.text(self._args.words[2]))
-            elif kind == "array" and depth < MAX_DEPTH:
-                options.append(self._array(schema, depth))
-            elif kind == "object" and depth < MAX_DEPTH:
-                options.append(self._object(schema, depth))
-        return self._lark.rule(" | ".join(options) or self._lark.text(self._args.words[2]))
+        """A value in a syntax of its own; empty if there is none that is not too deep.
+
+        The same part at the same depth is written once.
+        """
+        key = json.dumps(schema, sort_keys=True), tuple(kinds), depth
+        if key not in self._written:
+            options: list[str] = []
+            for part in self._alternatives.of(schema):
+                part = part if isinstance(part, dict) else {}
+                found = kinds_of(part, self._schema)
+                for kind in kinds:
+                    if kind in found:
+                        options += filter(None, self._of_kind(kind, part, depth))
+            expression = " | ".join(dict.fromkeys(options))
+            self._written[key] = self._lark.rule(expression) if options else ""
+        return self._written[key]
+
+    def _nothing(self) -> str:
+        """In place of a value that there must be and cannot be."""
+        if self._strict:
+            raise InvalidRequest(
+                f"Values that lie deeper than {MAX_DEPTH} levels cannot be enforced in this "
+                "model's syntax of calls.",
+                param=self._param,
+                code="invalid_json_schema",
+            )
+        return self._lark.text(self._args.words[2])
+
+    def _of_kind(self, kind: str, schema: JsonObject, depth: int) -> list[str]:
+        """Expressions for the values of one kind; none for what lies too deep."""
+        values = values_of(schema)
+        if kind == "string":
+            return [self._dialect_text(schema)]
+        if kind == "number":
+            if values is not None or any(_NUMBERS & part.keys() for part in parts_of(schema)):
+                return [self._json(schema, ["number"])]
+            types = types_of(schema)
+            whole = "integer" in types and "number" not in types
+            return [_INTEGER if whole else _NUMBER]
+        if kind == "boolean":
+            words = zip((True, False), self._args.words, strict=False)
+            among = values if values is not None else [True, False]
+            return [self._lark.text(word) for value, word in words if _holds(among, value)]
+        if kind == "null":
+            return [self._lark.text(self._args.words[2])]
+        if depth >= MAX_DEPTH:
+            return []
+        return [self._array(schema, depth) if kind == "array" else self._object(schema, depth)]
 
     def _dialect_text(self, schema: JsonObject) -> str:
         opening, closing = self._args.quote or ("", "")
-        if not closing:
-            values = schema.get("enum")
-            if isinstance(values, list) and values:
-                return " | ".join(self._lark.text(v) for v in values if isinstance(v, str) and v)
-            return "/[^<>\\]]+/"
-        return self._text(Wrapper((opening,), (closing,)), "", schema)
+        if closing:
+            return self._text(Wrapper((opening,), (closing,)), "", schema)
+        values, bounds = values_of(schema), self._bounds(schema)
+        if values is not None and not bounds:
+            return " | ".join(self._lark.text(v) for v in values if isinstance(v, str) and v)
+        if values is not None:
+            texts = [value for value in values if isinstance(value, str)]
+            bounds.append(f"/{'|'.join(map(_escaped, texts))}/")
+        return self._lark.terminal(" & ".join(["/[^<>\\]]+/", *bounds]))
 
     def _inner(self, schema: JsonValue, depth: int) -> str:
         kinds = sorted(kinds_of(schema, self._schema))
@@ -280,13 +280,33 @@ class ParamGrammar:
         return self._dialect(schema, kinds, depth + 1)
 
     def _array(self, schema: JsonObject, depth: int) -> str:
+        """Items of one schema, as many as are allowed."""
+        for part in parts_of(schema):
+            if self._strict and ("prefixItems" in part or isinstance(part.get("items"), list)):
+                raise InvalidRequest(
+                    "prefixItems cannot be enforced in this model's syntax of calls; leave it out.",
+                    param=self._param,
+                    code="invalid_json_schema",
+                )
         inner = self._inner(schema.get("items"), depth)
+        low = max(_whole(part.get("minItems")) or 0 for part in parts_of(schema))
+        highs = [high for p in parts_of(schema) if (high := _whole(p.get("maxItems"))) is not None]
+        high = max(low, min(highs)) if highs else None
+        if not inner and low:
+            inner = self._nothing()
+        elif not inner:
+            high = 0
         if self._args.item is not None:
             before = self._lark.text(text_of(self._args.item.mid))
             after = self._lark.text(text_of(self._args.item.post))
-            return self._lark.rule(f"( {before} {inner} {after} )*")
-        few = "" if schema.get("minItems") else '"" | '
-        return self._lark.rule(f'"[" ( {few}{inner} ( "," {inner} )* ) "]"')
+            if high == 0:
+                return '""'
+            return self._lark.rule(f"( {before} {inner} {after} ){_times(low, high)}")
+        if high == 0:
+            return '"[]"'
+        more = f'( "," {inner} ){_times(max(0, low - 1), None if high is None else high - 1)}'
+        few = "" if low else '"" | '
+        return self._lark.rule(f'"[" ( {few}{inner} {more} ) "]"')
 
     def _object(self, schema: JsonObject, depth: int) -> str:
         properties = schema.get("properties") or {}
@@ -294,6 +314,9 @@ class ParamGrammar:
         parts = []
         for key, part in properties.items():
             value = self._inner(part, depth)
+            if not value and key not in required:
+                continue
+            value = value or self._nothing()
             if self._args.member is not None:
                 opening = text_of(self._args.pre) + key + text_of(self._args.member.mid)
                 closing = text_of(fill(self._args.member.post, {Slot.KEY: key}))
@@ -307,62 +330,18 @@ class ParamGrammar:
         return self._lark.rule(f'"{{" {inside} "}}"')
 
 
-def _narrowed(schema: JsonValue, kinds: Sequence[str]) -> JsonObject:
-    """`schema` for some of the kinds it allows."""
-    base: JsonObject = schema if isinstance(schema, dict) else {}
-    if set(kinds) == set(kinds_of(base)):
-        return base
-    allowed = [kind for kind in kinds if kind != "number" or "integer" not in _types(base)]
-    if "number" in kinds and "integer" in _types(base):
-        allowed.append("integer")
-    return (
-        {"allOf": [base, {"type": allowed}]}
-        if base.get("type") is None
-        else {
-            **base,
-            "type": allowed,
-        }
-    )
+def _whole(bound: JsonValue) -> int | None:
+    """A number of items; None for what is none."""
+    return int(bound) if isinstance(bound, int | float) and not isinstance(bound, bool) else None
 
 
-def _types(schema: JsonObject) -> list[str]:
-    types = schema.get("type")
-    return types if isinstance(types, list) else [types] if isinstance(types, str) else []
+def _times(low: int, high: int | None) -> str:
+    return f"{{{low},{'' if high is None else high}}}"
 
 
-def _parts(schema: JsonObject) -> list[JsonObject]:
-    """A schema without alternatives, and the parts that `_merged` left in its `allOf`."""
-    return [schema, *schema.get("allOf", ())]
-
-
-def _agree(parts: Sequence[JsonObject]) -> bool:
-    """Whether some type of value is allowed by all of `parts`."""
-    return bool(frozenset.intersection(kinds_of(None), *map(kinds_of, parts)))
-
-
-def _merged(parts: Sequence[JsonObject]) -> JsonObject:
-    """One schema for all of `parts`, which have no alternatives; what does not go together stays
-    in its `allOf`."""
-    whole: JsonObject = {}
-    others: list[JsonObject] = []
-    for part in chain.from_iterable(map(_parts, parts)):
-        bare = {key: value for key, value in part.items() if key not in _NOTES | {"allOf"}}
-        split = any(keys & whole.keys() and keys & bare.keys() for keys in _TOGETHER)
-        if split or any(whole.get(key, value) != value for key, value in bare.items()):
-            others.append(bare)
-        else:
-            whole = {**whole, **bare}
-    return {**whole, "allOf": others} if others else whole
-
-
-def _values(schema: JsonObject) -> list[JsonValue] | None:
-    """The only values that a schema allows, if it lists them."""
-    found: list[JsonValue] | None = None
-    for part in _parts(schema):
-        values = [part["const"]] if "const" in part else part.get("enum")
-        if isinstance(values, list) and values:
-            found = values if found is None else [value for value in found if value in values]
-    return found
+def _holds(values: Sequence[JsonValue], boolean: bool) -> bool:
+    """Whether this very value is among them: for Python 1 is True."""
+    return any(value is boolean for value in values)
 
 
 def _escaped(text: str) -> str:

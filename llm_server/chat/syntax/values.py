@@ -11,6 +11,7 @@ import html
 import json
 import re
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 from llm_server.chat.syntax.format import ParamArgs
 from llm_server.chat.syntax.literal import Slot, fill, text_of
@@ -231,8 +232,12 @@ def kinds_of(schema: JsonValue, root: JsonValue = None, depth: int = 0) -> froze
 def resolve(reference: str, root: JsonValue) -> JsonValue:
     """What a local reference of a schema stands for; None if nothing."""
     target = root
-    for part in reference.removeprefix("#").split("/")[1:]:
-        target = target.get(part) if isinstance(target, dict) else None
+    for part in unquote(reference).removeprefix("#").split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(target, list):
+            target = target[int(key)] if key.isdecimal() and int(key) < len(target) else None
+        else:
+            target = target.get(key) if isinstance(target, dict) else None
     return target
 
 
