@@ -128,6 +128,7 @@ class Constraint:
         self._exit: list[int] | None = None
         self._looked_at = -EVERY
         self.finished = False
+        self.cut = False
         if not thinking:
             self._begin(plan.head)
 
@@ -387,6 +388,7 @@ class Constraint:
         if stale:
             self._exit, self._looked_at = self._way_out.find(self._matcher), self._n_seen
         self.finished = self._exit == []
+        self.cut = self.cut or not self.finished
         return list(self._exit or ())
 
     def _check(self) -> None:

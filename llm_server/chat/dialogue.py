@@ -27,6 +27,8 @@ from llm_server.worker.messages import ChatRequest, JsonObject, Message
 
 _NO_THOUGHT = {"enable_thinking": False, "thinking": False}
 """The switches of published templates; a model that has none is cut short instead."""
+_THOUGHT = dict.fromkeys(_NO_THOUGHT, True)
+_EFFORTS = ("low", "medium", "high", "xhigh")
 
 N_TURNS = 4
 """How many of the last user turns get a boundary."""
@@ -114,6 +116,8 @@ class Dialogue:
         kwargs = request.template_kwargs
         if request.reasoning_budget == 0:
             kwargs = {**_NO_THOUGHT, **kwargs}
+        elif kwargs.get("reasoning_effort") in _EFFORTS:
+            kwargs = {**_THOUGHT, **kwargs}
         try:
             return self.template.render(messages, tools, generate, kwargs)
         except TemplateError:
@@ -152,8 +156,11 @@ class Dialogue:
         end = _joined(segments).rstrip()[-256:]
         if self.syntax.content_open and end.endswith(self.syntax.content_open.rstrip()):
             return "content", False
-        if reasoning is None or end.endswith(reasoning.close):
+        if reasoning is None:
             return "start", False
+        if end.endswith(reasoning.close):
+            # Where messages follow one another, every prompt ends like the end of a thought.
+            return "start", bool(self.syntax.switch)
         if end.endswith(reasoning.open):
             return "reasoning", False
         return "start", True
@@ -177,12 +184,17 @@ class Dialogue:
         return [(token, text) for token, text in texts if text]
 
     def _call_markers(self) -> frozenset[int]:
-        """The tokens that would begin a call, where these are markers of their own."""
-        marker = pieces(self.syntax.calls.trigger)[:1]
-        if not marker or not is_marker(marker[0]):
-            return frozenset()
-        tokens = self._vocabulary.tokenize(marker[0], parse_special=True)
-        return frozenset(tokens) if len(tokens) == 1 else frozenset()
+        """The token that would begin a call, where it is a marker that stands nowhere else."""
+        syntax = self.syntax
+        others = [syntax.content_open, syntax.content_close, syntax.switch]
+        if syntax.reasoning is not None:
+            others += [syntax.reasoning.open, syntax.reasoning.close]
+        for marker in pieces(syntax.calls.trigger):
+            if is_marker(marker) and not any(marker in other for other in others):
+                tokens = self._vocabulary.tokenize(marker, parse_special=True)
+                one = tokens if len(tokens) == 1 else ()
+                return frozenset(one).difference(self._vocabulary.eog)
+        return frozenset()
 
     def _split_thought(self, message: Message) -> Message:
         """A client may send an answer back with its thought in the text."""

@@ -72,6 +72,7 @@ _PROBE_TOOL: JsonObject = {
 }
 
 Scalar = str | int | float | bool
+_RESULTS = "tool_responses"
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -80,12 +81,14 @@ class Style:
     """What a template wants in an assistant message with tool calls.
 
     `empty` is what stands for no content: an empty text, None, or no such key. `several` and
-    `beside`: whether it shows a second call, and calls beside text, in one message.
+    `beside`: whether it shows a second call, and calls beside text, in one message. `results`: what
+    the tools answered comes as messages of theirs or, as Gemma 4 has it, inside that message.
     """
 
     arguments: Literal["object", "text"] = "object"
     empty: Literal["text", "none", "absent"] = "text"
     ids: Literal["given", "short", "named"] = "given"
+    results: Literal["inside", "messages"] = "messages"
     several: bool = True
     beside: bool = True
 
@@ -125,6 +128,7 @@ class ChatTemplate:
         keys = {n.attr for n in tree.find_all(nodes.Getattr)}
         keys |= {n.value for n in tree.find_all(nodes.Const) if isinstance(n.value, str)}
         self._reasoning_keys = [key for key in _REASONING_KEYS if key in keys]
+        self._takes_results = _RESULTS in keys
 
     def render(
         self,
@@ -180,10 +184,13 @@ class ChatTemplate:
     @cached_property
     def style(self) -> Style:
         """The first style in which a call and its result come out whole; measured once."""
-        for empty, arguments, ids in product(
-            ("text", "none", "absent"), ("object", "text"), ("given", "short", "named")
+        for results, empty, arguments, ids in product(
+            ("inside", "messages") if self._takes_results else ("messages",),
+            ("text", "none", "absent"),
+            ("object", "text"),
+            ("given", "short", "named"),
         ):
-            style = Style(arguments, empty, ids)  # type: ignore[arg-type]
+            style = Style(arguments, empty, ids, results)  # type: ignore[arg-type]
             if self._style_works(style):
                 return replace(
                     style,
@@ -259,7 +266,13 @@ class ChatTemplate:
         return "".join(pieces)
 
     def _dicts(self, messages: list[Message], style: Style) -> Iterator[dict[str, Any]]:
+        calls: dict[str, str] = {}
+        results: list[JsonObject] | None = None  # where those behind the last calls belong
         for message in messages:
+            if message.role == "tool" and results is not None:
+                name = message.name or calls.get(message.tool_call_id or "", "")
+                results.append({"name": name, "response": _object(message.content or "")})
+                continue
             entry: dict[str, Any] = {"role": message.role}
             if message.content or not message.tool_calls or style.empty == "text":
                 entry["content"] = message.content or ""
@@ -273,6 +286,10 @@ class ChatTemplate:
                 entry["tool_calls"] = [
                     _call(call, index, style) for index, call in enumerate(message.tool_calls)
                 ]
+            results = None
+            if message.tool_calls and style.results == "inside":
+                calls |= {call.id: call.name for call in message.tool_calls}
+                entry[_RESULTS] = results = []
             if message.tool_call_id is not None:
                 entry["tool_call_id"] = _call_id(message.tool_call_id, style)
             yield entry

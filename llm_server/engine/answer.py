@@ -50,9 +50,13 @@ class TextParser(Protocol):
 
 
 class TokenConstraint(Protocol):
-    """What may come next (`chat/constraint`)."""
+    """What may come next (`chat/constraint`).
+
+    `cut`: the answer would have gone on, and was brought to an end that fits its grammar.
+    """
 
     finished: bool
+    cut: bool
 
     @property
     def calling(self) -> bool: ...
@@ -240,5 +244,7 @@ class Answer:
         if held:
             self._deltas.extend(self._parser.feed(held))
         self._deltas.extend(self._parser.close())
+        if self._constraint and self._constraint.cut:
+            reason = "length"
         calls = reason == "stop" and self._parser.n_calls > 0
         self.reason = "tool_calls" if calls else reason

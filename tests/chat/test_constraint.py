@@ -405,6 +405,92 @@ def test_none_bans_the_marker_of_calls() -> None:
     assert [vocabulary.text(token) for token in prepared.banned] == ["<tool_call>"]
 
 
+@pytest.mark.parametrize("name", ["openai-gpt-oss-120b", "Kimi-K3", "GigaChat3-10B-A1.8B"])
+def test_none_bans_nothing_that_an_answer_needs(name: str) -> None:
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    markers = sorted(_markers(dialogue_of(name).syntax))
+    d = Dialogue(TEMPLATES[name], ByteVocabulary(["<s>", "</s>", *markers], words=WORDS))
+    reasoning = d.syntax.reasoning
+    needed = [d.syntax.content_open, d.syntax.content_close, d.syntax.switch]
+    needed += [reasoning.open, reasoning.close] if reasoning else []
+    for tools in ([], TOOLS):
+        prepared = d.prepare(1, ChatRequest(QUESTION, tools, tool_choice="none"))
+        banned = [d._vocabulary.text(token) for token in prepared.banned]
+        assert not any(text in other for text in banned for other in needed)
+
+
+def test_a_model_that_thinks_in_messages_may_think_before_its_json() -> None:
+    name = "openai-gpt-oss-120b"
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    markers = sorted(_markers(dialogue_of(name).syntax))
+    vocabulary = ByteVocabulary(["<s>", "</s>", *markers], words=WORDS)
+    d = Dialogue(TEMPLATES[name], vocabulary)
+    wanted = ResponseFormat("json_schema", COUNT)
+    thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    prepared = d.prepare(1, ChatRequest(QUESTION, response_format=wanted))
+    got = generate(prepared, vocabulary, script=thought, max_tokens=300)
+    content, reasoning, _ = fold(got.deltas)
+    assert reasoning == "Hm."
+    jsonschema.validate(json.loads(content), COUNT)
+    prepared = d.prepare(1, ChatRequest(QUESTION, TOOLS, tool_choice="required"))
+    got = generate(prepared, vocabulary, script=thought, max_tokens=900)
+    assert arguments(fold(got.deltas)[2])
+
+
+def test_an_effort_turns_thoughts_on_where_templates_have_a_switch() -> None:
+    switch = CHATML.replace("enable_thinking is defined and not", "not")
+    d, _ = build(switch)
+    for effort, thinks in (("high", True), ("low", True), ("minimal", False), (None, False)):
+        kwargs = {"reasoning_effort": effort} if effort else {}
+        prompt = "".join(s.text for s in d.render(ChatRequest(QUESTION, template_kwargs=kwargs)))
+        assert ("</think>" not in prompt) == thinks
+    off = ChatRequest(
+        QUESTION, template_kwargs={"reasoning_effort": "high", "enable_thinking": False}
+    )
+    assert "</think>" in "".join(s.text for s in d.render(off))
+
+
+CALL = '<tool_call>\n{"name": "do-it", "arguments": {"x": 5}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("behind", ["", "\n", " \n\n"])
+def test_blanks_behind_a_call_promise_no_other(behind: str) -> None:
+    d, vocabulary = build(markers=HERMES_MARKERS)
+    constraint = d.prepare(1, ChatRequest(QUESTION, TOOLS)).constraint
+    assert constraint is not None
+    for token in vocabulary.tokenize(CALL + behind, parse_special=True):
+        assert not constraint.refuses(token)
+        mask = constraint.mask()
+        assert mask is None or _allows(mask, token)
+        constraint.accept(token)
+    mask = constraint.mask()
+    assert mask is not None
+    assert any(_allows(mask, token) for token in vocabulary.eog)
+    assert _allows(mask, vocabulary.tokenize("\n", parse_special=False)[0])
+
+
+def _allows(mask: np.ndarray, token: int) -> bool:
+    return bool(int(mask[token >> 5]) >> (token & 31) & 1)
+
+
+def test_an_answer_that_was_cut_says_so() -> None:
+    d, vocabulary = build()
+    wanted = ResponseFormat("json_schema", {"type": "array", "items": {"const": 7}})
+    for max_tokens, cut in ((200, False), (80, True)):
+        constraint = d.prepare(1, ChatRequest(QUESTION, response_format=wanted)).constraint
+        assert constraint is not None
+        text, said = "[" + ",".join("7" * 60) + "]", ""
+        while not constraint.finished and said != text:
+            forced = constraint.forced(max_tokens - len(said))
+            for token in forced or vocabulary.tokenize(text[len(said)], parse_special=False):
+                constraint.accept(token)
+                said += vocabulary.text(token)
+        assert constraint.cut == cut
+        assert len(json.loads(said)) == 60 or cut
+
+
 SCHEMA = {
     "type": "object",
     "properties": {

@@ -164,6 +164,52 @@ def check(
             jsonschema.validate(json.loads(arguments), schema, format_checker=FORMAT_CHECKER)
 
 
+@pytest.mark.parametrize(
+    ("schema", "said", "value"),
+    [
+        ({"type": "object"}, '{theme:<|"|>dark<|"|>,n:3}', {"theme": "dark", "n": 3}),
+        (
+            {"type": "object", "additionalProperties": {"type": "integer"}},
+            "{a:1,b:2}",
+            {"a": 1, "b": 2},
+        ),
+        ({"type": "array", "items": {"type": "object"}}, "[{a:1}]", [{"a": 1}]),
+        ({"type": "object", "additionalProperties": False}, "{}", {}),
+    ],
+)
+def test_objects_of_any_members_in_a_dialect(schema: Any, said: str, value: Any) -> None:
+    name = "google-gemma-4-31B-it-interleaved"
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    dialogue = dialogue_of(name)
+    wanted = tool("do-it", {"type": "object", "properties": {"p": schema}, "required": ["p"]})
+    request = ChatRequest([Message("user", "?")], [wanted])
+    script = "<|tool_call>call:do-it{p:" + said + "}<tool_call|>"
+    vocabulary = dialogue._vocabulary
+    got = generate(dialogue.prepare(1, request), vocabulary, script=script, max_tokens=400)  # type: ignore[arg-type]
+    assert json.loads(fold(got.deltas)[2][0][1]) == {"p": value}
+
+
+def test_parameters_come_in_the_order_that_a_template_shows() -> None:
+    name = "google-gemma-4-31B-it-interleaved"
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    dialogue = dialogue_of(name)
+    text = {"type": "string"}
+    place = {"type": "object", "properties": {"b": text, "a": text}}
+    properties = {"unit": text, "City": text, "at": place}
+    wanted = tool("do-it", {"type": "object", "properties": properties, "required": ["City"]})
+    said = '{at:{a:<|"|>x<|"|>,b:<|"|>y<|"|>},City:<|"|>Rome<|"|>,unit:<|"|>c<|"|>}'
+    got = generate(
+        dialogue.prepare(1, ChatRequest([Message("user", "?")], [wanted])),
+        dialogue._vocabulary,  # type: ignore[arg-type]
+        script=f"<|tool_call>call:do-it{said}<tool_call|>",
+        max_tokens=400,
+    )
+    called = json.loads(fold(got.deltas)[2][0][1])
+    assert called == {"at": {"a": "x", "b": "y"}, "City": "Rome", "unit": "c"}
+
+
 @pytest.mark.parametrize("name", ["google-gemma-4-31B-it-interleaved", "MiniMax-M3"])
 def test_a_strict_tool_that_a_dialect_cannot_obey_is_refused(name: str) -> None:
     if name not in TEMPLATES:

@@ -272,3 +272,26 @@ def test_published_templates_render(name: str) -> None:
     assert t.render_text(CONVERSATION[:2], [TOOL]).count("Zürich") == 1
     if name not in NO_TOOL_ROLE:
         assert "sunny" in t.render_text(CONVERSATION, [TOOL])
+
+
+RESULTS = """{% for m in messages %}<{{ m.role }}>{% for c in m.tool_calls or [] %}call {{
+c.function.name }} {{ c.function.arguments }}{% endfor %}{% for r in m.tool_responses or [] %}
+response {{ r.name }} {{ r.response.t if r.response is mapping else r.response }}{% endfor %}{{
+m.content or '' }}</{{ m.role }}>{% endfor %}"""
+
+
+def test_results_stand_where_a_template_has_them_inside_the_calls_message() -> None:
+    template = ChatTemplate(RESULTS, "", "")
+    calls = [FunctionCall("a", "first", "{}"), FunctionCall("b", "second", "{}")]
+    text = template.render_text(
+        [
+            Message("user", "Q"),
+            Message("assistant", None, tool_calls=calls),
+            Message("tool", '{"t": 21}', tool_call_id="b"),
+            Message("tool", "rain", tool_call_id="a"),
+            Message("assistant", "Fine."),
+        ]
+    )
+    assert "<tool>" not in text
+    assert text.count("<assistant>") == 2
+    assert "response second 21" in text and "response first rain" in text

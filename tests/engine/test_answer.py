@@ -27,6 +27,7 @@ class Script:
     ) -> None:
         self.seen: list[int] = []
         self.finished = False
+        self.cut = False
         self.calling = False
         self._forced = forced
         self._finish_at = finish_at
@@ -103,6 +104,14 @@ def test_an_end_that_comes_too_early_is_replaced() -> None:
     bench.submit(1, prompt, max_tokens=2, constraint=Script({}, instead=[21]))
     end_of(bench)
     assert bench.texts[1] == text([21, next_token([*prompt, 21])])
+
+
+def test_an_answer_that_was_brought_to_its_end_is_not_whole() -> None:
+    bench = Bench()
+    script = Script({}, finish_at=2)
+    script.cut = True
+    bench.submit(1, PROMPT, max_tokens=50, constraint=script)
+    assert end_of(bench).reason == "length"
 
 
 def test_an_answer_with_calls_says_so() -> None:

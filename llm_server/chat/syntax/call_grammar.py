@@ -89,14 +89,21 @@ class CallGrammar:
         return " | ".join(parts)
 
     def _rest(self, name: str) -> str:
-        """What follows the arguments of a call of `name`: the end, or the next call."""
+        """What follows the arguments of a call of `name`: the end, or the next call.
+
+        Where another may come, blanks behind the end are no promise of it: some models end their
+        turn on a line of its own.
+        """
         depends = any(Slot.LAST in lit for lit in (self._end, self._again) if lit is not None)
         key = name if depends else None
         if key not in self._rests:
             self._rests[key] = rule = self._lark.name()
-            end = self.literal(self._end, name, name) or '""'
-            more = "" if self._again is None else f" | {self._alternatives(self._again, name)}"
-            self._lark.define(rule, end + more)
+            end = self.literal(self._end, name, name)
+            if self._again is None:
+                self._lark.define(rule, end or '""')
+            else:
+                ended = f"{end} /[ \\n]{{0,4}}/" if end else '""'
+                self._lark.define(rule, f"{ended} | {self._alternatives(self._again, name)}")
         return self._rests[key]
 
     def literal(self, literal: Literal, name: str, last: str | None, *, loose: bool = False) -> str:

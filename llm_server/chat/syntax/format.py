@@ -40,7 +40,8 @@ class ParamArgs:
     needed, or as JSON. `quote` opens and closes texts inside arrays and objects of a dialect
     without JSON's quotes; `item` and `member` wrap values there when they are elements.
     `words` are the spellings of true, false and null. `wrappers` lacks "null" where the model is
-    shown calls without the parameters that are null: then a missing one stands for null.
+    shown calls without the parameters that are null: then a missing one stands for null. `sorts`:
+    it is shown parameters and members in alphabetical order, whatever the schema's.
     """
 
     pre: Literal
@@ -51,6 +52,7 @@ class ParamArgs:
     item: Wrapper | None = None
     member: Wrapper | None = None
     words: tuple[str, str, str] = ("true", "false", "null")
+    sorts: bool = False
 
     @property
     def bare(self) -> bool:

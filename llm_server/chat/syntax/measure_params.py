@@ -47,6 +47,11 @@ def measure_params(body: str, render: Render) -> tuple[ParamArgs, str, str, str]
         return None
 
 
+def _sorts(render: Render) -> bool:
+    turned = render(dict(zip(KEYS[::-1], VALUES[::-1], strict=True))) or ""
+    return 0 <= turned.find(VALUES[0]) < turned.find(VALUES[1])
+
+
 def _measure(body: str, render: Render) -> tuple[ParamArgs, str, str, str]:
     key_a, rest = _cut(body, KEYS[0])
     mid, rest = _cut(rest, VALUES[0])
@@ -73,6 +78,7 @@ def _measure(body: str, render: Render) -> tuple[ParamArgs, str, str, str]:
         item=values.item,
         member=values.member,
         words=values.words(),
+        sorts=_sorts(render),
     )
     if args.escape == "json":
         wrappers["string"] = wrappers["number"]

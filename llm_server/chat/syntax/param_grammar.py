@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from llm_server.chat.grammar import Lark
 from llm_server.chat.schemas import is_irregular
@@ -27,6 +27,7 @@ from llm_server.worker.messages import JsonObject
 _NUMBER = r"/-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,15})?/"
 _NUMBERS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
 """What JSON Schema says of numbers."""
+_NAME = "/[a-zA-Z_][a-zA-Z0-9_]{0,63}/"
 TEXT = frozenset({"string"})
 _INTEGER = r"/-?(0|[1-9][0-9]{0,15})/"
 
@@ -55,13 +56,18 @@ class ParamGrammar:
         if not properties:
             return "" if self._schema.get("additionalProperties") is False else self._free()
         parts = []
-        for key, part in properties.items():
+        for key, part in self._in_order(properties):
             kinds = kinds_of(part, self._schema)
             # Where null is not written, a parameter that may be null may be left out.
             may_lack = "null" in kinds and "null" not in self._args.wrappers
             if not may_lack or kinds != {"null"}:
                 parts.append((self.parameter(key, part), key in required and not may_lack))
         return self._sequence(parts, text_of(self._args.separator))
+
+    def _in_order(self, properties: JsonObject) -> Iterator[tuple[str, JsonValue]]:
+        """Parameters or members as the model writes them; by Jinja's `dictsort` if it sorts."""
+        names = sorted(properties, key=str.lower) if self._args.sorts else list(properties)
+        return ((name, properties[name]) for name in names)
 
     def _sequence(self, parts: Sequence[tuple[str, bool]], separator: str) -> str:
         """Some of the parts in their order, the required ones at least, separators between."""
@@ -82,9 +88,8 @@ class ParamGrammar:
         wrapper = self._args.wrappers["string"]
         if any(isinstance(part, Slot) for part in wrapper.post):
             return ""
-        key = "/[a-zA-Z_][a-zA-Z0-9_]{0,63}/"
         pre = self._lark.text(text_of(self._args.pre))
-        one = self._lark.rule(f"{pre} {key} {self._text(wrapper, '', {})}")
+        one = self._lark.rule(f"{pre} {_NAME} {self._text(wrapper, '', {})}")
         between = self._lark.text(text_of(self._args.separator))
         return self._lark.rule(f'"" | {one} ( {between} {one} )*')
 
@@ -312,7 +317,7 @@ class ParamGrammar:
         properties = schema.get("properties") or {}
         required = set(schema.get("required") or ())
         parts = []
-        for key, part in properties.items():
+        for key, part in self._in_order(properties):
             value = self._inner(part, depth)
             if not value and key not in required:
                 continue
@@ -326,8 +331,17 @@ class ParamGrammar:
             parts.append((self._lark.rule(member), key in required))
         if self._args.member is not None:
             return self._sequence(parts, "") if parts else '""'
-        inside = self._sequence(parts, ",") if parts else ""
+        inside = self._sequence(parts, ",") if parts else self._free_members(schema, depth)
         return self._lark.rule(f'"{{" {inside} "}}"')
+
+    def _free_members(self, schema: JsonObject, depth: int) -> str:
+        """Members of any name, where a schema names none and forbids none."""
+        others = schema.get("additionalProperties", {})
+        value = "" if others is False else self._inner(others, depth)
+        if not value:
+            return ""
+        one = self._lark.rule(f'{_NAME} ":" {value}')
+        return self._lark.rule(f'"" | {one} ( "," {one} )*')
 
 
 def _whole(bound: JsonValue) -> int | None:
