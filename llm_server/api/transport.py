@@ -43,7 +43,9 @@ class Limits:
     body_s_per_mb: float = 20.0
     """Added to `body_s` for each megabyte that has arrived."""
     write_s: float = 30.0
-    """How long a client may leave a full buffer unread."""
+    """How long a client may read nothing worth mentioning of what waits for it."""
+    read_bytes: int = 32 * 1024
+    """What is worth mentioning: 1 kB a second."""
     url: int = 8192
     header_bytes: int = 32 * 1024
     headers: int = 64
@@ -136,7 +138,7 @@ class Connection(HttpToolsProtocol):
         self.pipeline.clear()
         if not self._in_head and not self._in_body:
             self.transport.close()
-            self.loop.call_later(self.limits.write_s, self.transport.abort)
+            self._expect_reading()
         elif not self.transport.is_closing():
             self.flow.resume_reading()
             self.transport.write_eof()
@@ -151,14 +153,29 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client reads slower than we write."""
         super().pause_writing()
-        self._unread = self.loop.call_later(self.limits.write_s, self.transport.abort)
+        self._expect_reading()
 
     def resume_writing(self) -> None:
         """The client has caught up."""
-        if self._unread is not None:
+        if self._unread is not None and not self.transport.is_closing():
             self._unread.cancel()
             self._unread = None
         super().resume_writing()
+
+    def _expect_reading(self) -> None:
+        """Have an eye on how much of the written data is left, as long as some is."""
+        if self._unread is not None:
+            self._unread.cancel()
+        left = self.transport.get_write_buffer_size()
+        self._unread = self.loop.call_later(self.limits.write_s, self._check_reading, left)
+
+    def _check_reading(self, before: int) -> None:
+        self._unread = None
+        left = self.transport.get_write_buffer_size()
+        if left == 0 or before - left >= self.limits.read_bytes:
+            self._expect_reading()
+        else:
+            self.transport.abort()
 
     def _await_head(self) -> None:
         self._receipt = self.loop.call_later(self.limits.head_s, self._too_slow)

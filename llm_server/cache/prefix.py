@@ -249,11 +249,14 @@ class PrefixCache:
     # ---- keeping on disk -----------------------------------------------------------------------
 
     @property
+    def copying(self) -> bool:
+        """Whether something that is to be stored is still to be copied out."""
+        return self._disk is not None and self._disk.pending
+
+    @property
     def unsaved(self) -> bool:
-        """Whether `save_some` has something to do."""
-        return self._disk is not None and (
-            self._disk.pending or self._endangered(busy=False) is not None
-        )
+        """Whether `save_some` has something to do, if nobody is in a hurry."""
+        return self.copying or self._endangered(busy=False) is not None
 
     def persist(self, tokens: Sequence[int], namespace: str) -> None:
         """Store these tokens as a head: first to be written, last to be evicted."""

@@ -197,6 +197,8 @@ class ChunkStore:
     def holds(self, chain: Chain, start: int, stop: int, kind: Kind = Kind.RANGE) -> bool:
         """Whether that chunk is stored or about to be: ask before copying cells out.
 
+        Others may have evicted or cleared it, so the folder is asked, too.
+
         Raises:
             ValueError: [start, stop) is not a chunk of `chain`.
         """
@@ -205,7 +207,13 @@ class ChunkStore:
         if key in self._writer:
             return True
         with self._lock:
-            return self._index.get(key) is not None
+            known = self._index.get(key)
+        if known is None:
+            return False
+        if self._reading.attempt(lambda: self._folder.find(known)) is None:
+            self._forget(known)
+            return False
+        return True
 
     def load(self, hit: Hit) -> memoryview | None:
         """The payload, read and verified, or None: then it is a miss, whatever `match` said."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -19,8 +20,9 @@ from llm_server.doctor.finding import (
     pinned_llama,
     rebuild_command,
 )
+from llm_server.programs import PYTHON, with_source
 
-PROBE = (sys.executable, "-m", "llm_server.doctor.probe")
+PROBE = (*PYTHON, "llm_server.doctor.probe")
 _TIMEOUT_S = 60
 
 FEATURES = {
@@ -62,7 +64,12 @@ def examine(command: Sequence[str] = PROBE) -> Native | Finding:
     """Ask llama.cpp in a process of its own; the finding is why that did not work."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+            env=with_source(os.environ),
         )
     except subprocess.TimeoutExpired:
         return Finding("llama.cpp", "fail", "does not load in a minute", rebuild_command())

@@ -86,8 +86,8 @@ class Engine:
 
     @property
     def unsaved(self) -> bool:
-        """Whether something that is to be stored has not been handed to the store yet."""
-        return self._cache.unsaved
+        """Whether something that was asked to be stored has not been handed to the store yet."""
+        return self._cache.copying
 
     @property
     def blocked(self) -> bool:

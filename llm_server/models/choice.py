@@ -64,7 +64,7 @@ class Choice:
         if default is not None and (resident := self._residents.get(default)) is not None:
             if not resident.worker.outdated:
                 return default
-        if self._loader.loading is not None:
+        if self._loader.loading is not None and self._loader.loads_text:
             return self._loader.loading
         await asyncio.to_thread(self._registry.scan)
         if default is not None and (same := self._registry.at(default.name)) is not None:

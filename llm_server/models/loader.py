@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 
 from llm_server.errors import ErrorInfo, RemoteError, ServerError
+from llm_server.models.memory import embeds
 from llm_server.models.plan import Plan
 from llm_server.models.policy import Crashes
 from llm_server.models.registry import ModelFile
@@ -50,6 +51,8 @@ class Loader:
     totals: Totals = field(default_factory=Totals)
     """What all workers have done."""
     loading: ModelFile | None = None
+    loads_text: bool = False
+    """Whether `loading` will write texts, and no vectors."""
     fraction: float = 0.0
     """How much of `loading` has been read, 0 to 1."""
     last_error: ErrorInfo | None = None
@@ -60,6 +63,7 @@ class Loader:
         """A new worker with the model loaded, after the pause that earlier crashes earned it."""
         crashes = self._crashes.setdefault(plan.model.name, Crashes())
         self.loading, self.fraction = plan.model, 0.0
+        self.loads_text = not embeds(plan.facts, plan.config)
         try:
             await asyncio.sleep(max(0.0, crashes.not_before - time.monotonic()))
             started = time.monotonic()

@@ -289,7 +289,7 @@ def _files(
             continue  # Missing, or not ours to read: the same as empty.
         for entry in entries:
             # The depth ends loops of links.
-            if entry.is_dir(follow_symlinks=follow):
+            if _is_folder(entry, follow):
                 if depth < MAX_DEPTH and not entry.name.startswith("."):
                     pending.append((Path(entry.path), f"{prefix}{entry.name}/", depth + 1))
             elif entry.name.endswith((".gguf", _TEMPLATE)):
@@ -305,6 +305,13 @@ def _parts(path: Path) -> Iterator[tuple[str, Path, os.stat_result]]:
     for part in map(path.with_name, split.names if split else (path.name,)):
         if info := _status(part):
             yield part.name, part, info
+
+
+def _is_folder(entry: os.DirEntry[str], follow: bool) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=follow)
+    except OSError:
+        return False  # A link to itself, or into a folder that is not ours to read.
 
 
 def _leads_out(entry: os.DirEntry[str], root: Path) -> bool:

@@ -65,6 +65,7 @@ class Residents:
         resident.idle.set()
         self._residents[plan.model.name] = resident
         self._spawn(self._watch(resident))
+        self._expect_expiry(resident)  # whoever it was loaded for may have left
 
     def grant(self, ticket: Ticket, resident: Resident) -> None:
         """Give the ticket a lease, unless its request is gone."""
@@ -90,11 +91,15 @@ class Residents:
         resident.used = time.monotonic()
         if not resident.leases:
             resident.idle.set()
-            if resident.keep_alive_s >= 0 and self.get(resident.model) is resident:
-                loop = asyncio.get_running_loop()
-                resident.expiry = loop.call_later(resident.keep_alive_s, self._expire, resident)
+            self._expect_expiry(resident)
         self._note_idle()
         self._on_change()
+
+    def _expect_expiry(self, resident: Resident) -> None:
+        """Nobody uses it: its time begins."""
+        if resident.keep_alive_s >= 0 and self.get(resident.model) is resident:
+            loop = asyncio.get_running_loop()
+            resident.expiry = loop.call_later(resident.keep_alive_s, self._expire, resident)
 
     def _note_idle(self) -> None:
         if self.n_running == 0:

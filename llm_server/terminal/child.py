@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from llm_server import server
+from llm_server.programs import PYTHON, with_source
 
 _BANNER = re.compile(r"\bon (http://\S+)")
 _LOG_LINES = 20
@@ -32,7 +33,8 @@ class OwnServer:
     def __init__(self, options: Sequence[str]) -> None:
         # A session of its own: Ctrl-C is for the answer, not for the server.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, "--host", "127.0.0.1", "--port", "0", *options],
+            [*PYTHON, __name__, "--host", "127.0.0.1", "--port", "0", *options],
+            env=with_source(os.environ),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

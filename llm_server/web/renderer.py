@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import struct
-import sys
 from collections.abc import Sequence
 from html import escape
 
 import msgspec
+
+from llm_server.programs import PYTHON
+from llm_server.worker.process import worker_environment
 
 DEADLINE_S = 5.0
 """For one request; beyond it the text is shown as it is. Starting the process counts too."""
@@ -21,7 +24,7 @@ IDLE_S = 120.0
 """Unused for so long the process ends: a page that is closed should cost nothing."""
 
 _LENGTH = struct.Struct("<I")
-_ARGV = (sys.executable, "-m", "llm_server.web")
+_ARGV = (*PYTHON, "llm_server.web")
 
 
 class Renderer:
@@ -60,7 +63,10 @@ class Renderer:
         process = self._process
         if process is None or process.returncode is not None:
             process = self._process = await asyncio.create_subprocess_exec(
-                *self._argv, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+                *self._argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=worker_environment(dict(os.environ)),
             )
         assert process.stdin is not None and process.stdout is not None
         body = msgspec.json.encode(texts)

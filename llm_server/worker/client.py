@@ -317,7 +317,10 @@ class Worker:
             return
         longest = max((sent.size for sent in self._running.values()), default=None)
         verdict = self._watchdog.tick(
-            loaded=self._loading.done(), longest=longest, memory=own_memory(self.pid)
+            loaded=self._loading.done(),
+            longest=longest,
+            memory=own_memory(self.pid),
+            vectors=longest is not None and self.loaded.pooling is not None,
         )
         if verdict is not None:
             self._end(verdict)

@@ -10,16 +10,13 @@ import contextlib
 import os
 import platform
 import signal
-import sys
 from collections.abc import Awaitable, Sequence
-from pathlib import Path
 from typing import Protocol, cast
 
-import llm_server
 from llm_server.errors import QueueFull
+from llm_server.programs import PYTHON, with_source
 
-WORKER_ARGV = (sys.executable, "-P", "-m", "llm_server.worker")
-"""-P: no file of the folder the server was started in shall pass for a library."""
+WORKER_ARGV = (*PYTHON, "llm_server.worker")
 
 # Nothing else of the environment reaches the process that runs native code on untrusted files.
 _ENVIRONMENT = frozenset(
@@ -143,9 +140,4 @@ def worker_environment(environment: dict[str, str]) -> dict[str, str]:
     # hundreds of waits in a step lasts until the system takes the core from whoever waits.
     if platform.machine() == "x86_64" and "OMP_WAIT_POLICY" not in allowed:
         allowed.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    # A package that runs from its sources is found again without the folder we were started in.
-    source = Path(llm_server.__file__).parents[1]
-    if source.name not in ("site-packages", "dist-packages"):
-        paths = [allowed["PYTHONPATH"]] if allowed.get("PYTHONPATH") else []
-        allowed["PYTHONPATH"] = os.pathsep.join([*paths, str(source)])
-    return allowed
+    return with_source(allowed)

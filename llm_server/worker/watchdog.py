@@ -20,6 +20,7 @@ class Limits:
     A load may take `load_s` and its file's size at `load_rate` (a bad SD card). A worker with
     requests may say nothing for `silence_s` and the longest request's size at `text_rate`: the
     engine reports prompts piece by piece, and some tokenizers take 35 s for a megabyte on a PC.
+    Texts for vectors are computed whole, without a word: those have `vector_rate`, ten tokens a second.
     `memory` is the most a worker may have beside the mapped model file; None is no limit.
     """
 
@@ -27,6 +28,7 @@ class Limits:
     load_rate: float = 10e6
     silence_s: float = 60.0
     text_rate: float = 10e3
+    vector_rate: float = 40.0
     memory: int | None = None
     tick_s: float = 1.0
 
@@ -44,11 +46,13 @@ class Watchdog:
         """The worker has said something about a request, or was given its first one."""
         self._silent_for = 0.0
 
-    def tick(self, *, loaded: bool, longest: int | None, memory: int) -> ServerError | None:
+    def tick(
+        self, *, loaded: bool, longest: int | None, memory: int, vectors: bool = False
+    ) -> ServerError | None:
         """A tick has passed. Why to end the worker now, or None.
 
         `longest` is the size of the longest running request in bytes, None when nothing runs;
-        `memory` the bytes that are the worker's own.
+        `memory` the bytes that are the worker's own; `vectors`: it makes those of texts.
         """
         limits = self._limits
         if limits.memory is not None and memory > limits.memory:
@@ -66,7 +70,8 @@ class Watchdog:
                 )
             return None
         self._silent_for = 0.0 if longest is None else self._silent_for + limits.tick_s
-        if self._silent_for > limits.silence_s + (longest or 0) / limits.text_rate:
+        rate = limits.vector_rate if vectors else limits.text_rate
+        if self._silent_for > limits.silence_s + (longest or 0) / rate:
             return WorkerCrashed(
                 f"The model's worker process has not answered for {self._silent_for:.0f} s and was "
                 f"ended. {RESTARTED}"

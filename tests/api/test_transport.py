@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
-from llm_server.api.transport import Limits
+from llm_server.api.transport import Connection, Limits
 from tests.fake_live import Live, add_models, chat_body, live_server, until
 from tests.raw import Answer, connect, talk
 
@@ -179,6 +180,44 @@ def test_a_client_that_does_not_read_is_cut_off(hasty: Live) -> None:
         connection.sendall(post(b"/chat/completions", body, JSON, length))
         until(lambda: len(hasty.notes("cancels.log")) > cancelled)
         until(hasty.is_quiet)
+
+
+class Line:
+    """A transport that somebody reads from, and a loop with one timer, which a test lets run."""
+
+    def __init__(self, unread: int) -> None:
+        self.unread = unread
+        self.aborted = False
+        self._timer: Callable[[], None] | None = None
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def call_later(self, _seconds: float, callback: Callable[..., None], *args: object) -> object:
+        self._timer = partial(callback, *args)
+        return None
+
+    def wait(self) -> None:
+        assert self._timer is not None
+        self._timer()
+
+
+def test_a_client_may_read_slowly_but_not_stop() -> None:
+    line = Line(unread=11_000_000)
+    connection = Connection.__new__(Connection)
+    connection.limits, connection.loop = Limits(), line  # type: ignore[assignment]
+    connection.transport = line  # type: ignore[assignment]
+    connection._expect_reading()
+    for _ in range(50):
+        line.unread -= 200_000
+        line.wait()
+        assert not line.aborted
+    line.unread -= 1000
+    line.wait()
+    assert line.aborted
 
 
 def test_beyond_the_last_connection_there_is_an_answer_too(hasty: Live) -> None:

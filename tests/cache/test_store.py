@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,22 @@ class StuckFiles(Files):
 
     def release(self) -> None:
         os.close(self.writer)
+
+
+def test_what_others_have_cleared_is_stored_again(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    keep(store, PROMPT)
+    assert store.flush(10)
+    chain = chain_of(PROMPT)
+    cuts = [*range(0, len(PROMPT), SIZE), len(PROMPT)]
+    chunks = list(pairwise(cuts))
+    assert all(store.holds(chain, start, stop) for start, stop in chunks)
+    for path in chunk_files(tmp_path):
+        path.unlink()
+    assert not any(store.holds(chain, start, stop) for start, stop in chunks)
+    keep(store, PROMPT)
+    assert store.close(10)
+    assert recall(open_store(tmp_path), PROMPT) == len(PROMPT)
 
 
 def test_a_slow_disk_makes_nobody_wait(tmp_path: Path) -> None:

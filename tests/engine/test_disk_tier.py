@@ -219,6 +219,24 @@ def test_prefixes_stay_in_the_cells_when_the_disk_cannot_take_them(tmp_path: Pat
     assert (usage.cached_tokens, usage.disk_tokens) == (len(prompts[0]) - 1, 0)
 
 
+def test_only_what_was_asked_for_is_waited_for(tmp_path: Path) -> None:
+    """A prefix that nobody asked to store is no reason to keep who did waiting."""
+    server = Server(tmp_path, n_ctx=400)
+    server.bench.submit(1, prompt(1, 150), max_tokens=60)
+    server.bench.submit(2, prompt(2, 60), max_tokens=1)
+    while 2 not in server.bench.ends:
+        server.bench.step()
+    assert 1 not in server.bench.ends
+    assert server.bench.engine._cache.unsaved, "the idle prefix is not in danger"
+    assert not server.bench.engine.unsaved
+    server.bench.submit(3, prompt(3, 40), max_tokens=1, persist=True)
+    while 3 not in server.bench.ends or server.bench.engine.unsaved:
+        server.bench.step()
+    assert 1 not in server.bench.ends
+    server.store.flush(10)
+    assert server.disk.has(prompt(3, 40), "")
+
+
 @pytest.mark.parametrize(("policy", "expected"), [("off", 0), ("all", 23 // SIZE + 1)])
 def test_the_write_policy_is_honoured(tmp_path: Path, policy: Policy, expected: int) -> None:
     server = Server(tmp_path, policy=policy)

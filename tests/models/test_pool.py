@@ -39,6 +39,7 @@ from llm_server.worker.standby import Standby
 from tests.fake_live import FAKE_WORKER, add_models
 from tests.fake_worker import UNLUCKY_N_CTX
 from tests.forked import children
+from tests.gguf_bytes import TINY, gguf
 
 FAKE_START = partial(Worker.start, spawn=partial(spawn, argv=FAKE_WORKER))
 AMPLE = 1 << 40
@@ -654,3 +655,38 @@ def test_a_model_that_is_not_loaded_has_a_process_waiting_for_it(
         await until(lambda: ready.pid is not None)
 
     with_pool(tmp_path, test, loader=loader)
+
+
+def test_a_model_whose_requester_left_while_it_was_loaded_expires(tmp_path: Path) -> None:
+    add_models(tmp_path, "gate.gguf")
+
+    async def test(pool: Pool) -> None:
+        waiting = asyncio.create_task(pool.acquire("gate"))
+        await until(lambda: pool.status().loading is not None)
+        waiting.cancel()
+        (tmp_path / "gate.gguf.open").touch()
+        await until(lambda: pool.status().loading is None)
+        await until(lambda: not pool.loaded)
+        assert loads(tmp_path) == ["gate.gguf n_ctx=4096"]
+
+    with_pool(tmp_path, test, keep_alive_s=0.1)
+
+
+def test_who_names_no_model_does_not_get_one_for_embeddings(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    (tmp_path / "gate-vectors.gguf").write_bytes(gguf({**TINY, "llama.pooling_type": 1}))
+
+    async def test(pool: Pool) -> None:
+        assert await answers(pool, None) == "a.gguf"
+        await pool.unload("a")
+        vectors = asyncio.create_task(pool.acquire("gate-vectors"))
+        await until(lambda: pool.status().loading is not None)
+        unnamed = asyncio.create_task(pool.acquire(None))
+        await until(lambda: pool.status().waiting == 2)
+        (tmp_path / "gate-vectors.gguf.open").touch()
+        lease = await unnamed
+        assert lease.model.name == "a.gguf"
+        lease.release()
+        (await vectors).release()
+
+    with_pool(tmp_path, test)

@@ -151,6 +151,7 @@ def test_links_out_of_the_folder_are_named(tmp_path: Path) -> None:
     registry = scanned(tmp_path / "in")
     assert [model.name for model in registry.models()] == ["a.gguf", "same.gguf"]
     assert registry.leading_out == ["sub/x.gguf"]
+    (tmp_path / "in/turning").symlink_to("turning")
     followed = Registry(tmp_path / "in", follow_symlinks=True)
     followed.scan()
     assert followed.leading_out == [] and followed.knows("x")

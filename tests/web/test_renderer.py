@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
+
+import pytest
 
 from llm_server.web.renderer import Renderer
 
@@ -49,3 +52,19 @@ def test_one_that_cannot_start_costs_the_formatting_alone() -> None:
         return await Renderer(("/nonexistent/program",)).render(["a & b"])
 
     assert asyncio.run(ask()) == ["<pre>a &amp; b</pre>"]
+
+
+def test_files_in_the_working_folder_are_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nh3.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+
+    async def ask() -> list[str]:
+        renderer = Renderer(deadline_s=60)
+        answer = await renderer.render(["*a*"])
+        await renderer.close()
+        return answer
+
+    assert asyncio.run(ask()) == ["<p><em>a</em></p>\n"]
+    assert not (tmp_path / "ran").exists()

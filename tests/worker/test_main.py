@@ -290,7 +290,8 @@ def test_a_required_call_is_valid_whatever_the_weights(loaded: Process) -> None:
             arguments += event.arguments
         if isinstance(event, Finished | Failed):
             break
-    assert isinstance(event, Finished) and event.reason == "tool_calls"
+    # Random weights may have to be stopped: the call is whole, and what it says is not.
+    assert isinstance(event, Finished) and event.reason in ("tool_calls", "length")
     assert name == "get_weather"
     jsonschema.validate(json.loads(arguments), WEATHER["function"]["parameters"])
 

@@ -9,6 +9,7 @@ import ctypes
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -247,3 +248,19 @@ def test_where_nothing_is_offered_it_says_so(monkeypatch: pytest.MonkeyPatch) ->
     assert output.stdout == (
         "partial (no Landlock: Function not implemented; no seccomp: Function not implemented)\n"
     )
+
+
+def test_a_worker_of_the_first_process_lives(tmp_path: Path) -> None:
+    """In a container the server is often process 1, which adopts what has lost its parent."""
+    alone = ["unshare", "--pid", "--fork", "--kill-child"]
+    if not shutil.which("unshare") or subprocess.run([*alone, "true"], check=False).returncode:
+        pytest.skip("no namespace of processes can be had here")
+    worker = (
+        "import os; from llm_server.worker import sandbox; sandbox.enter(); print(os.getppid())"
+    )
+    first = (
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
+    )
+    command = [*alone, sys.executable, "-c", first, worker]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr

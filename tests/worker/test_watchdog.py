@@ -83,6 +83,9 @@ def test_silence_is_allowed_by_the_length_of_the_request() -> None:
     long = Watchdog(limits, 0)
     assert not any(verdicts(long, 160, 1_000_000))
     assert isinstance(verdicts(long, 1, 1_000_000)[0], WorkerCrashed)
+    vectors = Watchdog(Limits(silence_s=60, vector_rate=40), 0)
+    told = [vectors.tick(loaded=True, longest=40_000, memory=0, vectors=True) for _ in range(1061)]
+    assert not any(told[:-1]) and isinstance(told[-1], WorkerCrashed)
 
 
 def test_any_word_and_any_pause_begin_the_silence_anew() -> None:
