@@ -7,20 +7,20 @@ knows nothing of tokens, and nothing of what the model writes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import TemplateError as JinjaError
 from jinja2 import meta, nodes
 
-from llm_server.chat.normalise import REPAIRS, split_calls, split_content
+from llm_server.chat.history import RESULTS, Style, dicts
+from llm_server.chat.normalise import REPAIRS, head_system, split_calls, split_content
 from llm_server.chat.sandbox import (
     MAX_CHARS,
     RENDER_SECONDS,
@@ -71,26 +71,15 @@ _PROBE_TOOL: JsonObject = {
     },
 }
 
+_QUESTION = Message("user", "Probe question.")
+
+
+def _system(word: str) -> Message:
+    return Message("system", f"Probe system {word}.")
+
+
 Scalar = str | int | float | bool
-_RESULTS = "tool_responses"
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """What a template wants in an assistant message with tool calls.
-
-    `empty` is what stands for no content: an empty text, None, or no such key. `several` and
-    `beside`: whether it shows a second call, and calls beside text, in one message. `results`: what
-    the tools answered comes as messages of theirs or, as Gemma 4 has it, inside that message.
-    """
-
-    arguments: Literal["object", "text"] = "object"
-    empty: Literal["text", "none", "absent"] = "text"
-    ids: Literal["given", "short", "named"] = "given"
-    results: Literal["inside", "messages"] = "messages"
-    several: bool = True
-    beside: bool = True
 
 
 class ChatTemplate:
@@ -128,7 +117,7 @@ class ChatTemplate:
         keys = {n.attr for n in tree.find_all(nodes.Getattr)}
         keys |= {n.value for n in tree.find_all(nodes.Const) if isinstance(n.value, str)}
         self._reasoning_keys = [key for key in _REASONING_KEYS if key in keys]
-        self._takes_results = _RESULTS in keys
+        self._takes_results = RESULTS in keys
 
     def render(
         self,
@@ -146,6 +135,8 @@ class ChatTemplate:
         render takes over two seconds or 16 million characters.
         """
         first: Exception | None = None
+        if self._omits_system(messages):
+            messages = head_system(messages)
         for repaired in _attempts(messages):
             try:
                 return self._render(repaired, tools or [], add_generation_prompt, kwargs or {})
@@ -176,7 +167,7 @@ class ChatTemplate:
     ) -> str:
         """A measuring render: of these messages or, by TemplateError, not at all."""
         try:
-            history = list(self._dicts(messages, self.style))
+            history = list(dicts(messages, self.style, self._reasoning_keys))
             return self._run(history, tools, add_generation_prompt, kwargs)
         except RENDER_ERRORS as error:
             raise TemplateError(_words(error)) from None
@@ -223,7 +214,7 @@ class ChatTemplate:
             messages = split_content(messages)
         if not style.several:
             messages = split_calls(messages)
-        history = list(self._dicts(messages, style))
+        history = list(dicts(messages, style, self._reasoning_keys))
         extra = dict(kwargs)
         marks = self._lookalikes.marker(_strings([history, tools, extra]))
         return marks.split(
@@ -265,36 +256,32 @@ class ChatTemplate:
                     raise LimitExceeded("the chat template makes too much text")
         return "".join(pieces)
 
-    def _dicts(self, messages: list[Message], style: Style) -> Iterator[dict[str, Any]]:
-        calls: dict[str, str] = {}
-        results: list[JsonObject] | None = None  # where those behind the last calls belong
-        for message in messages:
-            if message.role == "tool" and results is not None:
-                name = message.name or calls.get(message.tool_call_id or "", "")
-                results.append({"name": name, "response": _object(message.content or "")})
-                continue
-            entry: dict[str, Any] = {"role": message.role}
-            if message.content or not message.tool_calls or style.empty == "text":
-                entry["content"] = message.content or ""
-            elif style.empty == "none":
-                entry["content"] = None
-            if message.name is not None:
-                entry["name"] = message.name
-            if message.reasoning_content is not None:
-                entry |= dict.fromkeys(self._reasoning_keys, message.reasoning_content)
-            if message.tool_calls:
-                entry["tool_calls"] = [
-                    _call(call, index, style) for index, call in enumerate(message.tool_calls)
-                ]
-            results = None
-            if message.tool_calls and style.results == "inside":
-                calls |= {call.id: call.name for call in message.tool_calls}
-                entry[_RESULTS] = results = []
-            if message.tool_call_id is not None:
-                entry["tool_call_id"] = _call_id(message.tool_call_id, style)
-            yield entry
-
     # ---- measuring -----------------------------------------------------------------------------
+
+    def _omits_system(self, messages: list[Message]) -> bool:
+        """Whether the template would leave out a system message, without a word."""
+        n = sum(message.role == "system" for message in messages)
+        at_start = all(message.role == "system" for message in messages[:n])
+        return (n > 1 and self._omits_second) or (not at_start and self._omits_later)
+
+    @cached_property
+    def _omits_second(self) -> bool:
+        return self._omits([_system("one"), _system("two"), _QUESTION])
+
+    @cached_property
+    def _omits_later(self) -> bool:
+        answer = Message("assistant", "Probe answer.")
+        return self._omits([_system("one"), _QUESTION, answer, _system("two"), _QUESTION])
+
+    def _omits(self, messages: list[Message]) -> bool:
+        """Whether something of the messages is missing. What is refused can be repaired."""
+        try:
+            text = self._run(
+                list(dicts(messages, Style(), self._reasoning_keys)), self._no_tools, True, {}
+            )
+        except RENDER_ERRORS:
+            return False
+        return not all((message.content or "") in text for message in messages)
 
     def _style_works(self, style: Style) -> bool:
         """Whether a call and its result come out whole and once."""
@@ -319,14 +306,16 @@ class ChatTemplate:
             FunctionCall(f"call_012345678{i}", "probe_function", '{"probe_key": "probe_value"}')
             for i in range(n_calls)
         ]
-        history = [Message("user", "Probe question.")]
+        history = [_QUESTION]
         if calls:
             history.append(Message("assistant", content, tool_calls=calls))
         history += [
             Message("tool", "probe result", name=call.name, tool_call_id=call.id) for call in calls
         ]
         try:
-            return self._run(list(self._dicts(history, style)), [_PROBE_TOOL], False, {})
+            return self._run(
+                list(dicts(history, style, self._reasoning_keys)), [_PROBE_TOOL], False, {}
+            )
         except RENDER_ERRORS:
             return ""
 
@@ -339,34 +328,6 @@ def _attempts(messages: list[Message]) -> Iterator[list[Message]]:
         if repaired not in seen:
             seen.append(repaired)
             yield repaired
-
-
-def _call(call: FunctionCall, index: int, style: Style) -> dict[str, Any]:
-    call_id = f"functions.{call.name}:{index}" if style.ids == "named" else call.id
-    return {
-        "id": _call_id(call_id, style),
-        "type": "function",
-        "function": {
-            "name": call.name,
-            "arguments": _object(call.arguments) if style.arguments == "object" else call.arguments,
-        },
-    }
-
-
-def _call_id(call_id: str, style: Style) -> str:
-    """Some templates refuse ids other than nine letters and digits."""
-    if style.ids != "short" or (len(call_id) == 9 and call_id.isalnum()):
-        return call_id
-    return hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()[:9]
-
-
-def _object(arguments: str) -> JsonObject | str:
-    """Arguments that are no JSON object stay text: the history is what it is."""
-    try:
-        value = json.loads(arguments or "{}")
-    except (ValueError, RecursionError):
-        return arguments
-    return value if isinstance(value, dict) else arguments
 
 
 def _strings(value: Any) -> Iterator[str]:

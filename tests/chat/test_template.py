@@ -295,3 +295,32 @@ def test_results_stand_where_a_template_has_them_inside_the_calls_message() -> N
     assert "<tool>" not in text
     assert text.count("<assistant>") == 2
     assert "response second 21" in text and "response first rain" in text
+
+
+FIRST_ONLY = """{% if messages[0].role == 'system' %}[{{ messages[0].content }}]{% endif %}
+{%- for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}"""
+LAST_ONLY = """{% set ns = namespace(s='') %}{% for m in messages if m.role == 'system' %}
+{%- set ns.s = m.content %}{% endfor %}[{{ ns.s }}]
+{%- for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endfor %}"""
+
+
+@pytest.mark.parametrize("source", [FIRST_ONLY, LAST_ONLY])
+def test_no_system_message_is_left_out(source: str) -> None:
+    template = ChatTemplate(source, "", "")
+    rules, more, asked = (
+        Message("system", "Rules."),
+        Message("system", "More."),
+        Message("user", "Q"),
+    )
+    for messages in ([rules, more, asked], [rules, asked, more], [asked, rules, more, asked]):
+        text = template.render_text(messages)
+        assert text.startswith("[Rules.\n\nMore.]"), text
+    assert template.render_text([rules, asked]) == "[Rules.]<user>Q"
+
+
+def test_a_template_that_shows_all_system_messages_gets_them_where_they_are() -> None:
+    template = ChatTemplate(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}", "", ""
+    )
+    messages = [Message("system", "A"), Message("user", "Q"), Message("system", "B")]
+    assert template.render_text(messages) == "<system>A<user>Q<system>B"
