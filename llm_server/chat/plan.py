@@ -258,8 +258,8 @@ class Planner:
     def _triggers(self, demand: Demand) -> list[Trigger]:
         calls = self._syntax.calls
         found = []
-        if calls.trigger:
-            found.append(self._trigger(demand, calls.trigger, calls.begin, calls.anchored))
+        if calls.trigger and not calls.anchored:
+            found.append(self._trigger(demand, calls.trigger, calls.begin, False))
         opening = text_of(calls.start).strip() if calls.start else ""
         if calls.start and opening:
             found.append(self._trigger(demand, opening, calls.start, True))

@@ -200,8 +200,6 @@ MISFITS: list[tuple[str | None, str, list[str]]] = [
     (None, "<think>Hm.", ["<tool_call>\n{", "</think><tool_call>!", "</think>.<tool_call>!"]),
     ("meetkai-functionary-medium-v3.2", "get_weather", ["\n{", '\n{"x', "\nIt"]),
     ("meetkai-functionary-medium-v3.2", "", ["get_weather\n{", 'get_weather\n{"x', "do-it\nIt"]),
-    ("meta-llama-Llama-3.1-8B-Instruct", '{"name', ['": "get', '": "x', '": "7']),
-    ("meta-llama-Llama-3.1-8B-Instruct", "", ['{"name": "get', '{"name": "x', '{"name": 7']),
     (
         "openai-gpt-oss-120b",
         "<|channel|>commentary to=functions.get_weather<|message",
@@ -307,6 +305,19 @@ def test_auto_leaves_words_like_headers_alone(name: str, said: str) -> None:
     for token in vocabulary.tokenize(said, parse_special=True):
         constraint.accept(token)
         assert constraint.mask() is None
+
+
+def test_json_that_names_no_tool_is_no_call() -> None:
+    name = "meta-llama-Llama-3.1-8B-Instruct"
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    vocabulary = ByteVocabulary(["<s>", "</s>"], words=WORDS)
+    prepared = Dialogue(TEMPLATES[name], vocabulary).prepare(1, ChatRequest(QUESTION, TOOLS))
+    assert prepared.constraint is not None
+    for token in vocabulary.tokenize('{"name": "Bob", "age": 3}', parse_special=False):
+        assert may_come(prepared.constraint, token)
+        prepared.constraint.accept(token)
+    assert any(may_come(prepared.constraint, token) for token in vocabulary.eog)
 
 
 def test_auto_without_a_call_costs_no_masks() -> None:
