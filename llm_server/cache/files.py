@@ -73,6 +73,10 @@ class Files:
         except (FileNotFoundError, NotADirectoryError):
             return False
 
+    def is_folder(self, path: str) -> bool:
+        """Whether it is one, also behind a link."""
+        return os.path.isdir(path)
+
     def create(self, path: str) -> int:
         """A descriptor for writing a new file, readable by its owner alone."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)

@@ -135,6 +135,14 @@ class ChunkFolder:
                 return named
         return None
 
+    def has_lost(self, chunk: Chunk) -> bool:
+        """Whether somebody took the chunk away, and not the whole folder.
+
+        Raises:
+            OSError: the folder cannot be searched.
+        """
+        return self.find(chunk) is None and self._files.is_folder(self._root)
+
     def read(self, chunk: Chunk, *, touch: bool) -> tuple[Header, memoryview]:
         """(header, payload) of a chunk, verified; its use is noted if `touch`.
 

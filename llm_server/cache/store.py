@@ -210,7 +210,7 @@ class ChunkStore:
             known = self._index.get(key)
         if known is None:
             return False
-        if self._reading.attempt(lambda: self._folder.find(known)) is None:
+        if self._reading.attempt(lambda: self._folder.has_lost(known)):
             self._forget(known)
             return False
         return True
