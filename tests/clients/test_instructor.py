@@ -7,12 +7,14 @@ import pytest
 
 def test_a_typed_answer(base_url: str) -> None:
     # docs: instructor
+    from typing import Literal
+
     import instructor
     from openai import OpenAI
     from pydantic import BaseModel
 
-    class Appointment(BaseModel):
-        day: str
+    class Appointment(BaseModel, extra="forbid"):
+        day: Literal["today", "tomorrow"]
         confirmed: bool
 
     client = instructor.from_openai(
@@ -31,12 +33,14 @@ def test_a_typed_answer(base_url: str) -> None:
 
 @pytest.mark.parametrize("mode", ["TOOLS", "JSON_SCHEMA"])
 def test_each_mode(base_url: str, mode: str) -> None:
+    from typing import Literal
+
     import instructor
     from openai import OpenAI
     from pydantic import BaseModel
 
-    class Light(BaseModel):
-        room: str
+    class Light(BaseModel, extra="forbid"):
+        room: Literal["bedroom", "kitchen"]
         on: bool
 
     with OpenAI(base_url=base_url, api_key="none") as openai:
