@@ -208,12 +208,10 @@ class ChunkStore:
             return True
         with self._lock:
             known = self._index.get(key)
-        if known is None:
-            return False
-        if self._reading.attempt(lambda: self._folder.has_lost(known)):
+        if known is not None and self._reading.attempt(lambda: self._folder.has_lost(known)):
             self._forget(known)
             return False
-        return True
+        return known is not None
 
     def load(self, hit: Hit) -> memoryview | None:
         """The payload, read and verified, or None: then it is a miss, whatever `match` said."""
