@@ -21,7 +21,7 @@ from llm_server.api.chat import Patience
 from llm_server.api.transport import Limits
 from llm_server.config import Settings
 from llm_server.running import Server
-from tests.gguf_bytes import gguf
+from tests.gguf_bytes import TINY, Metadata, gguf
 
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
@@ -62,11 +62,11 @@ def chat_body(text: str, **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}]} | fields
 
 
-def add_models(folder: Path, *names: str) -> None:
+def add_models(folder: Path, *names: str, metadata: Metadata | None = None) -> None:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(gguf())
+        path.write_bytes(gguf(TINY | (metadata or {})))
 
 
 def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:

@@ -16,7 +16,7 @@ HEAD = "you may write each word " * 60
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, attention_gguf: Path) -> Iterator[LiveServer]:
+def folder(tmp_path_factory: pytest.TempPathFactory, attention_gguf: Path) -> Path:
     folder = tmp_path_factory.mktemp("configs") / "models"
     folder.mkdir()
     shutil.copy(attention_gguf, folder / "a.gguf")
@@ -30,6 +30,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, attention_gguf: Path) -> It
     (folder / "binary.jinja").write_bytes(b"\xff\xfe\x00")
     (folder.parent / "outside.jinja").write_text("{{ messages[0].content }}")
     (folder / "link.jinja").symlink_to(folder.parent / "outside.jinja")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[LiveServer]:
     server = LiveServer(folder, ["--n-ctx", "2048", "--cache-write", "all"])
     server.wait_ready()
     yield server
@@ -131,6 +136,23 @@ def test_another_chat_template_is_another_prompt_of_the_same_model(server: LiveS
     assert worker(server) == before
     # The memory of both prompts is of one kind.
     assert ask(server, "why", **PLAIN)[2] == usual - 1
+
+
+def test_a_file_of_another_content_is_read_again(server: LiveServer, folder: Path) -> None:
+    """Also by a request that says nothing of it."""
+    shutil.copy(folder / "short.jinja", folder / "edited.jinja")
+    shutil.copy(folder / "lora.gguf", folder / "edited.gguf")
+    configs = {"chat_template": "edited.jinja", "lora": [{"name": "edited.gguf"}]}
+    n_prompt = ask(server, "why", **configs)[1]
+    (folder / "edited.jinja").write_text((folder / "short.jinja").read_text() + "!")
+    before = ask(server, "why")
+    assert before[1] == n_prompt + 1
+    shutil.copy(folder / "more.gguf", folder / "edited.gguf")
+    assert ask(server, "why")[0] != before[0]
+    reloaded = worker(server)
+    (folder / "edited.jinja").unlink()
+    assert ask(server, "why")[1] == n_prompt + 1
+    assert worker(server) == reloaded
 
 
 @pytest.mark.parametrize(

@@ -154,8 +154,8 @@ class Answer:
         assert self._lease is not None
         if not isinstance(request, ChatRequest | CompletionRequest):
             return request
-        chosen, told = self._call.chosen, self._pool.planner.told(self._lease.model).sampling
-        own = {name: value for name, value in told.items() if name not in chosen}
+        chosen, usual = self._call.chosen, self._pool.planner.sampling(self._lease.plan)
+        own = {name: value for name, value in usual.items() if name not in chosen}
         self._sampling = msgspec.structs.replace(request.sampling, **own)
         return msgspec.structs.replace(
             request, sampling=self._sampling, cache_salt=self._passage.cache_salt

@@ -32,7 +32,8 @@ class ModelJson(msgspec.Struct):
     """One model, in OpenAI's fields and in ours.
 
     `n_ctx` is the context in force, or the one it would be loaded with; `memory` the bytes it
-    takes, or would. What cannot be loaded has only a `problem`.
+    takes, or would; `sampling` what requests get that leave it out, where it is not the usual.
+    What cannot be loaded has only a `problem`.
     """
 
     id: str
@@ -49,6 +50,7 @@ class ModelJson(msgspec.Struct):
     chat_template: bool | None = None
     n_ctx: int | None = None
     memory: int | None = None
+    sampling: dict[str, Any] = {}
     problem: str | None = None
 
 
@@ -182,7 +184,7 @@ def _props_of(resident: LoadedModel, planner: Planner) -> PropsModelJson:
         memory=resident.memory,
         estimate=_memory_json(resident.plan.memory),
         settings=msgspec.convert(settings, dict[str, SettingJson]),
-        sampling=dict(planner.told(resident.model).sampling),
+        sampling=planner.sampling(resident.plan),
     )
 
 
@@ -242,6 +244,7 @@ def _model_json(
     described.chat_template = facts.template_sha256 is not None
     described.n_ctx = plan.config.n_ctx
     described.memory = resident.memory if resident else plan.memory.total
+    described.sampling = context.pool.planner.sampling(plan)
     return described
 
 

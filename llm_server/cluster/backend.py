@@ -52,8 +52,13 @@ def counted(states: Mapping[str, int]) -> Counted:
 class RemoteLease:
     """A lease without books: replicas count their own requests."""
 
-    model: ModelFile
+    plan: Plan
     worker: RemoteWorker
+
+    @property
+    def model(self) -> ModelFile:
+        """Its model."""
+        return self.plan.model
 
     def release(self) -> None:
         """Nothing is held."""
@@ -200,7 +205,7 @@ class Deployments:
         self._check(self._plans[file.name], worker.loaded, overrides or {})
         if make_default:
             self._share("take_default", file.name)
-        return RemoteLease(file, worker)
+        return RemoteLease(self._plans[file.name], worker)
 
     async def unload(self, model: str) -> Unloaded:
         """Have all replicas end their workers after their requests; the next request starts one.

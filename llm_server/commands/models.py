@@ -167,6 +167,7 @@ def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> N
         "architecture": facts.architecture,
         "chat_template": facts.template_sha256 is not None,
         "pooling": facts.pooling,
+        "sampling": facts.sampling,
         "files": [str(path) for path in model.parts],
         "n_ctx": config.n_ctx,
         "memory": needed.total,
@@ -182,6 +183,8 @@ def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> N
     lines["chat template"] = "yes" if facts.template_sha256 else "no"
     if facts.pooling:
         lines["embeddings"] = f"yes, pooling {facts.pooling}"
+    if facts.sampling:
+        lines["sampling"] = ", ".join(f"{name} {value:g}" for name, value in facts.sampling.items())
     lines["size"] = output.cell("size", about)
     lines["memory"] = f"about {output.size_text(needed.total)} with n_ctx {config.n_ctx}"
     lines["files"] = "\n".join(about["files"])

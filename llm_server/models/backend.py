@@ -37,6 +37,10 @@ class WorkerLease(Protocol):
     """The right to use a worker until it is released."""
 
     @property
+    def plan(self) -> Plan:
+        """How its model is loaded."""
+
+    @property
     def model(self) -> ModelFile:
         """Its model."""
 

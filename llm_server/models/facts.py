@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from llm_server.gguf.header import Header, InvalidGguf, Omitted, Tensor, Value, read_header
+from llm_server.models.recommended import recommended_sampling
 
 MAX_DIM = 1 << 31
 """Greatest number a hyper-parameter may be; llama.cpp has them in 32 bits."""
@@ -113,6 +114,8 @@ class Facts:
     shape: Shape
     rope: Mapping[str, float | str]
     """RoPE as the model has it, by the names of `LoadConfig`, as far as that is known."""
+    sampling: Mapping[str, float]
+    """What the file recommends, by the names of `Sampling`."""
 
     @property
     def tensor_bytes(self) -> int:
@@ -178,6 +181,7 @@ def facts_of(headers: Sequence[Header]) -> Facts:
         pooling=_pooling(values),
         shape=_shape(values, tensors),
         rope=_rope(values),
+        sampling=recommended_sampling(values.metadata),
     )
 
 

@@ -28,15 +28,20 @@ class Lease:
 
     def __init__(
         self,
-        model: ModelFile,
+        plan: Plan,
         worker: Worker,
         release: Callable[[Lease], None],
         owner: str = "",
     ) -> None:
-        self.model = model
+        self.plan = plan
         self.worker = worker
         self.owner = owner
         self._release = release
+
+    @property
+    def model(self) -> ModelFile:
+        """The worker's model."""
+        return self.plan.model
 
     def release(self) -> None:
         """Give the worker back. Safe to repeat."""

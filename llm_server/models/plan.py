@@ -217,6 +217,13 @@ class Planner:
                 sources[name] = "default" if asked == getattr(LoadConfig(), name) else "option"
         return sources
 
+    def sampling(self, plan: Plan) -> dict[str, Any]:
+        """Fields of `Sampling` for requests to a model that leave them out.
+
+        What the configuration file says, before what the model's file recommends.
+        """
+        return {**plan.facts.sampling, **self.told(plan.model).sampling}
+
     def told(self, model: ModelFile) -> ModelDefaults:
         """What the configuration file says of a model."""
         means = self.registry.means

@@ -154,11 +154,13 @@ class Pool:
     async def unload(self, model: str) -> Unloaded:
         """End the worker of a model after its requests, also if its file is gone.
 
-        Raises ModelNotFound.
+        One that is being loaded comes first to what wanted it. Raises ModelNotFound.
         """
         file = await self._choice.to_unload(model)
         for ticket in [t for t in self._waiting if t.revives and t.model.name == file.name]:
             self._drop_revival(ticket)
+        if self._bringing is not None and self._brought_for and self._brought_for.model == file:
+            await asyncio.wait([self._bringing])
         resident = self._residents.get(file)
         if resident is None:
             return Unloaded(file.name, was_loaded=False)

@@ -73,7 +73,7 @@ class Residents:
             return
         worker = resident.worker
         lease = Lease(
-            resident.model, worker, lambda lease: self._released(resident, lease), ticket.owner
+            resident.plan, worker, lambda lease: self._released(resident, lease), ticket.owner
         )
         resident.leases.add(lease)
         resident.idle.clear()

@@ -293,7 +293,7 @@ export function start(view) {
 
   let known = "";
   subscribe(({ status, sampling }) => {
-    settings.defaults(sampling);
+    settings.defaults({ ...sampling, ...picker.sampling() });
     const key = `${status?.model} ${status?.state}`;
     if (key !== known) drawModels();
     known = key;

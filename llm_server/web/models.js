@@ -26,6 +26,7 @@ export function loadModel(name, settings) {
 export function modelPicker(props) {
   const picker = h("select", props);
   let chosen = false;
+  let sampling = {};
   picker.addEventListener("change", () => { chosen = true; });
   const choose = (name) => {
     if ([...picker.options].some((option) => option.value === name)) picker.value = name;
@@ -33,9 +34,13 @@ export function modelPicker(props) {
   return {
     element: picker,
     choose,
+    /** What the chosen model's requests get that leave it out, where it is not the usual. */
+    sampling: () => sampling[picker.value] ?? {},
     /** Look for new models; `wanted` is chosen if it is there. */
     async refresh(wanted) {
-      const models = (await modelList()).map((model) => model.id);
+      const list = await modelList();
+      const models = list.map((model) => model.id);
+      sampling = Object.fromEntries(list.map((model) => [model.id, model.sampling]));
       const before = picker.value;
       show(picker, models.join("\n"), () => models.map((name) => h("option", { value: name }, name)));
       choose(wanted || (chosen ? before : live.status?.model));

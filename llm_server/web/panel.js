@@ -40,7 +40,7 @@ export function panel(current, changed) {
 
   return {
     element,
-    /** The server's defaults, shown where nothing is set. */
+    /** What is used where nothing is set, shown there. */
     defaults(sampling) {
       for (const input of numbers) input.placeholder = EMPTY[input.name] ?? String(sampling[input.name] ?? "");
     },

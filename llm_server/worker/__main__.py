@@ -22,6 +22,7 @@ from llm_server.gguf.parts import model_parts
 from llm_server.worker import sandbox
 from llm_server.worker.frames import decode_command, encode_events, read_frame, write_frame
 from llm_server.worker.messages import Load, LoadFailed, LoadProgress, StandBy
+from llm_server.worker.model_file import companions
 
 if TYPE_CHECKING:
     from llm_server.worker.load import Ready
@@ -77,9 +78,8 @@ def confine(command: Load) -> str:
         with contextlib.suppress(OSError):  # The store says what comes of it.
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         writable.append(folder)
-    named = [*command.adapter_paths, *([command.template_path] if command.template_path else [])]
     return sandbox.confine(
-        readable=[*model_parts(Path(command.model_path)), *map(Path, named)],
+        readable=[*model_parts(Path(command.model_path)), *companions(command)],
         writable=writable,
         gpu=command.config.n_gpu_layers != 0,
     )

@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
@@ -82,7 +81,7 @@ class Worker:
     ) -> None:
         loop = asyncio.get_running_loop()
         self._model_path = load.model_path
-        self._file = ModelFile(Path(load.model_path))
+        self._file = ModelFile(load)
         self._on_progress = on_progress
         self._totals = totals
         self._tick_s = limits.tick_s
@@ -149,7 +148,7 @@ class Worker:
 
     @property
     def outdated(self) -> bool:
-        """Whether another file has the name of the model by now. Looks at the disk.
+        """Whether the model, an adapter or its template is another by now. Looks at the disk.
 
         If even the bytes of the loaded file are others, its answers are wrong: it is ended.
         """

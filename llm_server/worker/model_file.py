@@ -10,19 +10,26 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from llm_server.gguf.parts import model_parts
+from llm_server.worker.messages import Load
 
 Change: TypeAlias = Literal["none", "replaced", "overwritten"]
 
 
-class ModelFile:
-    """The files of one model as they are at the moment; of a split one, all parts."""
+def companions(load: Load) -> list[Path]:
+    """The files beside the model's own: adapters and a template. Nothing is read after the load."""
+    return [Path(path) for path in (*load.adapter_paths, load.template_path) if path]
 
-    def __init__(self, path: Path) -> None:
-        self._parts = [(part, _identity(part)) for part in model_parts(path)]
+
+class ModelFile:
+    """The files of a load as they are at the moment; of a split model, all parts."""
+
+    def __init__(self, load: Load) -> None:
+        self._parts = [(part, _identity(part)) for part in model_parts(Path(load.model_path))]
+        self._companions = [(path, _identity(path)) for path in companions(load)]
 
     @property
     def size(self) -> int:
-        """Bytes of all parts."""
+        """Bytes of all parts of the model."""
         return sum(identity[2] for _, identity in self._parts if identity)
 
     def change(self) -> Change:
@@ -32,6 +39,8 @@ class ModelFile:
         loaded file itself has other bytes. A file that is gone does no harm.
         """
         worst: Change = "none"
+        if any(_identity(path) not in (None, before) for path, before in self._companions):
+            worst = "replaced"
         for path, before in self._parts:
             now = _identity(path)
             if before is None or now is None or now == before:

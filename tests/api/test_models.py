@@ -103,6 +103,19 @@ def test_a_models_own_defaults_are_what_a_request_leaves_out(tmp_path: Path) -> 
         assert live.post("/restore_cache", chat_body("hi", model="b")).status_code == 200
 
 
+def test_a_models_file_recommends_and_the_configuration_decides(tmp_path: Path) -> None:
+    said = {"general.sampling.temp": 0.25, "general.sampling.top_k": 20}
+    add_models(tmp_path, "a.gguf", metadata=said)
+    own = ModelTable.model_validate({"sampling": {"top_k": 30}})
+    with live_server(tmp_path, models={"a": own}) as live:
+        answer = live.chat("report", top_p=0.5).json()["choices"][0]["message"]["content"]
+        wanted = {"temperature": 0.25, "top_k": 30}
+        assert without_breakers(json.loads(answer)) == wanted | {"top_p": 0.5}
+        assert listed(live)["a.gguf"]["sampling"] == wanted
+        (in_force,) = live.client.get("/props").json()["models"]
+        assert in_force["sampling"] == wanted
+
+
 def test_unloading(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "b.gguf")
     with live_server(tmp_path) as live:

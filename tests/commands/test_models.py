@@ -19,7 +19,7 @@ from llm_server.cli import app
 from tests import tiny_models
 from tests.fake_live import until
 from tests.file_server import Fault, FileServer, file_server
-from tests.gguf_bytes import gguf
+from tests.gguf_bytes import TINY, gguf
 
 
 def cli(folder: Path, *args: str, answer: str = "") -> Result:
@@ -150,6 +150,12 @@ def test_show(folder: Path) -> None:
     assert said["quantization"] == "F32" and said["chat_template"] is True
     assert said["memory"] > said["size"] and said["n_ctx"] == 4096
     assert said["files"] == [str(folder / "whole.gguf")]
+
+
+def test_show_tells_the_sampling_that_a_file_recommends(tmp_path: Path) -> None:
+    said = {"general.sampling.temp": 0.7, "general.sampling.top_k": 20}
+    (tmp_path / "a.gguf").write_bytes(gguf(TINY | said))
+    assert "temperature 0.7, top_k 20" in cli(tmp_path, "show", "a").output
 
 
 def test_show_of_a_broken_and_of_an_unknown_model(folder: Path) -> None:

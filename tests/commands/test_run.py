@@ -149,7 +149,7 @@ def test_a_conversation_on_an_own_server(tmp_path: Path) -> None:
     children = psutil.Process(terminal.pid).children(recursive=True)
     assert len(children) == 2  # The server and its worker.
     terminal.type("Where do I put my models?\n")
-    terminal.wait_for("models/")
+    terminal.wait_for("GGUF")  # However its answer is drawn.
     terminal.wait_for("from the cache")
     terminal.wait_for(">>> ")
     terminal.press("\x03", ">>> ")

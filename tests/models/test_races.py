@@ -50,6 +50,24 @@ def test_a_model_that_is_unloaded_does_not_come_back_from_a_crash_before(tmp_pat
     with_pool(tmp_path, test)
 
 
+def test_a_model_that_is_unloaded_while_it_is_being_loaded_goes_afterwards(tmp_path: Path) -> None:
+    add_models(tmp_path, "gate.gguf")
+
+    async def test(pool: Pool) -> None:
+        answering = asyncio.create_task(answers(pool, "gate"))
+        await until(lambda: pool.status().loading == "gate.gguf")
+        unloading = asyncio.create_task(pool.unload("gate"))
+        await turns(3)
+        assert not unloading.done()
+        (tmp_path / "gate.gguf.open").touch()
+        # Whoever it was loaded for has an answer of it before.
+        assert await answering == "gate.gguf"
+        assert (await unloading).was_loaded
+        assert names(pool) == []
+
+    with_pool(tmp_path, test)
+
+
 def test_a_worker_that_dies_while_it_is_unloaded_does_not_come_back(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf")
 
