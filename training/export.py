@@ -49,6 +49,8 @@ def _describe(writer: gguf.GGUFWriter) -> None:
     writer.add_size_label("10M")
     writer.add_languages(["en"])
     writer.add_tags(["demo", "tool-calling", "text-generation"])
+    # A guide is to be right before it is to be varied.
+    writer.add_sampling_temp(0.2)
 
 
 def _sizes(writer: gguf.GGUFWriter, config: Config, *, quantized: bool) -> None:
@@ -99,11 +101,16 @@ def merges() -> list[str]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Write trained weights as GGUF.")
-    parser.add_argument("weights", type=Path, help="folder that training.train wrote")
+    parser.add_argument(
+        "weights",
+        type=Path,
+        nargs="+",
+        help="folder that training.train wrote, or GGUF file; several are averaged",
+    )
     parser.add_argument("gguf", type=Path, help="file to write")
     parser.add_argument("--f32", action="store_true", help="do not quantize")
     args = parser.parse_args()
-    export(weights.load(args.weights, Config()), args.gguf, quantized=not args.f32)
+    export(weights.average(args.weights, Config()), args.gguf, quantized=not args.f32)
     print(f"{args.gguf}: {args.gguf.stat().st_size / 1e6:.2f} MB")
 
 

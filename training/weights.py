@@ -3,6 +3,7 @@
 Optimizer state is not kept: a resumed run warms up again. Does not write GGUF.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -28,6 +29,19 @@ def save(model: DemoModel, folder: Path) -> None:
         size += array.nbytes
     for index, part in enumerate(parts):
         np.savez(folder / f"weights-{index}.npz", **part)  # type: ignore[arg-type]
+
+
+def average(sources: Sequence[Path], config: Config) -> DemoModel:
+    """The mean of the weights of runs that began alike (Wortsman et al., "Model soups", 2022).
+
+    Raises FileNotFoundError as `load` does.
+    """
+    states = [load(source, config).state_dict() for source in sources]
+    model = DemoModel(config)
+    model.load_state_dict(
+        {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    )
+    return model
 
 
 def load(source: Path, config: Config) -> DemoModel:

@@ -35,6 +35,21 @@ def _logits(path: Path, ids: list[int]) -> npt.NDArray[np.float32]:
     return np.array(rows)
 
 
+def test_runs_are_averaged(tmp_path: Path) -> None:
+    from training import weights
+    from training.model import Config, DemoModel
+
+    config = Config(layers=1)
+    models = [DemoModel(config) for _ in range(2)]
+    for name, model in zip("ab", models, strict=True):
+        weights.save(model, tmp_path / name)
+    mean = weights.average([tmp_path / "a", tmp_path / "b"], config).state_dict()
+    first, second = (model.state_dict() for model in models)
+    for name, tensor in mean.items():
+        expected = (first[name] + second[name]) / 2
+        assert torch.allclose(tensor, expected, atol=1e-3), name
+
+
 @pytest.mark.parametrize(("quantized", "worst", "mean"), [(False, 0.02, 0.005), (True, 2.0, 0.15)])
 def test_logits_agree(tmp_path: Path, quantized: bool, worst: float, mean: float) -> None:
     from training.export import export
