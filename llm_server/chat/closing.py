@@ -21,7 +21,8 @@ class WayOut:
 
     `closers` are tokens that close a value, `endings` such that close a call. What ends the grammar
     is tried first: a sign may lead from where a call could end into the next one, for ever.
-    `n_call` is about how many tokens the shortest call of the largest tool takes.
+    `tools` are the names of tools, the one with the shortest call first, and `n_call` is about how
+    many tokens the shortest call of the last one takes.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class WayOut:
         tokenizer: LLTokenizer,
         closers: Sequence[list[int]],
         endings: Sequence[list[int]] = (),
+        tools: Sequence[list[int]] = (),
         n_call: int = 0,
     ) -> None:
         self.n_call = n_call
@@ -39,6 +41,7 @@ class WayOut:
             [list(tokenizer.tokenize_str(text)) for text in texts] for texts in (_SIGNS, _LAST)
         )
         self._endings = [t for t in endings if t]
+        self._tools = tools
         self._options = [t for t in (*closers, *signs, *endings, *last) if t]
         self._eos = set(tokenizer.eos_tokens)
 
@@ -46,7 +49,7 @@ class WayOut:
         """Tokens that lead to where the grammar may end; None if none is found in time."""
         matcher = matcher.deep_copy()
         path: list[int] = []
-        while not _may_end(matcher):
+        while not may_end(matcher):
             if len(path) > MAX_STEPS or matcher.is_error():
                 return None
             tokens = matcher.compute_ff_tokens() or self._step(matcher)
@@ -58,14 +61,17 @@ class WayOut:
     def _step(self, matcher: LLMatcher) -> list[int]:
         """What to try next: the first option after which little is allowed."""
         for ending in self._endings:
-            if (after := self._after(matcher, ending)) and _may_end(after):
+            if (after := self._after(matcher, ending)) and may_end(after):
                 return ending
+        for tool in self._tools:
+            if (after := self._after(matcher, tool)) and self._n_allowed(after) <= self._narrow:
+                return tool
         possible: list[list[int]] = []
         for option in self._options:
             after = self._after(matcher, option)
             if after is None:
                 continue
-            if _may_end(after) or self._n_allowed(after) <= self._narrow:
+            if may_end(after) or self._n_allowed(after) <= self._narrow:
                 return option
             possible.append(option)
         return possible[0] if possible else self._any(matcher)
@@ -90,5 +96,6 @@ class WayOut:
         return allowed[:1]
 
 
-def _may_end(matcher: LLMatcher) -> bool:
+def may_end(matcher: LLMatcher) -> bool:
+    """Whether nothing more has to come."""
     return bool(matcher.is_accepting() or matcher.is_stopped())

@@ -15,18 +15,9 @@ import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
-from llm_server.chat.closing import WayOut
 from llm_server.chat.edges import NOWHERE, Edge, Tail
+from llm_server.chat.room import MARGIN, RESERVE, Room
 from llm_server.errors import ServerError
-
-RESERVE = 512
-"""With fewer tokens left than this, the way to a good end is looked for and kept in view."""
-
-MARGIN = 8
-"""Tokens left over at the end of an answer that had to be closed, at least."""
-
-EVERY = 16
-"""Tokens between two looks for the way out."""
 
 
 class GrammarTooComplex(ServerError):
@@ -94,7 +85,7 @@ class Constraint:
     `forced`, if any, or sample with `mask`, and again if the token is one that it `refuses`. If the
     model samples an end of generation, append all of `instead_of_end`, if any. `spelled` tells the
     bytes of one of the `n_tokens` tokens, `tokenize` makes tokens of text in the middle of an
-    answer, `way_out` finds endings, `ends` are the tokens that end a generation.
+    answer, `room` knows how it may end, `ends` are the tokens that end a generation.
     """
 
     def __init__(
@@ -103,7 +94,7 @@ class Constraint:
         n_tokens: int,
         spelled: Callable[[int], bytes],
         tokenize: Callable[[bytes], list[int]],
-        way_out: Callable[[], WayOut],
+        room: Room,
         ends: Sequence[int],
         *,
         thinking: bool,
@@ -112,7 +103,7 @@ class Constraint:
         self._n_tokens = n_tokens
         self._spelled = spelled
         self._tokenize = tokenize
-        self._find_way_out = way_out
+        self._room = room
         self._mask: NDArray[np.int32] = np.zeros((n_tokens + 31) // 32, dtype=np.int32)
         self._matcher: LLMatcher | None = None
         self._ends = ends
@@ -124,9 +115,7 @@ class Constraint:
         self._tail = Tail()
         self._refused: list[int] = []  # what was sampled in this place, and may not come
         self._n_thought = 0
-        self._n_seen = 0
-        self._exit: list[int] | None = None
-        self._looked_at = -EVERY
+        self._remaining = RESERVE + 1
         self.finished = False
         self.cut = False
         if not thinking:
@@ -143,11 +132,9 @@ class Constraint:
         The array is reused by the next call. Raises GrammarTooComplex.
         """
         if self.finished:
-            self._mask[:] = 0
-            bits = self._mask.view(np.uint32)
-            for token in self._ends:
-                bits[token // 32] |= np.uint32(1 << token % 32)
-            return self._mask
+            return self._only(self._ends)
+        if self._room.leaving:
+            return self._only(self._room.path[:1])
         if self._matcher is None:
             return self._without_misfits()
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
@@ -159,10 +146,16 @@ class Constraint:
 
         In free text that is one that ends it and goes on as what follows must not. There are few
         of them, which are seldom sampled: looking for all of them beforehand would take longer.
+        In a grammar it is one behind which there is no good end with the tokens that are left.
         The sampler's penalties remember it as if it had come.
         """
-        if self._matcher is not None or self.finished:
+        if self.finished:
             return False
+        if self._matcher is not None:
+            if self._room.takes(self._matcher, token, self._remaining):
+                return False
+            self._leave(cut=True)
+            return True
         spelled = self._spelled(token)
         if not any(self._tail.misfit(edge, spelled) for edge in self._edges()):
             return False
@@ -171,15 +164,17 @@ class Constraint:
 
     def forced(self, remaining: int) -> list[int]:
         """The tokens that must come now, with `remaining` tokens left for the answer."""
+        self._remaining = remaining
         if self._thinking:
             return self._end_of_thought(remaining)
         if self._matcher is None or self.finished:
             return []
         tokens: list[int] = self._matcher.compute_ff_tokens()
         self._check()
-        if tokens or remaining > RESERVE:
+        if tokens or self._in_head or not self._room.over(self._matcher, remaining):
             return tokens
-        return self._way(remaining)
+        self._leave(cut=bool(self._room.path))
+        return self._room.path
 
     def instead_of_end(self) -> list[int]:
         """What comes where the model wants to end the answer; nothing: it may."""
@@ -189,7 +184,6 @@ class Constraint:
 
     def accept(self, token: int) -> None:
         """`token` has become part of the answer. Raises GrammarTooComplex."""
-        self._n_seen += 1
         self._refused.clear()
         self._take(token)
 
@@ -251,6 +245,7 @@ class Constraint:
         source = head or self._plan.first
         if source is not None:
             self._matcher = source()
+            self._room.enter()
             self._in_head = head is not None
         elif self._plan.opening is not None:
             self._opened = []
@@ -277,27 +272,21 @@ class Constraint:
         return list(self._plan.close_tokens) if over else []
 
     @cached_property
-    def _way_out(self) -> WayOut:
-        """Made when tokens first run short, as they rarely do."""
-        return self._find_way_out()
-
-    @cached_property
     def _n_least(self) -> int:
-        """How many tokens the shortest answer takes that the grammar allows."""
+        """How many tokens the shortest answer takes, whichever tool it calls."""
         if self._plan.first is not None:
             fresh = self._plan.first()
         elif self._plan.triggers:
             fresh = self._plan.triggers[0].matcher()
         else:
             return 0
-        return len(self._way_out.find(fresh) or ())
+        return self._room.shortest(fresh)
 
     def _advance(self, token: int) -> None:
         assert self._matcher is not None
         if not self._matcher.consume_token(token):
             self._check()
-        if self._exit and self._exit[0] == token:
-            self._exit = self._exit[1:]
+        self._room.accept(token)
         if self._said is not None and self._plan.heads:
             self._look_for_call(self._said + self._spelled(token))
         if self._in_head:
@@ -314,6 +303,7 @@ class Constraint:
             self._matcher, self._in_call = None, False
             self._tail.clear()
             self.finished = self._plan.once
+        self.finished = self.finished or self._room.left
 
     def _look_for_call(self, said: bytes) -> None:
         """Whether an answer that may be a call or another thing begins as a call does."""
@@ -364,6 +354,7 @@ class Constraint:
         if matcher.validate_tokens(tokens) < len(tokens):
             return False  # it went on in another way: no call that we know
         matcher.consume_tokens(tokens)
+        self._room.enter(tokens)
         self._matcher, self._in_head, self._in_call = matcher, False, True
         self._tail.clear()
         self._opened, self._said = None, None
@@ -371,25 +362,18 @@ class Constraint:
 
     # ---- the end -------------------------------------------------------------------------------
 
-    def _way(self, remaining: int) -> list[int]:
-        """The way out, once hardly more than that is left.
+    def _leave(self, cut: bool) -> None:
+        """Nothing but the way out comes any more; `cut`: the answer would have gone on."""
+        self.finished = not self._room.path
+        self.cut = self.cut or cut
 
-        What the model may begin at any time, a call or a member with all its fixed text, is
-        counted with the shortest answer: that much must stay left.
-        """
-        assert self._matcher is not None
-        least = max(self._n_least, self._way_out.n_call)
-        spare = min(int(1.2 * least), RESERVE) + MARGIN
-        stale = self._n_seen - self._looked_at
-        if stale >= EVERY:
-            self._exit, self._looked_at, stale = self._way_out.find(self._matcher), self._n_seen, 0
-        if self._exit is None or remaining > len(self._exit) + stale + spare:
-            return []
-        if stale:
-            self._exit, self._looked_at = self._way_out.find(self._matcher), self._n_seen
-        self.finished = self._exit == []
-        self.cut = self.cut or not self.finished
-        return list(self._exit or ())
+    def _only(self, tokens: Sequence[int]) -> NDArray[np.int32]:
+        """The mask of these tokens."""
+        self._mask[:] = 0
+        bits = self._mask.view(np.uint32)
+        for token in tokens:
+            bits[token // 32] |= np.uint32(1 << token % 32)
+        return self._mask
 
     def _check(self) -> None:
         if self._matcher is not None and self._matcher.is_error():

@@ -19,6 +19,7 @@ from llm_server.chat.closing import WayOut
 from llm_server.chat.constraint import Constraint, Opening, Plan, Trigger
 from llm_server.chat.edges import NOWHERE, Edge, anything, blank
 from llm_server.chat.grammar import Grammars, Lark, Spelling, check_schema
+from llm_server.chat.room import Room
 from llm_server.chat.stream import Where
 from llm_server.chat.syntax.call_grammar import CallGrammar, Choice
 from llm_server.chat.syntax.format import ParamArgs, ReasoningFormat, Syntax, other_headers
@@ -130,12 +131,17 @@ class Planner:
             return None
         if opening is not None:
             self.warm()  # the beginning of an answer is masked
+        spelled = partial(self._vocabulary.piece, special=True)
         return Constraint(
             plan,
             self._vocabulary.n_tokens,
-            partial(self._vocabulary.piece, special=True),
+            spelled,
             self.grammars.tokenize,
-            partial(self._way_out, demand.tools),
+            Room(
+                partial(self._way_out, demand.tools),
+                spelled,
+                [tool["function"]["name"].encode() for tool in demand.tools],
+            ),
             sorted(self._vocabulary.eog),
             thinking=demand.where == "reasoning" and reasoning is not None,
         )
@@ -168,11 +174,14 @@ class Planner:
             for key in sorted(keys)[:256]:
                 posts.update(text_of(fill(post, {Slot.KEY: key})) for post in ends)
         end = "".join(part for part in self._syntax.calls.end if isinstance(part, str))
+        functions = [tool["function"] for tool in tools]
+        sizes = {function["name"]: self._n_call(function) for function in functions}
         return WayOut(
             self.grammars.tokenizer,
             [self._tokens(text) for text in sorted(posts - {""}, key=len)],
             [self._tokens(end[i:]) for i in range(len(end))] if tools else [],
-            max((self._n_call(tool["function"]) for tool in tools), default=0),
+            [self._tokens(name) for name in sorted(sizes, key=sizes.__getitem__)],
+            max(sizes.values(), default=0),
         )
 
     def _tokens(self, text: str) -> list[int]:

@@ -90,6 +90,11 @@ def _sample(
     return token
 
 
+def allows(mask: np.ndarray[tuple[int, ...], np.dtype[np.int32]], token: int) -> bool:
+    """Whether a token is among those of a mask."""
+    return bool(int(mask[token >> 5]) >> (token & 31) & 1)
+
+
 def _pick(
     rng: random.Random,
     mask: np.ndarray[tuple[int, ...], np.dtype[np.int32]] | None,
@@ -97,8 +102,9 @@ def _pick(
     scripted: list[int],
     wordy: bool,
 ) -> int:
-    if scripted:
+    if scripted and (mask is None or allows(mask, scripted[0])):
         return scripted.pop(0)
+    scripted.clear()  # A grammar has begun, and goes another way.
     if wordy and mask is None:
         return rng.choice([*vocabulary.eog, *range(256, vocabulary.n_tokens)])
     if mask is None:

@@ -17,7 +17,7 @@ from llm_server.chat.syntax.literal import common_prefix
 from llm_server.engine.answer import TokenConstraint
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import ChatRequest, Message, ResponseFormat
-from tests.chat.generation import Answer, generate
+from tests.chat.generation import Answer, allows, generate
 from tests.chat.published import TEMPLATES, dialogue_of
 from tests.chat.test_syntax import fold, tool
 from tests.chat.vocabulary import ByteVocabulary
@@ -474,16 +474,12 @@ def test_blanks_behind_a_call_promise_no_other(behind: str) -> None:
     for token in vocabulary.tokenize(CALL + behind, parse_special=True):
         assert not constraint.refuses(token)
         mask = constraint.mask()
-        assert mask is None or _allows(mask, token)
+        assert mask is None or allows(mask, token)
         constraint.accept(token)
     mask = constraint.mask()
     assert mask is not None
-    assert any(_allows(mask, token) for token in vocabulary.eog)
-    assert _allows(mask, vocabulary.tokenize("\n", parse_special=False)[0])
-
-
-def _allows(mask: np.ndarray, token: int) -> bool:
-    return bool(int(mask[token >> 5]) >> (token & 31) & 1)
+    assert any(allows(mask, token) for token in vocabulary.eog)
+    assert allows(mask, vocabulary.tokenize("\n", parse_special=False)[0])
 
 
 def test_an_answer_that_was_cut_says_so() -> None:

@@ -232,6 +232,7 @@ def test_only_what_was_asked_for_is_waited_for(tmp_path: Path) -> None:
     server.bench.submit(3, prompt(3, 40), max_tokens=1, persist=True)
     while 3 not in server.bench.ends or server.bench.engine.unsaved:
         server.bench.step()
+        server.store.flush(10)
     assert 1 not in server.bench.ends
     server.store.flush(10)
     assert server.disk.has(prompt(3, 40), "")
