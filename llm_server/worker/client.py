@@ -53,6 +53,7 @@ from llm_server.worker.messages import (
 )
 from llm_server.worker.model_file import Change, ModelFile
 from llm_server.worker.process import Process, Spawn, spawn
+from llm_server.worker.progress import Progress
 from llm_server.worker.stream import EventStream
 from llm_server.worker.totals import Totals
 from llm_server.worker.watchdog import Limits, Watchdog, oom_kills, own_memory
@@ -82,7 +83,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._model_path = load.model_path
         self._file = ModelFile(load)
-        self._on_progress = on_progress
+        self._progress = Progress(self._file.size, on_progress)
         self._totals = totals
         self._tick_s = limits.tick_s
         self._watchdog = Watchdog(limits, self._file.size)
@@ -117,7 +118,6 @@ class Worker:
         limits: Limits | None = None,
     ) -> Worker:
         """Load a model in a process that `spawn` gives; `on_progress` gets fractions from 0 to 1.
-
         What it does is added to `totals`; it is ended when it goes beyond `limits`.
 
         Raises RemoteError with the worker's own words when it refuses the model, and
@@ -298,8 +298,7 @@ class Worker:
         if self._loading.done():
             raise frames.ProtocolError(f"{type(event).__name__} after the model was loaded")
         if isinstance(event, LoadProgress):
-            if self._on_progress is not None:
-                self._on_progress(min(max(event.fraction, 0.0), 1.0))
+            self._progress.said(event.fraction)
         elif isinstance(event, Loaded):
             self._loading.set_result(event)
         else:
@@ -323,6 +322,8 @@ class Worker:
         )
         if verdict is not None:
             self._end(verdict)
+        elif not self._loading.done():
+            self._progress.look(self.pid)
         elif longest is not None:
             self._check_file()
 
