@@ -21,7 +21,7 @@ from llm_server.chat.edges import NOWHERE, Edge, anything, blank
 from llm_server.chat.grammar import Grammars, Lark, Spelling, check_schema
 from llm_server.chat.stream import Where
 from llm_server.chat.syntax.call_grammar import CallGrammar, Choice
-from llm_server.chat.syntax.format import ParamArgs, ReasoningFormat, Syntax, other_headers
+from llm_server.chat.syntax.format import ParamArgs, ReasoningFormat, Syntax
 from llm_server.chat.syntax.literal import (
     Literal,
     Slot,
@@ -268,11 +268,10 @@ class Planner:
     def _call_opening(self, demand: Demand) -> Opening | None:
         """What tells a call by its header, where no trigger announces all that may come."""
         calls = self._syntax.calls
-        headers = [header for header in (calls.start, calls.begin) if header is not None]
-        others = [other for header in headers for other in other_headers(header)]
-        if calls.start is None and not calls.anchored and not others:
+        own = calls.start or calls.begin
+        headers = [own, *calls.others(own)]
+        if calls.start is None and not calls.anchored and len(headers) == 1:
             return None
-        headers = [calls.start or calls.begin, *others]
         lark = Lark(self.grammars.markers)
         source = lark.source(self._calls(lark, demand).section_behind(headers))
         names = frozenset(tool["function"]["name"] for tool in demand.tools)

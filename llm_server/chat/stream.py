@@ -12,7 +12,8 @@ from typing import Literal as OneOf
 from typing import TypeAlias
 
 from llm_server.chat.syntax import json_args
-from llm_server.chat.syntax.format import JsonArgs, Syntax, other_headers
+from llm_server.chat.syntax.format import JsonArgs, Syntax
+from llm_server.chat.syntax.headers import message_types
 from llm_server.chat.syntax.literal import (
     Literal,
     Matcher,
@@ -174,7 +175,8 @@ class AnswerParser:
             parts = pieces(syntax.content_open)
             if syntax.switch and len(parts) == 3 and is_marker(parts[0]) and is_marker(parts[2]):
                 # A channel of another name is for the user as well.
-                openings.append((build(parts[0], Slot.NAME, parts[2]), "content"))
+                for rest in message_types(parts[2]):
+                    openings.append((build(parts[0], Slot.NAME, *rest), "content"))
         return openings
 
     def _headers(self, *literals: Literal | None) -> list[Literal]:
@@ -182,7 +184,7 @@ class AnswerParser:
         if not self._schemas:
             return []
         headers = [literal for literal in literals if literal is not None]
-        return headers + [other for header in headers for other in other_headers(header)]
+        return headers + [o for header in headers for o in self._syntax.calls.others(header)]
 
     def _reasoning(self) -> Parse[None]:
         assert self._syntax.reasoning is not None

@@ -170,11 +170,16 @@ OPENINGS = {
         "to=user<|message|>Yes.<|eom|><|start|>assistant to=get_weather<|message|>"
         '<atem:function_calls><atem:invoke name="get_weather">',
     ],
-    "meta-llama-Llama-3.1-8B-Instruct": ['{ "name" : "get_weather", "parameters": '],
+    "meta-llama-Llama-3.1-8B-Instruct": [
+        '{ "name" : "get_weather", "parameters": ',
+        '{"type": "function", "name": "get_weather", "parameters": ',
+        '{"type":"function","name":"get_weather","parameters":{',
+    ],
     "openai-gpt-oss-120b": [
         "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>",
         "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
         "<|channel|>commentary to=functions.get_weather<|message|>",
+        "<|channel|>analysis to=functions.get_weather code<|message|>",
     ],
 }
 

@@ -118,6 +118,8 @@ class CallGrammar:
                 parts.append("/[0-9]{1,3}/")
             elif part is Slot.ID:
                 parts.append("/[a-zA-Z0-9]{9}/")
+            elif part is Slot.TYPE:
+                parts.append("/[a-zA-Z0-9_-]{1,32}/")
             elif isinstance(part, str):
                 parts.append(text(part))
         return " ".join(p for p in parts if p)

@@ -1,0 +1,99 @@
+"""Calls as models really write them, beside what their templates show."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from llm_server.worker.messages import ChatRequest, Delta, Message
+from tests.chat.published import TEMPLATES, dialogue_of
+from tests.chat.test_syntax import fold, tool
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "n": {"type": "integer"},
+        "l": {"type": "array", "items": {"type": "string"}},
+    },
+}
+TOOLS = [tool("get_weather", PARAMETERS), tool("do-it", PARAMETERS)]
+PARIS = ("get_weather", {"city": "Paris"})
+
+LLAMA = "meta-llama-Llama-3.1-8B-Instruct"
+HARMONY = "openai-gpt-oss-120b"
+_JSON = '{"city": "Paris"}'
+_SWITCH = "<|end|><|start|>assistant"
+
+CALLS: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
+    (LLAMA, '{"type": "function", "name": "get_weather", "parameters": %s}', "", [PARIS]),
+    (LLAMA, '{"type":"function","name":"get_weather","parameters":%s}', "", [PARIS]),
+    (LLAMA, '{\n "type": "function",\n "name": "get_weather", "parameters": %s\n}', "", [PARIS]),
+    (
+        HARMONY,
+        "<|channel|>analysis to=functions.get_weather code<|message|>%s<|call|>",
+        "",
+        [PARIS],
+    ),
+    (
+        HARMONY,
+        f"<|channel|>analysis<|message|>Hm.{_SWITCH}<|channel|>analysis to=functions.get_weather"
+        " <|constrain|>json<|message|>%s<|call|>",
+        "",
+        [PARIS],
+    ),
+    (
+        HARMONY,
+        " to=functions.get_weather<|channel|>analysis <|constrain|>json<|message|>%s<|call|>",
+        "",
+        [PARIS],
+    ),
+    (HARMONY, "<|channel|>final <|constrain|>json<|message|>%s", _JSON, []),
+    (
+        HARMONY,
+        f"<|channel|>analysis<|message|>Hm.{_SWITCH}<|channel|>final json<|message|>%s",
+        _JSON,
+        [],
+    ),
+]
+"""By template: what a model wrote (`%s`: arguments as JSON), its content and its calls."""
+
+
+def parsed(name: str, *parts: str) -> tuple[str, list[tuple[str | None, Any]]]:
+    """Content and calls of an answer that comes in these parts."""
+    request = ChatRequest([Message("user", "Question?")], TOOLS)
+    parser = dialogue_of(name).prepare(1, request).parser
+    deltas: list[Delta] = []
+    for part in parts:
+        deltas += parser.feed(part)
+    content, _, calls = fold(deltas + parser.close())
+    return content, [(name, json.loads(arguments)) for name, arguments in calls]
+
+
+@pytest.mark.parametrize(("name", "text", "content", "calls"), CALLS)
+def test_what_models_write_is_read_wherever_it_is_cut(
+    name: str, text: str, content: str, calls: list[tuple[str, Any]]
+) -> None:
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    text = text.replace("%s", _JSON)
+    for cut in range(len(text)):
+        assert parsed(name, text[:cut], text[cut:]) == (content, calls), text[:cut]
+    assert parsed(name, *text) == (content, calls)
+
+
+NO_CALLS = [
+    (LLAMA, '{"type": "function", "name": "unknown", "parameters": {}}'),
+    (LLAMA, '{"type": "circle", "name": "get_weather", "parameters": {}}'),
+    (LLAMA, '{"type": "function", "name": "get_weather"}'),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), NO_CALLS)
+def test_what_only_looks_like_a_call_is_content(name: str, text: str) -> None:
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    for cut in range(len(text)):
+        assert parsed(name, text[:cut], text[cut:]) == (text, [])
