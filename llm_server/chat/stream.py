@@ -142,8 +142,14 @@ class AnswerParser:
 
     def _closes(self, rest: str) -> bool:
         """Whether `rest` is the beginning of what closes plain text: its end is not text."""
-        whole = self._syntax.content_close.startswith(rest)
-        return whole and any(is_marker(piece) for piece in pieces(rest))
+        begins = any(closing.startswith(rest) for closing in self._closings())
+        return begins and any(is_marker(piece) for piece in pieces(rest))
+
+    def _closings(self) -> list[str]:
+        """What closes plain text: behind calls also what ends their turn."""
+        syntax = self._syntax
+        closings = [syntax.content_close, syntax.calls.turn_end if self.n_calls else ""]
+        return [text for text in closings if text]
 
     def _start(self) -> Parse[None]:
         """What kind of message comes: its opening is read, if it has one."""
@@ -196,8 +202,8 @@ class AnswerParser:
 
     def _content(self) -> Parse[None]:
         syntax = self._syntax
-        closings = [text for text in (syntax.content_close, syntax.switch) if text]
         while self._where == "content":
+            closings = [*self._closings(), *([syntax.switch] if syntax.switch else [])]
             closed = yield from self._text(closings, self._say)
             if closed and closed == syntax.switch:
                 self._where, self._skipping = "start", True

@@ -24,6 +24,7 @@ PARIS = ("get_weather", {"city": "Paris"})
 
 LLAMA = "meta-llama-Llama-3.1-8B-Instruct"
 HARMONY = "openai-gpt-oss-120b"
+KIMI_K3 = "Kimi-K3"
 _JSON = '{"city": "Paris"}'
 _SWITCH = "<|end|><|start|>assistant"
 
@@ -56,6 +57,15 @@ CALLS: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
         f"<|channel|>analysis<|message|>Hm.{_SWITCH}<|channel|>final json<|message|>%s",
         _JSON,
         [],
+    ),
+    (
+        KIMI_K3,
+        "Hm.<|close|>think<|sep|><|open|>response<|sep|>I look.<|close|>response<|sep|>"
+        '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|>'
+        '<|open|>argument key="city" type="string"<|sep|>Paris<|close|>argument<|sep|>'
+        "<|close|>call<|sep|><|close|>tools<|sep|><|close|>message<|sep|>",
+        "I look.",
+        [PARIS],
     ),
 ]
 """By template: what a model wrote (`%s`: arguments as JSON), its content and its calls."""

@@ -71,7 +71,8 @@ class CallFormat:
     `first_index` is the running number of the first call. `trigger` is the text in an answer that
     announces calls; it is empty when a call starts with the name itself. `anchored`: calls come
     only where the answer starts, having no marker of their own. `channels` are those of thoughts,
-    where a header names its channel: models call in them as well.
+    where a header names its channel: models call in them as well. `turn_end` is what the turn ends
+    with behind `end`; its last marker ends the generation.
     """
 
     begin: Literal
@@ -86,6 +87,8 @@ class CallFormat:
     anchored: bool = False
 
     channels: tuple[str, ...] = ()
+
+    turn_end: str = ""
 
     def others(self, header: Literal) -> list[Literal]:
         """What a call may begin with instead of one of this format's headers."""

@@ -38,7 +38,10 @@ def measure_calls(probes: Probes) -> CallFormat | None:
         return None
     args, region, before, after = found
     start = _lstrip(_with_slots(before, 0))
-    end = _rstrip(_with_slots(_without_turn_end(after, text), 1))
+    turn_end = _turn_end(after, text)
+    # A template may go on after the end of the turn; only the first one counts.
+    own = after[: after.find(turn_end)] if turn_end else after
+    end = _rstrip(_with_slots(own, 1))
     after_text = _after_text(probes, region)
     begin = after_text or start
     again = _between(probes, region)
@@ -56,6 +59,7 @@ def measure_calls(probes: Probes) -> CallFormat | None:
         first_index=first,
         trigger=trigger,
         anchored=not trigger or (after_text is None and not is_marker(pieces(trigger)[0])),
+        turn_end=turn_end,
     )
 
 
@@ -113,13 +117,11 @@ def find_object(text: str, value: Any) -> tuple[int, int] | None:
     return None
 
 
-def _without_turn_end(after: str, text: str) -> str:
-    """What belongs to the call of what follows its arguments: not the end of the turn."""
+def _turn_end(after: str, text: str) -> str:
+    """What ends the turn behind a call's arguments, as it does behind a text; empty if nothing."""
     if CONTENT not in text:
-        return after
-    turn_end = common_suffix(after, text[text.rfind(CONTENT) + len(CONTENT) :]).strip()
-    # A template may go on after the end of the turn; only the first one counts.
-    return after[: after.find(turn_end)] if turn_end else after
+        return ""
+    return common_suffix(after, text[text.rfind(CONTENT) + len(CONTENT) :]).strip()
 
 
 def _after_text(probes: Probes, region: str) -> Literal | None:
