@@ -289,7 +289,9 @@ class Planner:
         return Trigger(Edge(text.encode(), matcher.may_begin, anchored), matcher)
 
     def _calls(self, lark: Lark, demand: Demand) -> CallGrammar:
-        choice = Choice(demand.tools, demand.params, demand.request.parallel_tool_calls)
+        request = demand.request
+        later = any(message.tool_calls for message in request.messages)
+        choice = Choice(demand.tools, demand.params, request.parallel_tool_calls, later)
         return CallGrammar(lark, self._syntax.calls, choice, self._endings)
 
     def _compiled(self, source: str, request: ChatRequest) -> _Source:

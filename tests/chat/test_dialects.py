@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from llm_server.worker.messages import ChatRequest, Delta, Message
+from llm_server.chat.dialogue import Dialogue
+from llm_server.worker.messages import ChatRequest, Delta, FunctionCall, Message
+from tests.chat.generation import generate
 from tests.chat.published import TEMPLATES, dialogue_of
 from tests.chat.test_syntax import fold, tool
+from tests.chat.vocabulary import ByteVocabulary
 
 PARAMETERS = {
     "type": "object",
@@ -107,3 +110,35 @@ def test_what_only_looks_like_a_call_is_content(name: str, text: str) -> None:
         pytest.skip("no published templates beside the checkout")
     for cut in range(len(text)):
         assert parsed(name, text[:cut], text[cut:]) == (text, [])
+
+
+NUMBERED = {
+    "Kimi-K2-Thinking": "<think></think><|tool_calls_section_begin|><|tool_call_begin|>"
+    "functions.get_weather:%d<|tool_call_argument_begin|>{",
+    "Cohere2MoE": "Hm.<|END_THINKING|><|START_ACTION|>[\n"
+    '    {"tool_call_id": "%d", "tool_name": "get_weather", "parameters": {',
+}
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_calls_are_numbered_on_through_a_conversation(name: str, choice: Any) -> None:
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    vocabulary = ByteVocabulary(["<s>", "</s>"])
+    d = Dialogue(TEMPLATES[name], vocabulary)
+    question = Message("user", "Question?")
+    calls = [FunctionCall(f"call_{i}", "get_weather", _JSON) for i in range(2)]
+    earlier = [
+        question,
+        Message("assistant", None, tool_calls=calls),
+        *(Message("tool", "Sun.", tool_call_id=call.id) for call in calls),
+    ]
+    prompt = "".join(s.text for s in d.render(ChatRequest(earlier, TOOLS)))
+    for number in range(2):  # calls and results, in the number the vendor has
+        assert prompt.count(f"get_weather:{number}") + prompt.count(f'_call_id": "{number}"') == 2
+    for messages, number in ([question], 0), (earlier, 2):
+        prepared = d.prepare(1, ChatRequest(messages, TOOLS, tool_choice=choice))
+        got = generate(prepared, vocabulary, script=NUMBERED[name] % number, max_tokens=900)
+        assert got.n_masked
+        assert fold(got.deltas)[2][0][0] == "get_weather"

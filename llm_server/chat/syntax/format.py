@@ -68,7 +68,8 @@ class CallFormat:
     `begin` leads from the answer's text through the name to the first call's arguments, `again`
     from one call's arguments to the next one's (None: one call only), `end` follows the last.
     `start` replaces `begin` where the answer starts with the call, if that differs.
-    `first_index` is the running number of the first call. `trigger` is the text in an answer that
+    `first_index` is the running number of the first call, in each message or, where it `counts_on`,
+    in a conversation. `trigger` is the text in an answer that
     announces calls; it is empty when a call starts with the name itself. `anchored`: calls come
     only where the answer starts, having no marker of their own. `channels` are those of thoughts,
     where a header names its channel: models call in them as well. `turn_end` is what the turn ends
@@ -81,6 +82,8 @@ class CallFormat:
     again: Literal | None = None
     start: Literal | None = None
     first_index: int = 0
+
+    counts_on: bool = False
 
     trigger: str = ""
 

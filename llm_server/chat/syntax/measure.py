@@ -12,6 +12,7 @@ from typing import Any
 from llm_server.chat.syntax.format import CallFormat, JsonArgs, ParamArgs
 from llm_server.chat.syntax.literal import (
     Literal,
+    Matcher,
     Slot,
     build,
     common_prefix,
@@ -57,6 +58,7 @@ def measure_calls(probes: Probes) -> CallFormat | None:
         again=again,
         start=None if _equal(start, begin) else start,
         first_index=first,
+        counts_on=_counts_on(probes, begin, first),
         trigger=trigger,
         anchored=not trigger or (after_text is None and not is_marker(pieces(trigger)[0])),
         turn_end=turn_end,
@@ -158,6 +160,19 @@ def _number(first: Literal, second: Literal) -> tuple[Literal, Literal, int]:
         number = int(x)
         a[-i] = b[-i] = Slot.INDEX
     return build(*a), build(*b), number
+
+
+def _counts_on(probes: Probes, begin: Literal, first: int) -> bool:
+    """Whether the number of a call goes on from those of earlier messages."""
+    if Slot.INDEX not in begin:
+        return False
+    text = probes.later_call(STRINGS) or ""
+    matcher = Matcher(begin)
+    for char in text[max(text.find(text_of(begin)), 0) :]:
+        if matcher.done or not matcher.alive:
+            break
+        matcher.push(char)
+    return matcher.done and matcher.values[Slot.INDEX] == str(first + 1)
 
 
 def _flat(literal: Literal) -> list[str | Slot]:
