@@ -8,7 +8,6 @@ tokens, not requests; `plan` builds it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +15,8 @@ from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from llm_server.chat.closing import WayOut
-from llm_server.chat.edges import NOWHERE, Edge, Tail
+from llm_server.chat.edges import TAIL, Edge, Tail
+from llm_server.chat.phases import Plan, Trigger
 from llm_server.errors import ServerError
 
 RESERVE = 512
@@ -34,57 +34,6 @@ class GrammarTooComplex(ServerError):
 
     code = "grammar_too_complex"
     retry = False
-
-
-@dataclass(frozen=True, slots=True)
-class Trigger:
-    """A text that ends a free phase and begins a grammar.
-
-    `matcher` makes a fresh matcher of what follows the text.
-    """
-
-    edge: Edge
-    matcher: Callable[[], LLMatcher]
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """Calls where a message starts, announced by their whole header instead of a trigger.
-
-    `complete` tells of a message's beginning whether it is the header of a call, or None while it
-    may become one. `matcher` makes a fresh matcher that begins with the header, `announced` one of
-    the header and anything behind it.
-    """
-
-    complete: Callable[[str], bool | None]
-    matcher: Callable[[], LLMatcher]
-    announced: Callable[[], LLMatcher]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All that a constraint does.
-
-    `first` is the grammar of the answer's beginning, None if that is free; `head` is that or the
-    opening of a thought, where one may come. `triggers` begin calls in free text. `thought` opens
-    a thought and `close` ends it; after a thought comes `first`. `once`: the answer ends
-    with its grammar. `opening` begins calls at the start of the answer and behind `switch`, which
-    ends one message of it. `must_call`: `first` holds nothing but calls; else `heads` are what
-    begins calls in it.
-    """
-
-    first: Callable[[], LLMatcher] | None
-    head: Callable[[], LLMatcher] | None = None
-    triggers: Sequence[Trigger] = ()
-    thought: Edge = NOWHERE
-    close: Edge = NOWHERE
-    close_tokens: Sequence[int] = ()
-    budget: int | None = None
-    once: bool = True
-    opening: Opening | None = None
-    switch: Edge = NOWHERE
-    must_call: bool = False
-    heads: Sequence[bytes] = ()
 
 
 class Constraint:
@@ -125,6 +74,7 @@ class Constraint:
         self._refused: list[int] = []  # what was sampled in this place, and may not come
         self._n_thought = 0
         self._n_seen = 0
+        self._written = b""  # the end of what a grammar has let through
         self._exit: list[int] | None = None
         self._looked_at = -EVERY
         self.finished = False
@@ -296,6 +246,7 @@ class Constraint:
         assert self._matcher is not None
         if not self._matcher.consume_token(token):
             self._check()
+        self._written = (self._written + self._spelled(token))[-TAIL:]
         if self._exit and self._exit[0] == token:
             self._exit = self._exit[1:]
         if self._said is not None and self._plan.heads:
@@ -382,14 +333,18 @@ class Constraint:
         spare = min(int(1.2 * least), RESERVE) + MARGIN
         stale = self._n_seen - self._looked_at
         if stale >= EVERY:
-            self._exit, self._looked_at, stale = self._way_out.find(self._matcher), self._n_seen, 0
+            self._exit, self._looked_at, stale = self._found_way(), self._n_seen, 0
         if self._exit is None or remaining > len(self._exit) + stale + spare:
             return []
         if stale:
-            self._exit, self._looked_at = self._way_out.find(self._matcher), self._n_seen
+            self._exit, self._looked_at = self._found_way(), self._n_seen
         self.finished = self._exit == []
         self.cut = self.cut or not self.finished
         return list(self._exit or ())
+
+    def _found_way(self) -> list[int] | None:
+        assert self._matcher is not None
+        return self._way_out.find(self._matcher, self._written)
 
     def _check(self) -> None:
         if self._matcher is not None and self._matcher.is_error():

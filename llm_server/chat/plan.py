@@ -16,9 +16,10 @@ from functools import cached_property, partial
 from llguidance import LLMatcher
 
 from llm_server.chat.closing import WayOut
-from llm_server.chat.constraint import Constraint, Opening, Plan, Trigger
+from llm_server.chat.constraint import Constraint
 from llm_server.chat.edges import NOWHERE, Edge, anything, blank
 from llm_server.chat.grammar import Grammars, Lark, Spelling, check_schema
+from llm_server.chat.phases import Opening, Plan, Trigger
 from llm_server.chat.stream import Where
 from llm_server.chat.syntax.call_grammar import CallGrammar, Choice
 from llm_server.chat.syntax.format import ParamArgs, ReasoningFormat, Syntax
@@ -170,8 +171,9 @@ class Planner:
         end = "".join(part for part in self._syntax.calls.end if isinstance(part, str))
         return WayOut(
             self.grammars.tokenizer,
-            [self._tokens(text) for text in sorted(posts - {""}, key=len)],
-            [self._tokens(end[i:]) for i in range(len(end))] if tools else [],
+            self._tokens,
+            sorted(posts - {""}, key=len),
+            [end[i:] for i in range(len(end))] if tools else [],
             max((self._n_call(tool["function"]) for tool in tools), default=0),
         )
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from llm_server.chat.dialogue import Dialogue
+from llm_server.chat.syntax.format import ParamArgs
+from llm_server.chat.syntax.literal import Slot, fill, text_of
 from llm_server.worker.messages import ChatRequest, Delta, FunctionCall, Message
 from tests.chat.generation import generate
 from tests.chat.published import TEMPLATES, dialogue_of
@@ -142,3 +144,30 @@ def test_calls_are_numbered_on_through_a_conversation(name: str, choice: Any) ->
         got = generate(prepared, vocabulary, script=NUMBERED[name] % number, max_tokens=900)
         assert got.n_masked
         assert fold(got.deltas)[2][0][0] == "get_weather"
+
+
+RAW = {
+    "Qwen3-Coder": "<tool_call>\n<function=do-it>\n<parameter=city>\nParis",
+    "GLM-4.6": "<tool_call>do-it\n<arg_key>city</arg_key>\n<arg_value>Paris",
+    "MiniMax-M3": ']<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name="do-it">'
+    "]<]minimax[>[<city>Paris",
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_a_closing_tag_that_has_begun_is_gone_on_with_where_tokens_run_short(name: str) -> None:
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    vocabulary = ByteVocabulary(["<s>", "</s>"])
+    d = Dialogue(TEMPLATES[name], vocabulary)
+    assert isinstance(d.syntax.calls.args, ParamArgs)
+    closing = text_of(fill(d.syntax.calls.args.wrappers["string"].post, {Slot.KEY: "city"}))
+    for n in range(len(closing)):
+        prepared = d.prepare(1, ChatRequest([Message("user", "?")], TOOLS))
+        assert prepared.constraint is not None
+        said = RAW[name] + closing[:n]
+        for token in vocabulary.tokenize(said, parse_special=True):
+            prepared.constraint.accept(token)
+        way = prepared.constraint.forced(1)
+        said += b"".join(vocabulary.piece(token, special=True) for token in way).decode()
+        assert parsed(name, said) == ("", [("do-it", {"city": "Paris"})])
