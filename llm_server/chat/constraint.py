@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from llm_server.chat.closing import WayOut
 from llm_server.chat.edges import TAIL, Edge, Tail
-from llm_server.chat.phases import Plan, Trigger
+from llm_server.chat.phases import Opening, Plan, Trigger
 from llm_server.errors import ServerError
 
 RESERVE = 512
@@ -69,7 +69,8 @@ class Constraint:
         self._in_head = False
         self._in_call = False
         self._said: bytes | None = b""  # of `first`, until it shows whether that is a call
-        self._opened: list[int] | None = None  # tokens of a message that may begin with a call
+        self._opening: Opening | None = None  # of what may become the header of a call
+        self._opened: list[int] | None = None  # its tokens
         self._tail = Tail()
         self._refused: list[int] = []  # what was sampled in this place, and may not come
         self._n_thought = 0
@@ -154,7 +155,7 @@ class Constraint:
     def _without_misfits(self) -> NDArray[np.int32] | None:
         """Free text without what was refused, and without tokens that end a header and go on as a
         call must not. None where any token may come."""
-        opening = self._plan.opening if self._opened is not None else None
+        opening = self._opening if self._opened is not None else None
         if not self._refused and opening is None:
             return None
         bad = np.zeros_like(self._mask)
@@ -203,7 +204,7 @@ class Constraint:
             self._matcher = source()
             self._in_head = head is not None
         elif self._plan.opening is not None:
-            self._opened = []
+            self._opening, self._opened = self._plan.opening, []
 
     def _think(self, token: int) -> None:
         self._n_thought += 1
@@ -278,8 +279,10 @@ class Constraint:
     def _watch(self, token: int) -> None:
         """Free text: look for what ends it."""
         plan = self._plan
-        if self._opened is not None and self._opens(token):
-            return
+        if self._opened is not None:
+            self._opened.append(token)
+            if self._opens():
+                return
         self._tail.add(self._spelled(token))
         for trigger in plan.triggers:
             if self._completed(trigger):
@@ -292,13 +295,15 @@ class Constraint:
             self._tail.clear()
             self._retake(rest)
         elif plan.opening and self._tail.behind(plan.switch) is not None:
-            self._opened = []
+            self._opening, self._opened = plan.opening, []
+        elif (rest := self._tail.behind(plan.bare_edge)) is not None:
+            self._opening, self._opened = plan.bare, [*plan.bare_tokens, *self._tokenize(rest)]
+            self._opens()
 
-    def _opens(self, token: int) -> bool:
-        """Whether a message that starts with this token's end is a call, and a grammar begins."""
-        opening, opened = self._plan.opening, self._opened
+    def _opens(self) -> bool:
+        """Whether what `_opened` holds is the header of a call, and a grammar begins."""
+        opening, opened = self._opening, self._opened
         assert opening is not None and opened is not None
-        opened.append(token)
         text = b"".join(self._spelled(t) for t in opened).decode("utf-8", "replace")
         complete = opening.complete(text)
         if complete is None:

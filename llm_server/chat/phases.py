@@ -26,7 +26,7 @@ class Trigger:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """Calls where a message starts, announced by their whole header instead of a trigger.
+    """Calls that are announced by their whole header instead of a trigger.
 
     `complete` tells of a message's beginning whether it is the header of a call, or None while it
     may become one. `matcher` makes a fresh matcher that begins with the header, `announced` one of
@@ -46,7 +46,8 @@ class Plan:
     opening of a thought, where one may come. `triggers` begin calls in free text. `thought` opens
     a thought and `close` ends it; after a thought comes `first`. `once`: the answer ends
     with its grammar. `opening` begins calls at the start of the answer and behind `switch`, which
-    ends one message of it. `must_call`: `first` holds nothing but calls; else `heads` are what
+    ends one message of it, `bare` such as `bare_edge` begins in free text, whose tokens are
+    `bare_tokens`. `must_call`: `first` holds nothing but calls; else `heads` are what
     begins calls in it.
     """
 
@@ -60,5 +61,8 @@ class Plan:
     once: bool = True
     opening: Opening | None = None
     switch: Edge = NOWHERE
+    bare: Opening | None = None
+    bare_edge: Edge = NOWHERE
+    bare_tokens: Sequence[int] = ()
     must_call: bool = False
     heads: Sequence[bytes] = ()

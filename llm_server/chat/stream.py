@@ -19,9 +19,9 @@ from llm_server.chat.syntax.literal import (
     Matcher,
     Slot,
     build,
-    fill,
     is_marker,
     pieces,
+    text_of,
 )
 from llm_server.chat.syntax.params import ParamParser
 from llm_server.chat.syntax.reader import EndOfText, Parse, Reader, overlap
@@ -212,15 +212,18 @@ class AnswerParser:
         """Show text up to one of `closings`, and read that, or up to calls, and read these.
 
         Its value is the closing that came. Calls are read inside a thought as well: models forget
-        to close it.
+        to close it, though not without the marker that opens calls: they may speak of some.
         """
         reader, calls = self._reader, self._syntax.calls
-        trigger = calls.trigger if self._schemas and not calls.anchored else ""
-        options = [build(text) for text in closings]
-        if trigger:
+        options, markers = [build(text) for text in closings], list(closings)
+        if self._schemas and calls.trigger and not calls.anchored:
             options += self._headers(calls.begin)
+            markers.append(calls.trigger)
+            if calls.bare is not None and self._where == "content":
+                options.append(calls.bare)
+                markers.append(text_of(calls.bare))
         while True:
-            yield from self._until([m for m in (*closings, trigger) if m], show)
+            yield from self._until(markers, show)
             reader.mark()
             found = yield from reader.match(options)
             if found is not None and found[0] < len(closings):
@@ -268,7 +271,8 @@ class AnswerParser:
             name = header.values[Slot.NAME]
             if name not in self._schemas:
                 return reader.go_back()
-            tails = [fill(t, {Slot.LAST: name}) for t in (calls.end, calls.again) if t is not None]
+            ends, others = calls.tails(name)
+            tails = ends + others
             call = _Call(self, name)
             if isinstance(calls.args, JsonArgs):
                 if not (yield from json_args.parse(reader, call.emit)):
@@ -282,7 +286,7 @@ class AnswerParser:
                 found = yield from parser.parse()
                 if not call.begun:
                     return reader.go_back()
-            if found is None or found[0] == 0:
+            if found is None or found[0] < len(ends):
                 return
             header = found[1]
 

@@ -181,6 +181,14 @@ OPENINGS = {
         "<|channel|>commentary to=functions.get_weather<|message|>",
         "<|channel|>analysis to=functions.get_weather code<|message|>",
     ],
+    "Qwen3-Coder": [
+        "I look.\n<function=get_weather>",
+        "<function=get_weather>\n",
+        "A <function=other>, <function>, and <function=get_weather>",
+    ],
+    "moonshotai-Kimi-K2": [
+        "I look.<|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"
+    ],
 }
 
 

@@ -30,8 +30,13 @@ PARIS = ("get_weather", {"city": "Paris"})
 LLAMA = "meta-llama-Llama-3.1-8B-Instruct"
 HARMONY = "openai-gpt-oss-120b"
 KIMI_K3 = "Kimi-K3"
+QWEN = "Qwen3-Coder"
+NEMOTRON = "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
+KIMI_K2 = "moonshotai-Kimi-K2"
 _JSON = '{"city": "Paris"}'
 _SWITCH = "<|end|><|start|>assistant"
+_FUNCTION = "<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>"
+_BARE = "<|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>%s<|tool_call_end|>"
 
 CALLS: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
     (LLAMA, '{"type": "function", "name": "get_weather", "parameters": %s}', "", [PARIS]),
@@ -72,6 +77,14 @@ CALLS: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
         "I look.",
         [PARIS],
     ),
+    (QWEN, f"I look.\n\n{_FUNCTION}\n</tool_call>", "I look.", [PARIS]),
+    (QWEN, f"{_FUNCTION}\n", "", [PARIS]),
+    (QWEN, f"{_FUNCTION}\n</tool_call>\n{_FUNCTION}\n</tool_call>", "", [PARIS, PARIS]),
+    (QWEN, f"<tool_call>\n{_FUNCTION}\n{_FUNCTION}\n</tool_call>", "", [PARIS, PARIS]),
+    (QWEN, f"<tool_call>\n{_FUNCTION}", "", [PARIS]),
+    (NEMOTRON, f"Hm.</think>\nI look.\n{_FUNCTION}", "I look.", [PARIS]),
+    (KIMI_K2, f"I look.{_BARE}", "I look.", [PARIS]),
+    (KIMI_K2, f"{_BARE}{_BARE}<|tool_calls_section_end|>", "", [PARIS, PARIS]),
 ]
 """By template: what a model wrote (`%s`: arguments as JSON), its content and its calls."""
 
@@ -103,6 +116,9 @@ NO_CALLS = [
     (LLAMA, '{"type": "function", "name": "unknown", "parameters": {}}'),
     (LLAMA, '{"type": "circle", "name": "get_weather", "parameters": {}}'),
     (LLAMA, '{"type": "function", "name": "get_weather"}'),
+    (QWEN, "Write `<function=unknown>\n<parameter=city>` so."),
+    (QWEN, "Write `<function=get_weather>` so."),
+    (QWEN, "if a <function=get_weather"),
 ]
 
 

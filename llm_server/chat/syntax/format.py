@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal as OneOf
 from typing import TypeAlias
 
-from llm_server.chat.syntax.headers import other_headers
-from llm_server.chat.syntax.literal import Literal, Slot, build
+from llm_server.chat.syntax.headers import bare_header, other_headers, short_end
+from llm_server.chat.syntax.literal import Literal, Slot, build, fill
 
 Kind: TypeAlias = OneOf["string", "number", "boolean", "null", "array", "object"]
 KINDS: tuple[Kind, ...] = ("string", "number", "boolean", "null", "array", "object")
@@ -96,6 +96,23 @@ class CallFormat:
     def others(self, header: Literal) -> list[Literal]:
         """What a call may begin with instead of one of this format's headers."""
         return other_headers(header, self.channels)
+
+    @property
+    def bare(self) -> Literal | None:
+        """What a call may begin with in a text although nothing has opened calls."""
+        return None if self.anchored else bare_header(self.begin, self.trigger)
+
+    def tails(self, name: str) -> tuple[list[Literal], list[Literal]]:
+        """What may follow the arguments of a call of `name`: ends, and what leads to another call.
+
+        The marker that ends all calls may be missing, and so may the one that opens them.
+        """
+        short, bare = short_end(self.end), self.bare
+        ends = [self.end, *([short] if short else [])]
+        others = [self.again] if self.again else []
+        others += [build(*end, "\n", *bare) for end in ends if bare]
+        last = {Slot.LAST: name}
+        return [fill(end, last) for end in ends], [fill(other, last) for other in others]
 
     def texts(self) -> list[str]:
         """All fixed texts in which markers may stand."""

@@ -8,16 +8,35 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from llm_server.chat.syntax.literal import Literal, Slot, build, is_marker, pieces
+from llm_server.chat.syntax.literal import Literal, Slot, build, is_marker, pieces, text_of
 
 _NAMED_OBJECT = re.compile(r'\{\s*"\w+":\s*"')
 """The beginning of an object whose first member is the name of a function."""
+
+_TAG = re.compile(r"<[|｜]?\w")
 
 
 def other_headers(literal: Literal, channels: Sequence[str] = ()) -> list[Literal]:
     """Other headers for the same call. `channels` are those that messages may come in beside the
     header's own."""
     return _with_type(literal) or _in_channels(literal, channels)
+
+
+def bare_header(begin: Literal, trigger: str) -> Literal | None:
+    """A header without the marker that opens all calls, where the call itself opens with a tag:
+    models forget the outer one. None where there is no such tag."""
+    first, rest = text_of(begin)[: len(trigger)], text_of(begin)[len(trigger) :].lstrip()
+    if first != trigger or not is_marker(trigger) or not _TAG.match(rest):
+        return None
+    return build(rest, *begin[1:])
+
+
+def short_end(end: Literal) -> Literal | None:
+    """What ends a call alone, of what ends the last one and all of them; None if that is one."""
+    parts = pieces(text_of(end))
+    if len(end) != 1 or sum(map(is_marker, parts)) < 2 or not is_marker(parts[-1]):
+        return None
+    return build("".join(parts[:-1]).rstrip())
 
 
 def message_types(marker: str) -> list[Literal]:
