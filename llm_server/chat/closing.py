@@ -6,10 +6,12 @@ no syntax but the texts that close values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
+
+from llm_server.chat.syntax.reader import overlap
 
 MAX_STEPS = 512
 _SIGNS = ["}", "]", ")", '"', "0", "1", "t", "f", "n", "{", "[", "a", "-"]
@@ -19,18 +21,20 @@ _LAST = ["\n", ",", " "]
 class WayOut:
     """Finds endings for matchers of one tokenizer.
 
-    `closers` are tokens that close a value, `endings` such that close a call. What ends the grammar
-    is tried first: a sign may lead from where a call could end into the next one, for ever.
-    `tools` are the names of tools, the one with the shortest call first, and `n_call` is about how
-    many tokens the shortest call of the last one takes.
+    `tokens` makes tokens of a text in the middle of an answer. `closers` are texts that close a
+    value, `endings` such that close a call. What ends the grammar is tried first: a sign may lead
+    from where a call could end into the next one, for ever. `tools` are the names of tools, the one
+    with the shortest call first, and `n_call` is about how many tokens the shortest call of the
+    last one takes.
     """
 
     def __init__(
         self,
         tokenizer: LLTokenizer,
-        closers: Sequence[list[int]],
-        endings: Sequence[list[int]] = (),
-        tools: Sequence[list[int]] = (),
+        tokens: Callable[[str], list[int]],
+        closers: Sequence[str],
+        endings: Sequence[str] = (),
+        tools: Sequence[str] = (),
         n_call: int = 0,
     ) -> None:
         self.n_call = n_call
@@ -40,15 +44,21 @@ class WayOut:
         signs, last = (
             [list(tokenizer.tokenize_str(text)) for text in texts] for texts in (_SIGNS, _LAST)
         )
-        self._endings = [t for t in endings if t]
-        self._tools = tools
-        self._options = [t for t in (*closers, *signs, *endings, *last) if t]
+        self._tokens = tokens
+        self._closers = closers
+        self._endings = [t for text in endings if (t := tokens(text))]
+        self._options = [t for t in (*map(tokens, closers), *signs, *self._endings, *last) if t]
+        self._tools = [t for tool in tools if (t := tokens(tool))]
         self._eos = set(tokenizer.eos_tokens)
 
-    def find(self, matcher: LLMatcher) -> list[int] | None:
-        """Tokens that lead to where the grammar may end; None if none is found in time."""
+    def find(self, matcher: LLMatcher, written: bytes = b"") -> list[int] | None:
+        """Tokens that lead to where the grammar may end; None if none is found in time.
+
+        `written` is the end of what came: a value's closing text may have begun in it.
+        """
         matcher = matcher.deep_copy()
-        path: list[int] = []
+        path = self._rest_of_closer(matcher, written.decode("utf-8", "replace"))
+        matcher.consume_tokens(path)
         while not may_end(matcher):
             if len(path) > MAX_STEPS or matcher.is_error():
                 return None
@@ -57,6 +67,24 @@ class WayOut:
                 return None
             path += tokens
         return None if matcher.is_error() else path
+
+    def closes(self, written: bytes) -> bool:
+        """Whether the text that closes a value may have begun."""
+        text = written.decode("utf-8", "replace")
+        return any(overlap(text, closer) for closer in self._closers)
+
+    def _rest_of_closer(self, matcher: LLMatcher, written: str) -> list[int]:
+        """What is missing of a closing text that has begun; nothing if none has.
+
+        Where a value is raw text, what has come of it would else stay in the value.
+        """
+        begun = [(n, closer) for closer in self._closers if (n := overlap(written, closer))]
+        for n, closer in sorted(begun, reverse=True):
+            rest = self._tokens(closer[n:])
+            after = self._after(matcher, rest)
+            if after is not None and (may_end(after) or self._n_allowed(after) <= self._narrow):
+                return rest
+        return []
 
     def _step(self, matcher: LLMatcher) -> list[int]:
         """What to try next: the first option after which little is allowed."""

@@ -8,14 +8,14 @@ tokens, not requests; `plan` builds it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from llguidance import LLMatcher
 from numpy.typing import NDArray
 
-from llm_server.chat.edges import NOWHERE, Edge, Tail
+from llm_server.chat.edges import Edge, Tail
+from llm_server.chat.phases import Opening, Plan, Trigger
 from llm_server.chat.room import MARGIN, RESERVE, Room
 from llm_server.errors import ServerError
 
@@ -25,57 +25,6 @@ class GrammarTooComplex(ServerError):
 
     code = "grammar_too_complex"
     retry = False
-
-
-@dataclass(frozen=True, slots=True)
-class Trigger:
-    """A text that ends a free phase and begins a grammar.
-
-    `matcher` makes a fresh matcher of what follows the text.
-    """
-
-    edge: Edge
-    matcher: Callable[[], LLMatcher]
-
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """Calls where a message starts, announced by their whole header instead of a trigger.
-
-    `complete` tells of a message's beginning whether it is the header of a call, or None while it
-    may become one. `matcher` makes a fresh matcher that begins with the header, `announced` one of
-    the header and anything behind it.
-    """
-
-    complete: Callable[[str], bool | None]
-    matcher: Callable[[], LLMatcher]
-    announced: Callable[[], LLMatcher]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All that a constraint does.
-
-    `first` is the grammar of the answer's beginning, None if that is free; `head` is that or the
-    opening of a thought, where one may come. `triggers` begin calls in free text. `thought` opens
-    a thought and `close` ends it; after a thought comes `first`. `once`: the answer ends
-    with its grammar. `opening` begins calls at the start of the answer and behind `switch`, which
-    ends one message of it. `must_call`: `first` holds nothing but calls; else `heads` are what
-    begins calls in it.
-    """
-
-    first: Callable[[], LLMatcher] | None
-    head: Callable[[], LLMatcher] | None = None
-    triggers: Sequence[Trigger] = ()
-    thought: Edge = NOWHERE
-    close: Edge = NOWHERE
-    close_tokens: Sequence[int] = ()
-    budget: int | None = None
-    once: bool = True
-    opening: Opening | None = None
-    switch: Edge = NOWHERE
-    must_call: bool = False
-    heads: Sequence[bytes] = ()
 
 
 class Constraint:
@@ -111,7 +60,8 @@ class Constraint:
         self._in_head = False
         self._in_call = False
         self._said: bytes | None = b""  # of `first`, until it shows whether that is a call
-        self._opened: list[int] | None = None  # tokens of a message that may begin with a call
+        self._opening: Opening | None = None  # of what may become the header of a call
+        self._opened: list[int] | None = None  # its tokens
         self._tail = Tail()
         self._refused: list[int] = []  # what was sampled in this place, and may not come
         self._n_thought = 0
@@ -198,7 +148,7 @@ class Constraint:
     def _without_misfits(self) -> NDArray[np.int32] | None:
         """Free text without what was refused, and without tokens that end a header and go on as a
         call must not. None where any token may come."""
-        opening = self._plan.opening if self._opened is not None else None
+        opening = self._opening if self._opened is not None else None
         if not self._refused and opening is None:
             return None
         bad = np.zeros_like(self._mask)
@@ -248,7 +198,7 @@ class Constraint:
             self._room.enter()
             self._in_head = head is not None
         elif self._plan.opening is not None:
-            self._opened = []
+            self._opening, self._opened = self._plan.opening, []
 
     def _think(self, token: int) -> None:
         self._n_thought += 1
@@ -317,8 +267,10 @@ class Constraint:
     def _watch(self, token: int) -> None:
         """Free text: look for what ends it."""
         plan = self._plan
-        if self._opened is not None and self._opens(token):
-            return
+        if self._opened is not None:
+            self._opened.append(token)
+            if self._opens():
+                return
         self._tail.add(self._spelled(token))
         for trigger in plan.triggers:
             if self._completed(trigger):
@@ -331,13 +283,15 @@ class Constraint:
             self._tail.clear()
             self._retake(rest)
         elif plan.opening and self._tail.behind(plan.switch) is not None:
-            self._opened = []
+            self._opening, self._opened = plan.opening, []
+        elif (rest := self._tail.behind(plan.bare_edge)) is not None:
+            self._opening, self._opened = plan.bare, [*plan.bare_tokens, *self._tokenize(rest)]
+            self._opens()
 
-    def _opens(self, token: int) -> bool:
-        """Whether a message that starts with this token's end is a call, and a grammar begins."""
-        opening, opened = self._plan.opening, self._opened
+    def _opens(self) -> bool:
+        """Whether what `_opened` holds is the header of a call, and a grammar begins."""
+        opening, opened = self._opening, self._opened
         assert opening is not None and opened is not None
-        opened.append(token)
         text = b"".join(self._spelled(t) for t in opened).decode("utf-8", "replace")
         complete = opening.complete(text)
         if complete is None:

@@ -6,12 +6,17 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from llm_server.worker.messages import FunctionCall, JsonObject, Message
 
 RESULTS = "tool_responses"
 """Where a template has what tools answered inside the message that called them."""
+
+Ids: TypeAlias = Literal["given", "short", "named", "renamed"]
+IDS: tuple[Ids, ...] = ("given", "short", "named", "renamed")
+"""Of calls: the client's; cut short; or of name and number, as Kimi K2 has them, which counts
+through the conversation or anew in each message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +30,7 @@ class Style:
 
     arguments: Literal["object", "text"] = "object"
     empty: Literal["text", "none", "absent"] = "text"
-    ids: Literal["given", "short", "named"] = "given"
+    ids: Ids = "given"
     results: Literal["inside", "messages"] = "messages"
     several: bool = True
     beside: bool = True
@@ -35,39 +40,50 @@ def dicts(
     messages: Sequence[Message], style: Style, reasoning_keys: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """The messages as a template reads them; thoughts go by all of `reasoning_keys`."""
-    calls: dict[str, str] = {}
+    calls: dict[str, str] = {}  # names by id
+    ids: dict[str, str] = {}  # as the template has them, by id
+    n_calls = 0
     results: list[JsonObject] | None = None  # where those behind the last calls belong
     for message in messages:
         if message.role == "tool" and results is not None:
             name = message.name or calls.get(message.tool_call_id or "", "")
             results.append({"name": name, "response": _object(message.content or "")})
             continue
-        entry: dict[str, Any] = {"role": message.role}
-        if message.content or not message.tool_calls or style.empty == "text":
-            entry["content"] = message.content or ""
-        elif style.empty == "none":
-            entry["content"] = None
-        if message.name is not None:
-            entry["name"] = message.name
+        entry = _head(message, style)
         if message.reasoning_content is not None:
             entry |= dict.fromkeys(reasoning_keys, message.reasoning_content)
         if message.tool_calls:
+            first = n_calls if style.ids == "named" else 0
             entry["tool_calls"] = [
-                _call(call, index, style) for index, call in enumerate(message.tool_calls)
+                _call(call, number, style) for number, call in enumerate(message.tool_calls, first)
             ]
+            n_calls += len(message.tool_calls)
+            for call, shown in zip(message.tool_calls, entry["tool_calls"], strict=True):
+                calls[call.id], ids[call.id] = call.name, shown["id"]
         results = None
         if message.tool_calls and style.results == "inside":
-            calls |= {call.id: call.name for call in message.tool_calls}
             entry[RESULTS] = results = []
-        if message.tool_call_id is not None:
-            entry["tool_call_id"] = _call_id(message.tool_call_id, style)
+        if (call_id := message.tool_call_id) is not None:
+            entry["tool_call_id"] = ids.get(call_id) or _short(call_id, style)
         yield entry
 
 
-def _call(call: FunctionCall, index: int, style: Style) -> dict[str, Any]:
-    call_id = f"functions.{call.name}:{index}" if style.ids == "named" else call.id
+def _head(message: Message, style: Style) -> dict[str, Any]:
+    """What every kind of message has."""
+    entry: dict[str, Any] = {"role": message.role}
+    if message.content or not message.tool_calls or style.empty == "text":
+        entry["content"] = message.content or ""
+    elif style.empty == "none":
+        entry["content"] = None
+    if message.name is not None:
+        entry["name"] = message.name
+    return entry
+
+
+def _call(call: FunctionCall, number: int, style: Style) -> dict[str, Any]:
+    named = style.ids in ("named", "renamed")
     return {
-        "id": _call_id(call_id, style),
+        "id": f"functions.{call.name}:{number}" if named else _short(call.id, style),
         "type": "function",
         "function": {
             "name": call.name,
@@ -76,7 +92,7 @@ def _call(call: FunctionCall, index: int, style: Style) -> dict[str, Any]:
     }
 
 
-def _call_id(call_id: str, style: Style) -> str:
+def _short(call_id: str, style: Style) -> str:
     """Some templates refuse ids other than nine letters and digits."""
     if style.ids != "short" or (len(call_id) == 9 and call_id.isalnum()):
         return call_id

@@ -6,23 +6,24 @@ model's syntax. It knows no messages and no template.
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 from llguidance import LLMatcher
 
 from llm_server.chat.closing import WayOut
-from llm_server.chat.constraint import Constraint, Opening, Plan, Trigger
+from llm_server.chat.constraint import Constraint
 from llm_server.chat.edges import NOWHERE, Edge, anything, blank
 from llm_server.chat.grammar import Grammars, Lark, Spelling, check_schema
+from llm_server.chat.phases import Opening, Plan, Trigger
 from llm_server.chat.room import Room
+from llm_server.chat.shortest import LONGEST, shortest, shortest_members
 from llm_server.chat.stream import Where
 from llm_server.chat.syntax.call_grammar import CallGrammar, Choice
-from llm_server.chat.syntax.format import ParamArgs, ReasoningFormat, Syntax, other_headers
+from llm_server.chat.syntax.format import ParamArgs, ReasoningFormat, Syntax
 from llm_server.chat.syntax.literal import (
     Literal,
     Slot,
@@ -39,10 +40,6 @@ from llm_server.worker.messages import ChatRequest, JsonObject, ResponseFormat
 
 COMPILE_SECONDS = 5.0
 """After so long no further schema of a request is compiled; one takes about a second at most."""
-
-
-_LONGEST = 8192
-"""Characters of a shortest call that are looked at: it is asked whether some 500 tokens do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +107,7 @@ class Planner:
         first, head = self._first(demand)
         triggers = self._triggers(demand) if demand.tools else []
         opening = self._call_opening(demand) if demand.tools and first is None else None
+        bare, begins = self._bare(demand)
         anchored = opening is not None or any(trigger.edge.anchored for trigger in triggers)
         plan = Plan(
             first,
@@ -124,6 +122,9 @@ class Planner:
             once=first is not None or not demand.request.parallel_tool_calls,
             opening=opening,
             switch=Edge(self._syntax.switch.encode(), blank) if opening else NOWHERE,
+            bare=bare,
+            bare_edge=Edge(begins.encode()),
+            bare_tokens=self._tokens(begins),
             must_call=demand.must_call,
             heads=self._heads(demand) if first is not None else (),
         )
@@ -178,9 +179,10 @@ class Planner:
         sizes = {function["name"]: self._n_call(function) for function in functions}
         return WayOut(
             self.grammars.tokenizer,
-            [self._tokens(text) for text in sorted(posts - {""}, key=len)],
-            [self._tokens(end[i:]) for i in range(len(end))] if tools else [],
-            [self._tokens(name) for name in sorted(sizes, key=sizes.__getitem__)],
+            self._tokens,
+            sorted(posts - {""}, key=len),
+            [end[i:] for i in range(len(end))] if tools else [],
+            sorted(sizes, key=sizes.__getitem__),
             max(sizes.values(), default=0),
         )
 
@@ -258,11 +260,11 @@ class Planner:
             pre, text = calls.args.pre, calls.args.wrappers["string"]
             inner = "".join(
                 text_of(fill(build(*pre, key, *text.mid, value, *text.post), {Slot.KEY: key}))
-                for key, value in _shortest_members(schema, 0)
+                for key, value in shortest_members(schema, 0)
             )
         else:
             inner = shortest(schema)
-        return len(self._tokens(f"{begin}{inner[:_LONGEST]}{end}"))
+        return len(self._tokens(f"{begin}{inner[:LONGEST]}{end}"))
 
     def _triggers(self, demand: Demand) -> list[Trigger]:
         calls = self._syntax.calls
@@ -277,19 +279,46 @@ class Planner:
     def _call_opening(self, demand: Demand) -> Opening | None:
         """What tells a call by its header, where no trigger announces all that may come."""
         calls = self._syntax.calls
-        headers = [header for header in (calls.start, calls.begin) if header is not None]
-        others = [other for header in headers for other in other_headers(header)]
-        if calls.start is None and not calls.anchored and not others:
+        own = calls.start or calls.begin
+        headers = [own, *calls.others(own)]
+        if calls.start is None and not calls.anchored and len(headers) == 1:
             return None
-        headers = [calls.start or calls.begin, *others]
-        lark = Lark(self.grammars.markers)
-        source = lark.source(self._calls(lark, demand).section_behind(headers))
+        matcher = self._compiled(self._section_behind(demand, headers), demand.request)
+        announced = self._compiled(self._headers(demand, headers), demand.request)
+        return self._announced_by(demand, headers, matcher, announced)
+
+    def _bare(self, demand: Demand) -> tuple[Opening | None, str]:
+        """What tells a call that nothing has opened, and what begins it.
+
+        Its grammars are made when it comes: it seldom does, and others hold the same schemas.
+        """
+        bare, request = self._syntax.calls.bare, demand.request
+        if bare is None or not demand.tools:
+            return None, ""
+        matcher = cache(lambda: self._compiled(self._section_behind(demand, [bare]), request))
+        announced = cache(lambda: self._compiled(self._headers(demand, [bare]), request))
+        parts = pieces(text_of(bare))
+        begins = parts[0] if is_marker(parts[0]) else text_of(bare)
+        opening = self._announced_by(demand, [bare], lambda: matcher()(), lambda: announced()())
+        return opening, begins
+
+    def _announced_by(
+        self,
+        demand: Demand,
+        headers: Sequence[Literal],
+        matcher: Callable[[], LLMatcher],
+        announced: Callable[[], LLMatcher],
+    ) -> Opening:
         names = frozenset(tool["function"]["name"] for tool in demand.tools)
-        matcher = self._compiled(source, demand.request)
-        lark = Lark(self.grammars.markers)
-        source = lark.source(self._calls(lark, demand).headers(headers))
-        announced = self._compiled(source, demand.request)
         return Opening(partial(header_complete, headers, names), matcher, announced)
+
+    def _section_behind(self, demand: Demand, headers: Sequence[Literal]) -> str:
+        lark = Lark(self.grammars.markers)
+        return lark.source(self._calls(lark, demand).section_behind(headers))
+
+    def _headers(self, demand: Demand, headers: Sequence[Literal]) -> str:
+        lark = Lark(self.grammars.markers)
+        return lark.source(self._calls(lark, demand).headers(headers))
 
     def _trigger(self, demand: Demand, text: str, opening: Literal, anchored: bool) -> Trigger:
         lark = Lark(self.grammars.markers)
@@ -299,7 +328,9 @@ class Planner:
         return Trigger(Edge(text.encode(), matcher.may_begin, anchored), matcher)
 
     def _calls(self, lark: Lark, demand: Demand) -> CallGrammar:
-        choice = Choice(demand.tools, demand.params, demand.request.parallel_tool_calls)
+        request = demand.request
+        later = any(message.tool_calls for message in request.messages)
+        choice = Choice(demand.tools, demand.params, request.parallel_tool_calls, later)
         return CallGrammar(lark, self._syntax.calls, choice, self._endings)
 
     def _compiled(self, source: str, request: ChatRequest) -> _Source:
@@ -334,36 +365,6 @@ def _names(schema: object, depth: int = 0) -> Iterator[str]:
                 yield name
                 yield from _names(part, depth + 1)
         yield from _names(schema.get("items"), depth + 1)
-
-
-def shortest(schema: object, depth: int = 0) -> str:
-    """About the shortest JSON that fits a schema, or the beginning of it."""
-    if not isinstance(schema, dict) or depth > 16:
-        return "{}"
-    values = schema.get("enum")
-    if isinstance(values, list) and values:
-        return min((json.dumps(value) for value in values), key=len)
-    if isinstance(schema.get("properties"), dict):
-        members = _shortest_members(schema, depth)
-        return "{" + ", ".join(f"{json.dumps(k)}: {v}" for k, v in members)[:_LONGEST] + "}"
-    if n := _count(schema.get("minItems")):
-        item = shortest(schema.get("items"), depth + 1)
-        return "[" + ", ".join([item] * min(n, _LONGEST // len(item))) + "]"
-    # Letters and digits by turns, so that hardly two share a token.
-    return json.dumps("a1" * (_count(schema.get("minLength")) // 2 + 1))
-
-
-def _shortest_members(schema: object, depth: int) -> list[tuple[str, str]]:
-    """The keys that an object must have, with their shortest values."""
-    if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
-        return []
-    properties = schema["properties"]
-    required = [key for key in schema.get("required") or () if isinstance(key, str)]
-    return [(key, shortest(properties.get(key), depth + 1)) for key in required]
-
-
-def _count(bound: object) -> int:
-    return min(bound, _LONGEST) if isinstance(bound, int) and bound > 0 else 0
 
 
 def _answer(lark: Lark, wanted: ResponseFormat) -> str:

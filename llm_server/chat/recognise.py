@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from llm_server.chat.stream import AnswerParser
-from llm_server.chat.syntax.format import HERMES, CallFormat, Syntax
-from llm_server.chat.syntax.literal import pieces, text_of
+from llm_server.chat.syntax.format import HERMES, CallFormat, ReasoningFormat, Syntax
+from llm_server.chat.syntax.literal import is_marker, pieces, text_of
 from llm_server.chat.syntax.measure import answer_of, measure_calls
 from llm_server.chat.syntax.measure_reasoning import (
     measure_content,
@@ -94,7 +94,7 @@ def _measured(template: ChatTemplate, calls: CallFormat | None) -> Syntax:
     fences = [content_open, content_close]
     fences += [reasoning.open, reasoning.close] if reasoning is not None else []
     return Syntax(
-        calls=_with_own_trigger(calls or HERMES, fences),
+        calls=_with_channels(_with_own_trigger(calls or HERMES, fences), reasoning),
         native=calls is not None,
         reasoning=reasoning,
         content_open=content_open,
@@ -112,3 +112,12 @@ def _with_own_trigger(calls: CallFormat, others: list[str]) -> CallFormat:
             trigger += rest.pop(0)
         trigger = trigger + rest.pop(0) if rest else ""
     return replace(calls, trigger=trigger, anchored=calls.anchored or not trigger)
+
+
+def _with_channels(calls: CallFormat, reasoning: ReasoningFormat | None) -> CallFormat:
+    """`calls` with the channel of thoughts, where a header of theirs names its own channel."""
+    header = [piece for part in calls.begin if isinstance(part, str) for piece in pieces(part)]
+    markers = [piece for piece in header if is_marker(piece)]
+    thought = pieces(reasoning.open) if reasoning is not None else []
+    named = len(thought) == 3 and [thought[0], thought[2]] == markers[-2:]
+    return replace(calls, channels=(thought[1],)) if named else calls

@@ -14,6 +14,7 @@ from functools import cached_property
 from llguidance import LLMatcher
 
 from llm_server.chat.closing import WayOut, may_end
+from llm_server.chat.edges import TAIL
 
 RESERVE = 512
 """With more tokens left than this, there is room for any way out that is found."""
@@ -82,7 +83,7 @@ class Room:
         if self.lost or remaining > RESERVE:
             return False
         if self._path is None and not self._unknown:
-            self._path = self._way_out.find(matcher)
+            self._path = self._way_out.find(matcher, self._written())
             self._unknown = EVERY if self._path is None else 0
         if self._path is None:
             return False
@@ -117,13 +118,14 @@ class Room:
         after = matcher.deep_copy()
         if not after.consume_token(token) or may_end(after):
             return []
-        for known in (path[1:], path):
+        written = self._written(token)
+        for known in () if self._way_out.closes(written) else (path[1:], path):
             if known and after.validate_tokens(known) == len(known):
                 end = after.deep_copy()
                 end.consume_tokens(known)
                 if may_end(end):
                     return known
-        return self._way_out.find(after)
+        return self._way_out.find(after, written)
 
     def _needed(self, token: int, behind: list[int]) -> int:
         """Tokens that must be left behind `token`. Who begins one more call may want any tool."""
@@ -143,6 +145,10 @@ class Room:
         if len(out) == len(chosen):
             return False
         return token is None or self._named([*self._said, token, *behind]) != out
+
+    def _written(self, *more: int) -> bytes:
+        """The end of what came."""
+        return b"".join(map(self._spelled, [*self._said[-TAIL:], *more]))[-TAIL:]
 
     def _named(self, tokens: Sequence[int]) -> list[bytes]:
         assert self._names is not None

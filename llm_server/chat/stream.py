@@ -12,15 +12,16 @@ from typing import Literal as OneOf
 from typing import TypeAlias
 
 from llm_server.chat.syntax import json_args
-from llm_server.chat.syntax.format import JsonArgs, Syntax, other_headers
+from llm_server.chat.syntax.format import JsonArgs, Syntax
+from llm_server.chat.syntax.headers import message_types
 from llm_server.chat.syntax.literal import (
     Literal,
     Matcher,
     Slot,
     build,
-    fill,
     is_marker,
     pieces,
+    text_of,
 )
 from llm_server.chat.syntax.params import ParamParser
 from llm_server.chat.syntax.reader import EndOfText, Parse, Reader, overlap
@@ -141,8 +142,14 @@ class AnswerParser:
 
     def _closes(self, rest: str) -> bool:
         """Whether `rest` is the beginning of what closes plain text: its end is not text."""
-        whole = self._syntax.content_close.startswith(rest)
-        return whole and any(is_marker(piece) for piece in pieces(rest))
+        begins = any(closing.startswith(rest) for closing in self._closings())
+        return begins and any(is_marker(piece) for piece in pieces(rest))
+
+    def _closings(self) -> list[str]:
+        """What closes plain text: behind calls also what ends their turn."""
+        syntax = self._syntax
+        closings = [syntax.content_close, syntax.calls.turn_end if self.n_calls else ""]
+        return [text for text in closings if text]
 
     def _start(self) -> Parse[None]:
         """What kind of message comes: its opening is read, if it has one."""
@@ -174,7 +181,8 @@ class AnswerParser:
             parts = pieces(syntax.content_open)
             if syntax.switch and len(parts) == 3 and is_marker(parts[0]) and is_marker(parts[2]):
                 # A channel of another name is for the user as well.
-                openings.append((build(parts[0], Slot.NAME, parts[2]), "content"))
+                for rest in message_types(parts[2]):
+                    openings.append((build(parts[0], Slot.NAME, *rest), "content"))
         return openings
 
     def _headers(self, *literals: Literal | None) -> list[Literal]:
@@ -182,7 +190,7 @@ class AnswerParser:
         if not self._schemas:
             return []
         headers = [literal for literal in literals if literal is not None]
-        return headers + [other for header in headers for other in other_headers(header)]
+        return headers + [o for header in headers for o in self._syntax.calls.others(header)]
 
     def _reasoning(self) -> Parse[None]:
         assert self._syntax.reasoning is not None
@@ -194,8 +202,8 @@ class AnswerParser:
 
     def _content(self) -> Parse[None]:
         syntax = self._syntax
-        closings = [text for text in (syntax.content_close, syntax.switch) if text]
         while self._where == "content":
+            closings = [*self._closings(), *([syntax.switch] if syntax.switch else [])]
             closed = yield from self._text(closings, self._say)
             if closed and closed == syntax.switch:
                 self._where, self._skipping = "start", True
@@ -204,15 +212,18 @@ class AnswerParser:
         """Show text up to one of `closings`, and read that, or up to calls, and read these.
 
         Its value is the closing that came. Calls are read inside a thought as well: models forget
-        to close it.
+        to close it, though not without the marker that opens calls: they may speak of some.
         """
         reader, calls = self._reader, self._syntax.calls
-        trigger = calls.trigger if self._schemas and not calls.anchored else ""
-        options = [build(text) for text in closings]
-        if trigger:
+        options, markers = [build(text) for text in closings], list(closings)
+        if self._schemas and calls.trigger and not calls.anchored:
             options += self._headers(calls.begin)
+            markers.append(calls.trigger)
+            if calls.bare is not None and self._where == "content":
+                options.append(calls.bare)
+                markers.append(text_of(calls.bare))
         while True:
-            yield from self._until([m for m in (*closings, trigger) if m], show)
+            yield from self._until(markers, show)
             reader.mark()
             found = yield from reader.match(options)
             if found is not None and found[0] < len(closings):
@@ -260,7 +271,8 @@ class AnswerParser:
             name = header.values[Slot.NAME]
             if name not in self._schemas:
                 return reader.go_back()
-            tails = [fill(t, {Slot.LAST: name}) for t in (calls.end, calls.again) if t is not None]
+            ends, others = calls.tails(name)
+            tails = ends + others
             call = _Call(self, name)
             if isinstance(calls.args, JsonArgs):
                 if not (yield from json_args.parse(reader, call.emit)):
@@ -274,7 +286,7 @@ class AnswerParser:
                 found = yield from parser.parse()
                 if not call.begun:
                     return reader.go_back()
-            if found is None or found[0] == 0:
+            if found is None or found[0] < len(ends):
                 return
             header = found[1]
 

@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import TemplateError as JinjaError
 from jinja2 import meta, nodes
 
-from llm_server.chat.history import RESULTS, Style, dicts
+from llm_server.chat.history import IDS, RESULTS, Style, dicts
 from llm_server.chat.normalise import REPAIRS, head_system, split_calls, split_content
 from llm_server.chat.sandbox import (
     MAX_CHARS,
@@ -174,21 +174,29 @@ class ChatTemplate:
 
     @cached_property
     def style(self) -> Style:
-        """The first style in which a call and its result come out whole; measured once."""
-        for results, empty, arguments, ids in product(
-            ("inside", "messages") if self._takes_results else ("messages",),
-            ("text", "none", "absent"),
-            ("object", "text"),
-            ("given", "short", "named"),
-        ):
-            style = Style(arguments, empty, ids, results)  # type: ignore[arg-type]
-            if self._style_works(style):
-                return replace(
-                    style,
-                    several=self._shows(style, None, 2),
-                    beside=self._shows(style, "Probe text.", 1),
-                )
-        return Style()
+        """The first style in which a call and its result come out whole, with an id that both show
+        if results show one; measured once."""
+        styles = (
+            Style(arguments, empty, ids, results)  # type: ignore[arg-type]
+            for results, empty, arguments, ids in product(
+                ("inside", "messages") if self._takes_results else ("messages",),
+                ("text", "none", "absent"),
+                ("object", "text"),
+                IDS,
+            )
+        )
+        style = next(filter(self._style_works, styles), None)
+        if style is None:
+            return Style()
+        if not self._ids_agree(style):
+            others = (replace(style, ids=ids) for ids in IDS)
+            agreeing = (s for s in others if self._ids_agree(s) and self._style_works(s))
+            style = next(agreeing, style)
+        return replace(
+            style,
+            several=self._shows(style, None, 2),
+            beside=self._shows(style, "Probe text.", 1),
+        )
 
     @cached_property
     def _no_tools(self) -> list[JsonObject] | None:
@@ -292,6 +300,24 @@ class ChatTemplate:
         return all(after.count(word) > before.count(word) for word in words) and all(
             after.count(word) == before.count(word) for word in broken
         )
+
+    def _ids_agree(self, style: Style) -> bool:
+        """Whether calls show their ids as they are, in each message, where results do."""
+        history = [_QUESTION]
+        for i in range(2):
+            call = FunctionCall(f"call_012345678{i}", "probe_function", '{"probe_key": "x"}')
+            result = Message("tool", "probe result", name=call.name, tool_call_id=call.id)
+            history += [Message("assistant", None, tool_calls=[call]), result]
+        entries = list(dicts(history, style, self._reasoning_keys))
+        foreign = "probeid00"
+        for entry in entries:
+            entry |= {"tool_call_id": foreign} if "tool_call_id" in entry else {}
+        try:
+            text = self._run(entries, [_PROBE_TOOL], False, {})
+        except RENDER_ERRORS:
+            return True
+        calls = [call for entry in entries for call in entry.get("tool_calls", ())]
+        return foreign not in text or all(call["id"] in text for call in calls)
 
     def _shows(self, style: Style, content: str | None, n_calls: int) -> bool:
         """Whether all of `n_calls` calls come out in one message with `content`."""

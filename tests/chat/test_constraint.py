@@ -170,11 +170,24 @@ OPENINGS = {
         "to=user<|message|>Yes.<|eom|><|start|>assistant to=get_weather<|message|>"
         '<atem:function_calls><atem:invoke name="get_weather">',
     ],
-    "meta-llama-Llama-3.1-8B-Instruct": ['{ "name" : "get_weather", "parameters": '],
+    "meta-llama-Llama-3.1-8B-Instruct": [
+        '{ "name" : "get_weather", "parameters": ',
+        '{"type": "function", "name": "get_weather", "parameters": ',
+        '{"type":"function","name":"get_weather","parameters":{',
+    ],
     "openai-gpt-oss-120b": [
         "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>",
         "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
         "<|channel|>commentary to=functions.get_weather<|message|>",
+        "<|channel|>analysis to=functions.get_weather code<|message|>",
+    ],
+    "Qwen3-Coder": [
+        "I look.\n<function=get_weather>",
+        "<function=get_weather>\n",
+        "A <function=other>, <function>, and <function=get_weather>",
+    ],
+    "moonshotai-Kimi-K2": [
+        "I look.<|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"
     ],
 }
 

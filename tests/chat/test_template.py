@@ -170,6 +170,25 @@ def test_arguments_are_text_where_the_template_wants_text() -> None:
     assert template(source).render_text(messages) == 'f\n{"a":"\\u00e9"}'
 
 
+NUMBERED = """{% for m in messages %}{% for c in m.tool_calls or [] %}
+{{- 'functions.' + c.function.name + ':' + loop.index0|string }}{{ c.function.arguments|tojson }};
+{%- endfor %}{% if m.role == 'tool' %}{{ m.tool_call_id }}={% endif %}{{ m.content }};
+{%- endfor %}"""
+NAMED = NUMBERED.replace("'functions.' + c.function.name + ':' + loop.index0|string", "c.id")
+
+
+@pytest.mark.parametrize(("source", "later"), [(NUMBERED, 0), (NAMED, 2)])
+def test_results_show_the_id_of_their_call(source: str, later: int) -> None:
+    calls = [FunctionCall(f"call_{i}", "f", "{}") for i in range(3)]
+    results = [Message("tool", f"r{i}", tool_call_id=f"call_{i}") for i in range(3)]
+    messages = [Message("assistant", "", tool_calls=calls[:2]), *results[:2]]
+    messages += [Message("assistant", "", tool_calls=calls[2:]), results[2]]
+    assert template(source).render_text(messages) == (
+        "functions.f:0{};functions.f:1{};;functions.f:0=r0;functions.f:1=r1;"
+        f"functions.f:{later}{{}};;functions.f:{later}=r2;"
+    )
+
+
 DOUBLED = (
     "{% set ns = namespace(a=[1], b=[1], t=(1, 1)) %}{% for i in range(60) %}"
     "{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% set ns.t = (ns.t, ns.t) %}"

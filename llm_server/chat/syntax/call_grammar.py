@@ -20,12 +20,14 @@ BEHIND_SLOT = r"/[^\w.:-](?s:.*)/"
 class Choice:
     """Which calls may come: of these tools, one or several.
 
-    `params` are the places of the tools' schemas in the request.
+    `params` are the places of the tools' schemas in the request. `later`: the conversation holds
+    calls already.
     """
 
     tools: Sequence[JsonObject]
     params: Sequence[str]
     several: bool = True
+    later: bool = False
 
 
 class CallGrammar:
@@ -38,6 +40,7 @@ class CallGrammar:
         self._calls = calls
         self._tools = [tool["function"] for tool in choice.tools]
         self._again = calls.again if choice.several else None
+        self._counted = calls.counts_on and choice.later
         self._end = calls.end
         while self._end and isinstance(self._end[-1], str):
             ending = next((e for e in endings if self._end[-1].endswith(e)), None)
@@ -110,7 +113,7 @@ class CallGrammar:
         """An expression for a literal with its names filled in."""
         text = self._lark.loose_text if loose else self._lark.text
         names = {Slot.NAME: name, Slot.LAST: last or name}
-        if last is None:
+        if last is None and not self._counted:
             names[Slot.INDEX] = str(self._calls.first_index)
         parts = []
         for part in fill(literal, names):
@@ -118,6 +121,8 @@ class CallGrammar:
                 parts.append("/[0-9]{1,3}/")
             elif part is Slot.ID:
                 parts.append("/[a-zA-Z0-9]{9}/")
+            elif part is Slot.TYPE:
+                parts.append("/[a-zA-Z0-9_-]{1,32}/")
             elif isinstance(part, str):
                 parts.append(text(part))
         return " ".join(p for p in parts if p)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal as OneOf
 from typing import TypeAlias
 
-from llm_server.chat.syntax.literal import Literal, Slot, build, is_marker, pieces
+from llm_server.chat.syntax.headers import bare_header, other_headers, short_end
+from llm_server.chat.syntax.literal import Literal, Slot, build, fill
 
 Kind: TypeAlias = OneOf["string", "number", "boolean", "null", "array", "object"]
 KINDS: tuple[Kind, ...] = ("string", "number", "boolean", "null", "array", "object")
@@ -67,9 +68,12 @@ class CallFormat:
     `begin` leads from the answer's text through the name to the first call's arguments, `again`
     from one call's arguments to the next one's (None: one call only), `end` follows the last.
     `start` replaces `begin` where the answer starts with the call, if that differs.
-    `first_index` is the running number of the first call. `trigger` is the text in an answer that
+    `first_index` is the running number of the first call, in each message or, where it `counts_on`,
+    in a conversation. `trigger` is the text in an answer that
     announces calls; it is empty when a call starts with the name itself. `anchored`: calls come
-    only where the answer starts, having no marker of their own.
+    only where the answer starts, having no marker of their own. `channels` are those of thoughts,
+    where a header names its channel: models call in them as well. `turn_end` is what the turn ends
+    with behind `end`; its last marker ends the generation.
     """
 
     begin: Literal
@@ -79,14 +83,41 @@ class CallFormat:
     start: Literal | None = None
     first_index: int = 0
 
+    counts_on: bool = False
+
     trigger: str = ""
 
     anchored: bool = False
 
+    channels: tuple[str, ...] = ()
+
+    turn_end: str = ""
+
+    def others(self, header: Literal) -> list[Literal]:
+        """What a call may begin with instead of one of this format's headers."""
+        return other_headers(header, self.channels)
+
+    @property
+    def bare(self) -> Literal | None:
+        """What a call may begin with in a text although nothing has opened calls."""
+        return None if self.anchored else bare_header(self.begin, self.trigger)
+
+    def tails(self, name: str) -> tuple[list[Literal], list[Literal]]:
+        """What may follow the arguments of a call of `name`: ends, and what leads to another call.
+
+        The marker that ends all calls may be missing, and so may the one that opens them.
+        """
+        short, bare = short_end(self.end), self.bare
+        ends = [self.end, *([short] if short else [])]
+        others = [self.again] if self.again else []
+        others += [build(*end, "\n", *bare) for end in ends if bare]
+        last = {Slot.LAST: name}
+        return [fill(end, last) for end in ends], [fill(other, last) for other in others]
+
     def texts(self) -> list[str]:
         """All fixed texts in which markers may stand."""
         literals = [self.begin, self.end, self.again or (), self.start or ()]
-        literals += [*other_headers(self.begin), *other_headers(self.start or ())]
+        literals += [*self.others(self.begin), *self.others(self.start or ())]
         if isinstance(self.args, ParamArgs):
             literals += [self.args.pre, build(*(self.args.quote or ()))]
             literals += [part for w in self.args.wrappers.values() for part in (w.mid, w.post)]
@@ -117,30 +148,6 @@ class Syntax:
     content_open: str = ""
     content_close: str = ""
     switch: str = ""
-
-
-def other_headers(literal: Literal) -> list[Literal]:
-    """Other orders of a header that names a recipient and a channel.
-
-    `to=f<|channel|>commentary json<|message|>` may also come with the channel first, and the type
-    of the arguments behind a marker of its own or not at all (OpenAI's harmony format).
-    """
-    if len(literal) != 3 or literal[1] is not Slot.NAME:
-        return []
-    before, after = str(literal[0]), pieces(str(literal[2]))
-    markers = [piece for piece in after if is_marker(piece)]
-    at = before.rfind("to=")
-    if at < 0 or len(markers) != 2 or after[0] != markers[0] or after[-1] != markers[1]:
-        return []
-    words = "".join(after[1:-1]).split()
-    if not words:
-        return []
-    channel, recipient = f"{markers[0]}{words[0]}", before[at:]
-    types = ["", *(f" {word}" for word in words[1:])]
-    types += [f" <|constrain|>{word}" for word in words[1:]]
-    first = [build(before[:at], channel, " ", recipient, Slot.NAME, t, markers[1]) for t in types]
-    later = [build(before, Slot.NAME, channel, t, markers[1]) for t in types]
-    return [header for header in (*first, *later) if header != literal]
 
 
 HERMES = CallFormat(

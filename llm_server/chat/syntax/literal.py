@@ -14,13 +14,14 @@ from typing import TypeAlias
 
 class Slot(Enum):
     """A hole: the called function, the one called before, the call's id, its running number, a
-    parameter's name."""
+    parameter's name, the type of a message's text."""
 
     NAME = "name"
     LAST = "last"
     ID = "id"
     INDEX = "index"
     KEY = "key"
+    TYPE = "type"
 
 
 Literal: TypeAlias = tuple[str | Slot, ...]
@@ -42,6 +43,7 @@ SLOT_CHARS: dict[Slot, Callable[[str], bool]] = {
     Slot.LAST: _NAME.__contains__,
     Slot.ID: lambda c: c in _NAME or c in ".:",
     Slot.INDEX: lambda c: "0" <= c <= "9",
+    Slot.TYPE: _NAME.__contains__,
     Slot.KEY: lambda c: not c.isspace() and c not in "<>\"'=:",
 }
 MAX_SLOT = 256

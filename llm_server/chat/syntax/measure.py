@@ -12,6 +12,7 @@ from typing import Any
 from llm_server.chat.syntax.format import CallFormat, JsonArgs, ParamArgs
 from llm_server.chat.syntax.literal import (
     Literal,
+    Matcher,
     Slot,
     build,
     common_prefix,
@@ -38,7 +39,10 @@ def measure_calls(probes: Probes) -> CallFormat | None:
         return None
     args, region, before, after = found
     start = _lstrip(_with_slots(before, 0))
-    end = _rstrip(_with_slots(_without_turn_end(after, text), 1))
+    turn_end = _turn_end(after, text)
+    # A template may go on after the end of the turn; only the first one counts.
+    own = after[: after.find(turn_end)] if turn_end else after
+    end = _rstrip(_with_slots(own, 1))
     after_text = _after_text(probes, region)
     begin = after_text or start
     again = _between(probes, region)
@@ -54,8 +58,10 @@ def measure_calls(probes: Probes) -> CallFormat | None:
         again=again,
         start=None if _equal(start, begin) else start,
         first_index=first,
+        counts_on=_counts_on(probes, begin, first),
         trigger=trigger,
         anchored=not trigger or (after_text is None and not is_marker(pieces(trigger)[0])),
+        turn_end=turn_end,
     )
 
 
@@ -113,13 +119,11 @@ def find_object(text: str, value: Any) -> tuple[int, int] | None:
     return None
 
 
-def _without_turn_end(after: str, text: str) -> str:
-    """What belongs to the call of what follows its arguments: not the end of the turn."""
+def _turn_end(after: str, text: str) -> str:
+    """What ends the turn behind a call's arguments, as it does behind a text; empty if nothing."""
     if CONTENT not in text:
-        return after
-    turn_end = common_suffix(after, text[text.rfind(CONTENT) + len(CONTENT) :]).strip()
-    # A template may go on after the end of the turn; only the first one counts.
-    return after[: after.find(turn_end)] if turn_end else after
+        return ""
+    return common_suffix(after, text[text.rfind(CONTENT) + len(CONTENT) :]).strip()
 
 
 def _after_text(probes: Probes, region: str) -> Literal | None:
@@ -156,6 +160,19 @@ def _number(first: Literal, second: Literal) -> tuple[Literal, Literal, int]:
         number = int(x)
         a[-i] = b[-i] = Slot.INDEX
     return build(*a), build(*b), number
+
+
+def _counts_on(probes: Probes, begin: Literal, first: int) -> bool:
+    """Whether the number of a call goes on from those of earlier messages."""
+    if Slot.INDEX not in begin:
+        return False
+    text = probes.later_call(STRINGS) or ""
+    matcher = Matcher(begin)
+    for char in text[max(text.find(text_of(begin)), 0) :]:
+        if matcher.done or not matcher.alive:
+            break
+        matcher.push(char)
+    return matcher.done and matcher.values[Slot.INDEX] == str(first + 1)
 
 
 def _flat(literal: Literal) -> list[str | Slot]:

@@ -16,7 +16,7 @@ VALUES = ("vxa", "vxb")
 IDS = ("idqa12345", "idqb12345")
 """Nine letters and digits: the strictest template takes no others."""
 
-QUESTION, CONTENT, THOUGHT = "uqtext", "cqtext", "rqtext"
+QUESTION, CONTENT, THOUGHT, RESULT = "uqtext", "cqtext", "rqtext", "aqtext"
 STRINGS: JsonObject = dict(zip(KEYS, VALUES, strict=True))
 
 
@@ -69,6 +69,15 @@ class Probes:
         ]
         message = Message("assistant", content, tool_calls=calls, reasoning_content=reasoning)
         return self._tail([message])
+
+    def later_call(self, arguments: JsonObject) -> str | None:
+        """An answer with a call, behind another call and its result."""
+        names = [tool["function"]["name"] for tool in self.tools]
+        calls = [FunctionCall(IDS[i], names[i], json.dumps(arguments)) for i in range(2)]
+        result = Message("tool", RESULT, name=names[0], tool_call_id=IDS[0])
+        first, later = (Message("assistant", None, tool_calls=[call]) for call in calls)
+        text = self._tail([first, result, later])
+        return text[text.rfind(RESULT) + len(RESULT) :] if text and RESULT in text else None
 
     def _tail(self, answer: list[Message], generate: bool = False) -> str | None:
         messages = [Message("user", QUESTION), *answer]

@@ -1,0 +1,189 @@
+"""Calls as models really write them, beside what their templates show."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from llm_server.chat.dialogue import Dialogue
+from llm_server.chat.syntax.format import ParamArgs
+from llm_server.chat.syntax.literal import Slot, fill, text_of
+from llm_server.worker.messages import ChatRequest, Delta, FunctionCall, Message
+from tests.chat.generation import generate
+from tests.chat.published import TEMPLATES, dialogue_of
+from tests.chat.test_syntax import fold, tool
+from tests.chat.vocabulary import ByteVocabulary
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "n": {"type": "integer"},
+        "l": {"type": "array", "items": {"type": "string"}},
+    },
+}
+TOOLS = [tool("get_weather", PARAMETERS), tool("do-it", PARAMETERS)]
+PARIS = ("get_weather", {"city": "Paris"})
+
+LLAMA = "meta-llama-Llama-3.1-8B-Instruct"
+HARMONY = "openai-gpt-oss-120b"
+KIMI_K3 = "Kimi-K3"
+QWEN = "Qwen3-Coder"
+NEMOTRON = "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
+KIMI_K2 = "moonshotai-Kimi-K2"
+_JSON = '{"city": "Paris"}'
+_SWITCH = "<|end|><|start|>assistant"
+_FUNCTION = "<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>"
+_BARE = "<|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>%s<|tool_call_end|>"
+
+CALLS: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
+    (LLAMA, '{"type": "function", "name": "get_weather", "parameters": %s}', "", [PARIS]),
+    (LLAMA, '{"type":"function","name":"get_weather","parameters":%s}', "", [PARIS]),
+    (LLAMA, '{\n "type": "function",\n "name": "get_weather", "parameters": %s\n}', "", [PARIS]),
+    (
+        HARMONY,
+        "<|channel|>analysis to=functions.get_weather code<|message|>%s<|call|>",
+        "",
+        [PARIS],
+    ),
+    (
+        HARMONY,
+        f"<|channel|>analysis<|message|>Hm.{_SWITCH}<|channel|>analysis to=functions.get_weather"
+        " <|constrain|>json<|message|>%s<|call|>",
+        "",
+        [PARIS],
+    ),
+    (
+        HARMONY,
+        " to=functions.get_weather<|channel|>analysis <|constrain|>json<|message|>%s<|call|>",
+        "",
+        [PARIS],
+    ),
+    (HARMONY, "<|channel|>final <|constrain|>json<|message|>%s", _JSON, []),
+    (
+        HARMONY,
+        f"<|channel|>analysis<|message|>Hm.{_SWITCH}<|channel|>final json<|message|>%s",
+        _JSON,
+        [],
+    ),
+    (
+        KIMI_K3,
+        "Hm.<|close|>think<|sep|><|open|>response<|sep|>I look.<|close|>response<|sep|>"
+        '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|>'
+        '<|open|>argument key="city" type="string"<|sep|>Paris<|close|>argument<|sep|>'
+        "<|close|>call<|sep|><|close|>tools<|sep|><|close|>message<|sep|>",
+        "I look.",
+        [PARIS],
+    ),
+    (QWEN, f"I look.\n\n{_FUNCTION}\n</tool_call>", "I look.", [PARIS]),
+    (QWEN, f"{_FUNCTION}\n", "", [PARIS]),
+    (QWEN, f"{_FUNCTION}\n</tool_call>\n{_FUNCTION}\n</tool_call>", "", [PARIS, PARIS]),
+    (QWEN, f"<tool_call>\n{_FUNCTION}\n{_FUNCTION}\n</tool_call>", "", [PARIS, PARIS]),
+    (QWEN, f"<tool_call>\n{_FUNCTION}", "", [PARIS]),
+    (NEMOTRON, f"Hm.</think>\nI look.\n{_FUNCTION}", "I look.", [PARIS]),
+    (KIMI_K2, f"I look.{_BARE}", "I look.", [PARIS]),
+    (KIMI_K2, f"{_BARE}{_BARE}<|tool_calls_section_end|>", "", [PARIS, PARIS]),
+]
+"""By template: what a model wrote (`%s`: arguments as JSON), its content and its calls."""
+
+
+def parsed(name: str, *parts: str) -> tuple[str, list[tuple[str | None, Any]]]:
+    """Content and calls of an answer that comes in these parts."""
+    request = ChatRequest([Message("user", "Question?")], TOOLS)
+    parser = dialogue_of(name).prepare(1, request).parser
+    deltas: list[Delta] = []
+    for part in parts:
+        deltas += parser.feed(part)
+    content, _, calls = fold(deltas + parser.close())
+    return content, [(name, json.loads(arguments)) for name, arguments in calls]
+
+
+@pytest.mark.parametrize(("name", "text", "content", "calls"), CALLS)
+def test_what_models_write_is_read_wherever_it_is_cut(
+    name: str, text: str, content: str, calls: list[tuple[str, Any]]
+) -> None:
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    text = text.replace("%s", _JSON)
+    for cut in range(len(text)):
+        assert parsed(name, text[:cut], text[cut:]) == (content, calls), text[:cut]
+    assert parsed(name, *text) == (content, calls)
+
+
+NO_CALLS = [
+    (LLAMA, '{"type": "function", "name": "unknown", "parameters": {}}'),
+    (LLAMA, '{"type": "circle", "name": "get_weather", "parameters": {}}'),
+    (LLAMA, '{"type": "function", "name": "get_weather"}'),
+    (QWEN, "Write `<function=unknown>\n<parameter=city>` so."),
+    (QWEN, "Write `<function=get_weather>` so."),
+    (QWEN, "if a <function=get_weather"),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), NO_CALLS)
+def test_what_only_looks_like_a_call_is_content(name: str, text: str) -> None:
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    for cut in range(len(text)):
+        assert parsed(name, text[:cut], text[cut:]) == (text, [])
+
+
+NUMBERED = {
+    "Kimi-K2-Thinking": "<think></think><|tool_calls_section_begin|><|tool_call_begin|>"
+    "functions.get_weather:%d<|tool_call_argument_begin|>{",
+    "Cohere2MoE": "Hm.<|END_THINKING|><|START_ACTION|>[\n"
+    '    {"tool_call_id": "%d", "tool_name": "get_weather", "parameters": {',
+}
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_calls_are_numbered_on_through_a_conversation(name: str, choice: Any) -> None:
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    vocabulary = ByteVocabulary(["<s>", "</s>"])
+    d = Dialogue(TEMPLATES[name], vocabulary)
+    question = Message("user", "Question?")
+    calls = [FunctionCall(f"call_{i}", "get_weather", _JSON) for i in range(2)]
+    earlier = [
+        question,
+        Message("assistant", None, tool_calls=calls),
+        *(Message("tool", "Sun.", tool_call_id=call.id) for call in calls),
+    ]
+    prompt = "".join(s.text for s in d.render(ChatRequest(earlier, TOOLS)))
+    for number in range(2):  # calls and results, in the number the vendor has
+        assert prompt.count(f"get_weather:{number}") + prompt.count(f'_call_id": "{number}"') == 2
+    for messages, number in ([question], 0), (earlier, 2):
+        prepared = d.prepare(1, ChatRequest(messages, TOOLS, tool_choice=choice))
+        got = generate(prepared, vocabulary, script=NUMBERED[name] % number, max_tokens=900)
+        assert got.n_masked
+        assert fold(got.deltas)[2][0][0] == "get_weather"
+
+
+RAW = {
+    "Qwen3-Coder": "<tool_call>\n<function=do-it>\n<parameter=city>\nParis",
+    "GLM-4.6": "<tool_call>do-it\n<arg_key>city</arg_key>\n<arg_value>Paris",
+    "MiniMax-M3": ']<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name="do-it">'
+    "]<]minimax[>[<city>Paris",
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_a_closing_tag_that_has_begun_is_gone_on_with_where_tokens_run_short(name: str) -> None:
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    vocabulary = ByteVocabulary(["<s>", "</s>"])
+    d = Dialogue(TEMPLATES[name], vocabulary)
+    assert isinstance(d.syntax.calls.args, ParamArgs)
+    closing = text_of(fill(d.syntax.calls.args.wrappers["string"].post, {Slot.KEY: "city"}))
+    for n in range(len(closing)):
+        prepared = d.prepare(1, ChatRequest([Message("user", "?")], TOOLS))
+        assert prepared.constraint is not None
+        said = RAW[name] + closing[:n]
+        for token in vocabulary.tokenize(said, parse_special=True):
+            prepared.constraint.accept(token)
+        way = prepared.constraint.forced(1)
+        said += b"".join(vocabulary.piece(token, special=True) for token in way).decode()
+        assert parsed(name, said) == ("", [("do-it", {"city": "Paris"})])
