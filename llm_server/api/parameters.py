@@ -57,7 +57,7 @@ class SamplingFields(Wire):
     logit_bias: (
         Annotated[
             dict[
-                Annotated[str, Field(pattern=r"^[0-9]{1,10}\z")],
+                Annotated[str, Field(pattern=r"^[0-9]{1,10}$")],
                 Annotated[float, Field(ge=-100, le=100)],
             ],
             Field(max_length=1024),

@@ -76,7 +76,7 @@ class WireMessage(Wire):
 class WireFunction(Wire):
     """What a tool is. Its parameters are a JSON schema, which only templates look into."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}\z")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     description: str | None = Field(None, max_length=65_536)
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

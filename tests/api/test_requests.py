@@ -229,7 +229,8 @@ def test_stop_is_bounded(stop: object, param: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "bias", [{"a": 1}, {"-1": 1}, {"1": 101}, {"1.0": 1}, {str(i): 0 for i in range(1025)}]
+    "bias",
+    [{"a": 1}, {"1\n": 1}, {"-1": 1}, {"1": 101}, {"1.0": 1}, {str(i): 0 for i in range(1025)}],
 )
 def test_logit_bias_is_bounded(bias: dict[str, float]) -> None:
     code, param = refusal(logit_bias=bias)
