@@ -246,6 +246,7 @@ class EmbeddingBody(Wire):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
     load_model_configs: LoadFields | None = None
+    keep_alive: KeepAlive | None = None
 
 
 class TokenizeBody(Wire):
@@ -256,6 +257,7 @@ class TokenizeBody(Wire):
     add_special: bool | None = None
     parse_special: bool | None = None
     with_pieces: bool | None = None
+    keep_alive: KeepAlive | None = None
 
 
 class DetokenizeBody(Wire):
@@ -263,6 +265,7 @@ class DetokenizeBody(Wire):
 
     tokens: TokenList
     model: ModelName | None = None
+    keep_alive: KeepAlive | None = None
 
 
 CHAT_EXAMPLE: dict[str, Any] = {
