@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from llm_server.api.body import MAX_DEPTH, MAX_VALUES
+from llm_server.api.body import MAX_DEPTH, MAX_NUMBERS, MAX_VALUES
 
 Outcome = tuple[int, str | None, str | None]
 OK: Outcome = (200, None, None)
@@ -97,7 +97,8 @@ _JSON = [
     _raw(
         "J2", "a million keys", b'{"a":1' + b',"a":1' * 1_000_000 + b"}", _error("too_many_items")
     ),
-    _chat("J2", "too many values", {"x": [0] * MAX_VALUES}, _error("too_many_items")),
+    _chat("J2", "too many values", {"x": [None] * MAX_VALUES}, _error("too_many_items")),
+    _chat("J2", "too many numbers", {"x": [0] * (MAX_NUMBERS + 1)}, _error("too_many_items")),
     _chat("J2", "100000 messages", {"messages": [{}] * 100_000}, _error("too_many_items")),
     _raw("J3", "5000 digits", b'{"seed":' + b"9" * 5000 + b"}", _value("seed")),
     *(
