@@ -45,7 +45,7 @@ class SamplingFields(Wire):
     max_completion_tokens: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
-    top_p: PositiveProbability | None = None
+    top_p: Probability | None = None
     min_p: Probability | None = None
     typical_p: PositiveProbability | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None

@@ -149,7 +149,7 @@ ToolChoice = Annotated[
 ]
 
 
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class TemplateKwargs(Wire):

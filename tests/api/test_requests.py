@@ -202,7 +202,7 @@ def test_stop_seed_and_logit_bias() -> None:
     ("name", "good", "bad"),
     [
         ("temperature", [0, 2], [-0.1, 2.1]),
-        ("top_p", [0.01, 1], [0, -1, 1.1]),
+        ("top_p", [0, 1], [-0.1, 1.1]),
         ("top_k", [-1, 0, 2**31 - 1], [-2, 2**31]),
         ("min_p", [0, 1], [-0.1, 1.1]),
         ("typical_p", [0.1, 1], [0, 1.1]),
@@ -415,6 +415,13 @@ def test_tools_are_bounded() -> None:
     assert refusal(tools=[TOOL] * 129) == ("invalid_value", "tools")
     wrong = {"type": "function", "function": {"name": "f", "parameters": []}}
     assert refusal(tools=[wrong]) == ("invalid_type", "tools[0].function.parameters")
+
+
+def test_every_effort_reaches_the_template() -> None:
+    for effort in ("none", "minimal", "low", "medium", "high", "xhigh", "max"):
+        call = chat_call({"messages": HELLO, "reasoning_effort": effort})
+        assert only(call).template_kwargs == {"reasoning_effort": effort}
+    assert refusal(reasoning_effort="more") == ("invalid_value", "reasoning_effort")
 
 
 def test_template_variables_come_from_a_list() -> None:

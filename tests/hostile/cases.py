@@ -187,7 +187,7 @@ _MESSAGES = [
         _chat("M6", f"{name} {value}", {name: value}, _value(name))
         for name, values in {
             "temperature": (-0.1, 2.1),
-            "top_p": (0, -1, 1.1),
+            "top_p": (-1, 1.1),
             "top_k": (-5, 2**31),
             "min_p": (-0.1, 1.1),
             "frequency_penalty": (2.1, -1e30),
@@ -202,7 +202,7 @@ _MESSAGES = [
         _chat("M6", f"{name} {value}", {name: value}, OK)
         for name, values in {
             "temperature": (0, 2),
-            "top_p": (1, 0.001),
+            "top_p": (1, 0),
             "top_k": (-1, 2**31 - 1),
             "frequency_penalty": (-2, 2),
             "repeat_last_n": (-1, 2**31 - 1),
