@@ -23,11 +23,16 @@ Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json
 
 MAX_DEPTH = 64
 MAX_VALUES = 100_000
+MAX_NUMBERS = 2048 * 512
+"""Numbers in arrays: they cost little, and token ids of many texts are many."""
 
 T = TypeVar("T")
 
 _BRACKETS = {ord("{"): 1, ord("["): 1, ord("}"): -1, ord("]"): -1}
 _NO_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
+_DIGITS = b"0123456789"
+_AS_ZERO = bytes.maketrans(_DIGITS, b"0" * 10)
+_NO_NUMBERS = bytes(set(range(256)) - set(_BRACKETS) - set(_DIGITS + b",:"))
 _MAX_DIGITS = 64
 _AT_ONCE_BYTES = 64 * 1024  # What is longer is read by a thread: streams must not wait for it.
 
@@ -107,7 +112,12 @@ def _check_structure(body: bytes) -> None:
     if plain.count(b'"') > 4 * (MAX_VALUES + 1):
         raise _too_many()
     outside = b"".join(plain.split(b'"')[::2])
-    if outside.count(b",") + outside.count(b"{") + outside.count(b"[") > MAX_VALUES:
+    numbers = outside.translate(_AS_ZERO, _NO_NUMBERS)
+    n_numbers = numbers.count(b",0") + numbers.count(b"[0")
+    if n_numbers > MAX_NUMBERS:
+        raise _too_many(f"{MAX_NUMBERS} numbers")
+    n_values = outside.count(b",") + outside.count(b"{") + outside.count(b"[")
+    if n_values - n_numbers > MAX_VALUES:
         raise _too_many()
     brackets = outside.translate(None, _NO_BRACKETS)
     if max(accumulate(map(_BRACKETS.__getitem__, brackets)), default=0) > MAX_DEPTH:
@@ -195,7 +205,5 @@ def _too_deep() -> InvalidRequest:
     )
 
 
-def _too_many() -> InvalidRequest:
-    return InvalidRequest(
-        f"The request body holds more than {MAX_VALUES} values.", code="too_many_items"
-    )
+def _too_many(what: str = f"{MAX_VALUES} values") -> InvalidRequest:
+    return InvalidRequest(f"The request body holds more than {what}.", code="too_many_items")

@@ -24,7 +24,7 @@ _GONE = 499  # nginx's number for a client that left before it was answered
 
 
 class Edge:
-    """Wraps the app: nothing reaches it that `access` does not admit.
+    """Wraps the app: nothing reaches it that `access` does not admit, and HEAD reaches it as GET.
 
     Bodies over `max_body_bytes` are refused, before they are read if declared. `shared_cache` lets
     API keys use each other's cached prompts. With `ids_given`, a proxy in front has chosen each
@@ -62,6 +62,9 @@ class _Exchange:
 
     def __init__(self, edge: Edge, scope: Scope, receive: Receive, send: Send) -> None:
         self._edge = edge
+        self._method = scope["method"]
+        if self._method == "HEAD":
+            scope = {**scope, "method": "GET"}
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -124,7 +127,14 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """A piece of the response, its head with the id."""
+        """A piece of the response, its head with the id. For HEAD that is all.
+
+        Raises ClientDisconnect for what an endless stream has behind that.
+        """
+        if self._method == "HEAD" and message["type"] == "http.response.body":
+            if self._finished:
+                raise ClientDisconnect
+            message = {"type": "http.response.body", "body": b""}
         if message["type"] == "http.response.start":
             self._status = message["status"]
             headers = [*message.get("headers", []), *self._extra]
@@ -143,7 +153,7 @@ class _Exchange:
         scope, passage, status = self._scope, self._passage, self._status or _GONE
         self._edge.traffic.count(_route(scope), status)
         record = {
-            "method": scope["method"],
+            "method": self._method,
             "path": ascii(scope["path"][:_LOGGED_PATH])[1:-1],
             "status": status,
             "ms": round((time.monotonic() - passage.started) * 1000, 1),

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from llm_server.api.body import Json
 from llm_server.api.chat import FoldedResponse
 from llm_server.api.context import context_of, ignored_header, read_call
-from llm_server.api.fields import check_names, prompts_of, validated
+from llm_server.api.fields import check_names, keep_alive_of, prompts_of, validated
 from llm_server.api.parameters import overrides_of
 from llm_server.api.requests import Call
 from llm_server.api.schema import operation
@@ -93,6 +93,7 @@ def embedding_call(body: dict[str, Json]) -> tuple[Call, bool]:
         model=wanted.model,
         overrides=overrides_of(wanted.load_model_configs),
         ignored=ignored,
+        keep_alive_s=keep_alive_of(wanted.keep_alive),
         place=(lambda param: param.replace("input[0]", "input")) if alone else str,
     )
     return call, wanted.encoding_format == "base64"

@@ -59,8 +59,9 @@ async def on_server_error(request: Request, error: Exception) -> Response:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Handler of the router's errors: no such path, or not with this method."""
     assert isinstance(error, HTTPException)
-    extra = {k: v for k, v in (error.headers or {}).items() if k.lower() == "allow"}
     if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        extra = {"allow": allowed.replace("GET", "GET, HEAD")}
         info = InvalidRequest("This path does not take this method.", code="method_not_allowed")
         return error_response(msgspec.structs.replace(info.info, status=405), extra)
     info = InvalidRequest("There is nothing at this path. GET / lists what is.", code="unknown_url")

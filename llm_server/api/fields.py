@@ -79,7 +79,7 @@ def _invalid(error: ErrorDetails) -> InvalidRequest:
     if kind == "missing":
         message = f"Missing required parameter: '{param}'."
         return InvalidRequest(message, param=param, code="missing_required_parameter")
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "none_required"):
         return UnsupportedParameter("This parameter is not supported.", param=param)
     wrong_type = kind.endswith("_type") or (
         kind == "literal_error" and not isinstance(error["input"], str)

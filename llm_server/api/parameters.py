@@ -45,7 +45,7 @@ class SamplingFields(Wire):
     max_completion_tokens: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
-    top_p: PositiveProbability | None = None
+    top_p: Probability | None = None
     min_p: Probability | None = None
     typical_p: PositiveProbability | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
@@ -57,7 +57,7 @@ class SamplingFields(Wire):
     logit_bias: (
         Annotated[
             dict[
-                Annotated[str, Field(pattern=r"^[0-9]{1,10}\z")],
+                Annotated[str, Field(pattern=r"^[0-9]{1,10}$")],
                 Annotated[float, Field(ge=-100, le=100)],
             ],
             Field(max_length=1024),

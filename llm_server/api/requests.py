@@ -174,10 +174,11 @@ def _messages(wire: list[WireMessage]) -> list[Message]:
 def _message(wire: WireMessage, path: str, called: set[str]) -> Message:
     """One message; `called` are the ids of all tool calls before it."""
     content = _text(wire)
+    thought = wire.reasoning if wire.reasoning_content is None else wire.reasoning_content
     calls = wire.tool_calls or []
     if calls and wire.role != "assistant":
         raise InvalidRequest("Only the assistant calls tools.", param=f"{path}.tool_calls")
-    if content is None and not calls and wire.reasoning_content is None:
+    if content is None and not calls and thought is None:
         raise InvalidRequest("The message has no content.", param=f"{path}.content")
     if wire.role == "tool":
         if wire.tool_call_id is None:
@@ -200,14 +201,15 @@ def _message(wire: WireMessage, path: str, called: set[str]) -> Message:
             for call in calls
         ],
         tool_call_id=wire.tool_call_id,
-        reasoning_content=wire.reasoning_content,
+        reasoning_content=thought,
     )
 
 
 def _text(wire: WireMessage) -> str | None:
-    if isinstance(wire.content, list):
-        return "".join(part.text for part in wire.content)
-    return wire.content
+    content = wire.content
+    if isinstance(content, list):
+        content = "".join(part.text for part in content)
+    return content or wire.refusal or content
 
 
 def _arguments(arguments: str | dict[str, Any]) -> str:

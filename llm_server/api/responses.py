@@ -206,11 +206,15 @@ def _messages(asked: ResponsesBody) -> list[Message]:
         said = _message(item)
         if isinstance(item, CallItem):
             called.add(item.call_id)
+        if said.role == "assistant" and _is_empty(said):
+            continue  # An encrypted thought, for example.
         if going_on and said.role == "assistant" and _continues(messages[-1], said):
             messages[-1] = _joined(messages[-1], said)
         else:
             messages.append(said)
         going_on = said.role == "assistant"
+    if not messages:
+        raise InvalidRequest("The input holds no text and no call.", param="input")
     return messages
 
 
@@ -231,21 +235,26 @@ def _message(item: Any) -> Message:
 
 
 def _continues(message: Message, said: Message) -> bool:
-    """Whether what the assistant said next fits into the same message: thought, text, calls."""
-    if said.tool_calls:
-        return True
-    if said.content is not None:
-        return message.content is None and not message.tool_calls
-    return message.content is None and not message.tool_calls and not message.reasoning_content
+    """Whether what the assistant said next is of the same go: thought, text, calls, and whatever
+    follows a call that has no result yet."""
+    return bool(message.tool_calls or said.tool_calls) or message.content is None
+
+
+def _is_empty(message: Message) -> bool:
+    return not (message.content or message.reasoning_content or message.tool_calls)
 
 
 def _joined(message: Message, said: Message) -> Message:
     return msgspec.structs.replace(
         message,
-        content=message.content if said.content is None else said.content,
-        reasoning_content=message.reasoning_content or said.reasoning_content,
+        content=_both(message.content, said.content, ""),
+        reasoning_content=_both(message.reasoning_content, said.reasoning_content, "\n\n"),
         tool_calls=[*message.tool_calls, *said.tool_calls],
     )
+
+
+def _both(one: str | None, other: str | None, between: str) -> str | None:
+    return between.join(filter(None, (one, other))) or None
 
 
 def _text(content: str | list[Part]) -> str:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from llm_server.api.body import Json
 from llm_server.api.chat import FoldedResponse
 from llm_server.api.context import context_of, ignored_header, read_call
-from llm_server.api.fields import check_names, validated
+from llm_server.api.fields import check_names, keep_alive_of, validated
 from llm_server.api.requests import Call, chat_call
 from llm_server.api.response_wire import ResponsesBody
 from llm_server.api.responses import EXAMPLE as RESPONSES_EXAMPLE
@@ -32,6 +32,7 @@ from llm_server.worker.messages import (
     ChatRequest,
     Detokenize,
     Failed,
+    Question,
     Render,
     RequestEvent,
     Tokenize,
@@ -88,7 +89,7 @@ async def tokenize(request: Request) -> Response:
     question = Tokenize(
         body.content, bool(body.add_special), body.parse_special is not False, with_pieces
     )
-    call = Call([question], model=body.model, ignored=ignored)
+    call = _call(question, body, ignored)
     return _answer(request, call, _pieces_json if with_pieces else _tokens_json)
 
 
@@ -99,7 +100,7 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """The text of some tokens, markers included."""
     body, ignored = await read_call(request, partial(_checked, DetokenizeBody))
-    call = Call([Detokenize(body.tokens)], model=body.model, ignored=ignored)
+    call = _call(Detokenize(body.tokens), body, ignored)
     return _answer(request, call, lambda told: ContentJson(told.text))
 
 
@@ -146,6 +147,11 @@ def _render(call: Call) -> Call:
 def _checked(model: type[B], body: dict[str, Json]) -> tuple[B, list[str]]:
     ignored = check_names(body, model)
     return validated(model, body), ignored
+
+
+def _call(question: Question, body: TokenizeBody | DetokenizeBody, ignored: list[str]) -> Call:
+    keep_alive_s = keep_alive_of(body.keep_alive)
+    return Call([question], model=body.model, ignored=ignored, keep_alive_s=keep_alive_s)
 
 
 def _answer(request: Request, call: Call, shape: Callable[[Told], object]) -> Response:

@@ -105,7 +105,14 @@ class Connection(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self._unset_keepalive_if_required()
+        self._disconnect_running()  # The base class tells the newest, which may wait behind it.
         super().connection_lost(exc)
+
+    def _disconnect_running(self) -> None:
+        """Tell whoever answers that nobody will read it."""
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client, parsed within the limits."""
@@ -273,6 +280,8 @@ class Connection(HttpToolsProtocol):
         self._body_bytes, self._body_began = 0, self.loop.time()
         self._await_body(self.limits.body_s)
         super().on_headers_complete()
+        if len(self.pipeline) == 1:
+            self.flow.resume_reading()  # Or nobody would see that the client leaves.
         self.cycle.transport = _Outlet(self, self.transport)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
@@ -331,8 +340,7 @@ class Connection(HttpToolsProtocol):
                 if running.response_started and running is self.cycle and self._in_body:
                     self.transport.abort()
                 return
-            running.disconnected = True
-            running.message_event.set()
+            self._disconnect_running()
         request_id = new_request_id()
         self._log(info, request_id)
         body = msgspec.json.encode(envelope(info))

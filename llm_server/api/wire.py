@@ -63,7 +63,8 @@ class WireToolCall(Wire):
 
 
 class WireMessage(Wire):
-    """One message of the conversation."""
+    """One message of the conversation. `reasoning` is another name of `reasoning_content`, a
+    `refusal` is text like any other, and of calls there are `tool_calls` alone."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = None
@@ -71,12 +72,15 @@ class WireMessage(Wire):
     tool_calls: list[WireToolCall] | None = Field(None, max_length=MAX_TOOLS)
     tool_call_id: str | None = Field(None, max_length=256)
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    function_call: None = None
 
 
 class WireFunction(Wire):
     """What a tool is. Its parameters are a JSON schema, which only templates look into."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}\z")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     description: str | None = Field(None, max_length=65_536)
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -145,7 +149,7 @@ ToolChoice = Annotated[
 ]
 
 
-ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class TemplateKwargs(Wire):
@@ -246,6 +250,7 @@ class EmbeddingBody(Wire):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
     load_model_configs: LoadFields | None = None
+    keep_alive: KeepAlive | None = None
 
 
 class TokenizeBody(Wire):
@@ -256,6 +261,7 @@ class TokenizeBody(Wire):
     add_special: bool | None = None
     parse_special: bool | None = None
     with_pieces: bool | None = None
+    keep_alive: KeepAlive | None = None
 
 
 class DetokenizeBody(Wire):
@@ -263,6 +269,7 @@ class DetokenizeBody(Wire):
 
     tokens: TokenList
     model: ModelName | None = None
+    keep_alive: KeepAlive | None = None
 
 
 CHAT_EXAMPLE: dict[str, Any] = {
@@ -309,16 +316,27 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "background": (False,),
     "truncation": ("disabled",),
+    "add_generation_prompt": (True,),
+    "bad_words": ([],),
+    "continue_final_message": (False,),
+    "dynatemp_range": (0,),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "n_predict": (-1,),
+    "stop_token_ids": ([],),
+    "use_beam_search": (False,),
 }
 """Known fields, not honoured yet, with the values that ask for nothing beyond the usual."""
 
 REFUSED = frozenset(
-    "audio chat_format chat_parser chat_template chat_template_kwargs context_management "
-    "conversation function_call functions "
+    "allowed_token_ids audio chat_format chat_parser chat_template chat_template_kwargs "
+    "context_management conversation documents ebnf enable_thinking function_call functions "
     "grammar guided_choice guided_grammar guided_json guided_regex image_url json_schema lora "
-    "messages min_tokens moderation n_discard n_keep parallel_tool_calls prediction "
-    "previous_response_id prompt "
-    "prompt_embeds reasoning_budget reasoning_effort response_format suffix "
-    "thinking_budget_tokens tfs_z tool_choice tools top_n_sigma web_search_options".split()
+    "max_new_tokens messages min_tokens moderation n_discard n_keep parallel_tool_calls prediction "
+    "previous_response_id prompt prompt_embeds reasoning reasoning_budget reasoning_effort regex "
+    "response_format samplers stop_sequences structured_outputs suffix tfs_z thinking "
+    "thinking_budget thinking_budget_tokens tool_choice tools top_n_sigma truncate_prompt_tokens "
+    "web_search_options".split()
 )
 """Known fields that would change the answer, where they are not honoured: refused unless null."""

@@ -28,7 +28,7 @@ from llm_server.worker.messages import ChatRequest, JsonObject, Message
 _NO_THOUGHT = {"enable_thinking": False, "thinking": False}
 """The switches of published templates; a model that has none is cut short instead."""
 _THOUGHT = dict.fromkeys(_NO_THOUGHT, True)
-_EFFORTS = ("low", "medium", "high", "xhigh")
+_EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
 N_TURNS = 4
 """How many of the last user turns get a boundary."""

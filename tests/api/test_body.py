@@ -12,6 +12,7 @@ from starlette.types import Message
 
 from llm_server.api.body import (
     MAX_DEPTH,
+    MAX_NUMBERS,
     MAX_VALUES,
     check_media_type,
     parse_json_object,
@@ -60,9 +61,23 @@ def test_depth_is_bounded() -> None:
 
 
 def test_the_number_of_values_is_bounded_exactly() -> None:
-    fits = b'{"a":[' + b"1," * (MAX_VALUES - 2) + b"1]}"
+    fits = b'{"a":[' + b"null," * (MAX_VALUES - 2) + b"null]}"
     assert len(json.dumps(parse_json_object(fits))) > MAX_VALUES
-    assert refusal(fits.replace(b"1]", b"1,1]")) == ("too_many_items", None)
+    assert refusal(fits.replace(b"l]", b"l,null]")) == ("too_many_items", None)
+    members = {str(i): i for i in range(MAX_VALUES + 1)}
+    assert refusal(json.dumps(members).encode()) == ("too_many_items", None)
+
+
+def test_numbers_in_arrays_are_bounded_apart() -> None:
+    arrays = [[1, -2.5e3, 30, 4] * 128] * 2048
+    body = json.dumps({"a": arrays, "b": ["x", None, 5], "c": {"d": 6, "e": "7"}}).encode()
+    assert MAX_NUMBERS == 2048 * 512
+    assert refusal(body) == ("too_many_items", None)
+    fits = body.replace(b"null, 5", b"null")
+    assert parse_json_object(fits)["a"] == arrays
+    many = json.dumps({"a": arrays[:100], "b": [None] * (MAX_VALUES - 102)}).encode()
+    assert parse_json_object(many)
+    assert refusal(many.replace(b"null]", b"null, null]")) == ("too_many_items", None)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from llm_server.api.edge import Edge
 from tests.fake_live import Live
+from tests.raw import talk
 
 
 def assert_error(response: httpx.Response, status: int, code: str) -> None:
@@ -35,11 +36,50 @@ def test_unknown_paths(live: Live, path: str) -> None:
     assert_error(response, 404, "unknown_url")
 
 
-@pytest.mark.parametrize(("method", "path"), [("DELETE", "/health"), ("GET", "/setModel")])
-def test_wrong_methods(live: Live, method: str, path: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("DELETE", "/health", "GET, HEAD"), ("GET", "/setModel", "POST")],
+)
+def test_wrong_methods(live: Live, method: str, path: str, allowed: str) -> None:
     response = live.client.request(method, path)
     assert_error(response, 405, "method_not_allowed")
-    assert response.headers["allow"]
+    assert response.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/v1/models", "/metrics", "/ui", "/openapi.json", "/nope", "/setModel"]
+)
+def test_head_is_what_get_answers_without_its_body(live: Live, path: str) -> None:
+    head, got = live.client.head(path), live.client.get(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert int(head.headers["content-length"]) > 0
+
+
+def test_head_of_an_endless_stream_ends(live: Live) -> None:
+    requests = [
+        b"HEAD /api/status HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    ]
+    assert talk(str(live.client.base_url), b"".join(requests)).statuses == [200, 200]
+
+
+def test_what_is_streamed_behind_an_answered_head_is_given_up() -> None:
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["method"] == "GET"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost")]
+    scope = {"type": "http", "method": "HEAD", "path": "/", "headers": headers}
+    asyncio.run(Edge(endless, 1000)(scope, None, send))  # type: ignore[arg-type]
+    assert sent[1:] == [{"type": "http.response.body", "body": b""}]
 
 
 def json_post(live: Live, content: bytes | Iterator[bytes]) -> httpx.Response:

@@ -140,6 +140,27 @@ def test_keep_alive(tmp_path: Path) -> None:
         assert live.client.get("/props").json()["models"][0]["keep_alive"] == 420
 
 
+@one_machine("how long a model stays is the deployment's business")
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/embeddings", {"input": "x"}),
+        ("/tokenize", {"content": "x"}),
+        ("/detokenize", {"tokens": [1]}),
+        ("/apply-template", {"messages": [{"role": "user", "content": "x"}]}),
+    ],
+)
+def test_every_endpoint_that_picks_a_model_keeps_it(
+    live: Live, path: str, body: dict[str, Any]
+) -> None:
+    response = live.post(path, body | {"keep_alive": "never"})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "keep_alive"
+    for seconds in (60, -1):
+        assert live.post(path, body | {"keep_alive": seconds}).status_code == 200
+        assert live.client.get("/props").json()["models"][0]["keep_alive"] == seconds
+
+
 @pytest.mark.parametrize("told", ["soon", True, [], -2, "5 minutes"])
 def test_a_keep_alive_that_is_none(live: Live, told: object) -> None:
     response = live.chat("hi", keep_alive=told)

@@ -67,6 +67,20 @@ def test_text_parts_are_joined_and_developer_is_system() -> None:
     ]
 
 
+def test_other_names_of_thoughts_and_texts() -> None:
+    assert messages(
+        {"role": "assistant", "content": "a", "reasoning": "hm"},
+        {"role": "assistant", "content": "a", "reasoning": "hm", "reasoning_content": "well"},
+        {"role": "assistant", "content": None, "refusal": "No.", "function_call": None},
+        {"role": "assistant", "content": "", "refusal": None},
+    ) == [
+        Message("assistant", "a", reasoning_content="hm"),
+        Message("assistant", "a", reasoning_content="well"),
+        Message("assistant", "No."),
+        Message("assistant", ""),
+    ]
+
+
 def test_a_tool_loop() -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     other = {"id": "c2", "function": {"name": "g", "arguments": {"é": None}}}
@@ -90,6 +104,11 @@ def test_a_tool_loop() -> None:
         ({"role": 5, "content": "x"}, "invalid_type", "messages[0].role"),
         ({"role": "user"}, "invalid_value", "messages[0].content"),
         ({"role": "assistant", "content": None}, "invalid_value", "messages[0].content"),
+        (
+            {"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": ""}},
+            "unsupported_parameter",
+            "messages[0].function_call",
+        ),
         ({"role": "user", "content": 5}, "invalid_type", "messages[0].content"),
         ({"role": "user", "content": ["x"]}, "invalid_type", "messages[0].content[0]"),
         (
@@ -183,7 +202,7 @@ def test_stop_seed_and_logit_bias() -> None:
     ("name", "good", "bad"),
     [
         ("temperature", [0, 2], [-0.1, 2.1]),
-        ("top_p", [0.01, 1], [0, -1, 1.1]),
+        ("top_p", [0, 1], [-0.1, 1.1]),
         ("top_k", [-1, 0, 2**31 - 1], [-2, 2**31]),
         ("min_p", [0, 1], [-0.1, 1.1]),
         ("typical_p", [0.1, 1], [0, 1.1]),
@@ -229,7 +248,8 @@ def test_stop_is_bounded(stop: object, param: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "bias", [{"a": 1}, {"-1": 1}, {"1": 101}, {"1.0": 1}, {str(i): 0 for i in range(1025)}]
+    "bias",
+    [{"a": 1}, {"1\n": 1}, {"-1": 1}, {"1": 101}, {"1.0": 1}, {str(i): 0 for i in range(1025)}],
 )
 def test_logit_bias_is_bounded(bias: dict[str, float]) -> None:
     code, param = refusal(logit_bias=bias)
@@ -397,6 +417,13 @@ def test_tools_are_bounded() -> None:
     assert refusal(tools=[wrong]) == ("invalid_type", "tools[0].function.parameters")
 
 
+def test_every_effort_reaches_the_template() -> None:
+    for effort in ("none", "minimal", "low", "medium", "high", "xhigh", "max"):
+        call = chat_call({"messages": HELLO, "reasoning_effort": effort})
+        assert only(call).template_kwargs == {"reasoning_effort": effort}
+    assert refusal(reasoning_effort="more") == ("invalid_value", "reasoning_effort")
+
+
 def test_template_variables_come_from_a_list() -> None:
     call = chat_call(
         {
@@ -429,6 +456,23 @@ def test_template_variables_come_from_a_list() -> None:
         {"n_discard": 1},
         {"functions": []},
         {"audio": {}},
+        {"structured_outputs": {"regex": "[0-9]+"}},
+        {"regex": "[0-9]+"},
+        {"allowed_token_ids": [1]},
+        {"bad_words": ["demo"]},
+        {"stop_token_ids": [5]},
+        {"stop_sequences": ["x"]},
+        {"ignore_eos": True},
+        {"include_stop_str_in_output": True},
+        {"n_predict": 3},
+        {"max_new_tokens": 3},
+        {"continue_final_message": True},
+        {"add_generation_prompt": False},
+        {"use_beam_search": True},
+        {"enable_thinking": False},
+        {"thinking": {"type": "disabled"}},
+        {"thinking_budget": 0},
+        {"reasoning": {"effort": "none"}},
     ],
 )
 def test_what_is_known_and_not_honoured_is_refused(fields: dict[str, Any]) -> None:
@@ -496,6 +540,14 @@ def test_values_that_ask_for_nothing_special_are_fine() -> None:
             "metadata": {"__class__": "x"},
             "store": False,
             "service_tier": "auto",
+            "structured_outputs": None,
+            "stop_token_ids": [],
+            "bad_words": [],
+            "ignore_eos": False,
+            "n_predict": -1,
+            "length_penalty": 1.0,
+            "add_generation_prompt": True,
+            "continue_final_message": False,
         }
     )
     assert call == chat_call({"messages": HELLO})

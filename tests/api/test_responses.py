@@ -17,6 +17,8 @@ from openai.types.responses import (
     ResponseStreamEvent,
 )
 
+from llm_server.api.completion import Fold
+from llm_server.api.requests import chat_call
 from llm_server.api.response_events import ResponseFold
 from llm_server.api.responses import responses_call
 from llm_server.api.usage import Origin
@@ -27,7 +29,9 @@ from llm_server.worker.messages import (
     Finished,
     FunctionCall,
     Message,
+    Reasoning,
     Timings,
+    ToolCall,
     Usage,
 )
 from tests.fake_live import Live
@@ -254,6 +258,7 @@ def test_what_does_not_belong_together_stays_apart() -> None:
             {"role": "assistant", "content": "one"},
             {"role": "assistant", "content": "two"},
             {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "done"},
             {"type": "reasoning", "summary": [{"type": "summary_text", "text": "so"}]},
             {"role": "assistant", "content": "three"},
         ]
@@ -261,7 +266,63 @@ def test_what_does_not_belong_together_stays_apart() -> None:
     assert [(m.content, m.reasoning_content, len(m.tool_calls)) for m in request.messages] == [
         ("one", None, 0),
         ("two", None, 1),
+        ("done", None, 0),
         ("three", "so", 0),
+    ]
+
+
+def test_an_answer_of_calls_and_texts_is_one_message_again() -> None:
+    """The one that chat would have made of it."""
+    events = [
+        Reasoning(0, "hmm"),
+        ToolCall(0, 0, "{}", call_id="c", name="f"),
+        Content(0, "one "),
+        ToolCall(0, 1, "{}", call_id="d", name="f"),
+        Content(0, "two"),
+        Finished(0, "tool_calls", Usage(1, 1, 0), Timings(0, 1, 2)),
+    ]
+    fold = ResponseFold(Origin("m", "fp", range(1)), responses_call({"input": "hi"}).start)
+    chat = Fold(Origin("m", "fp", range(1)))
+    for event in events:
+        fold.add(event)
+        chat.add(event)
+    output = msgspec.to_builtins(fold.whole())["output"]
+    assert [item["type"] for item in output] == [
+        "reasoning",
+        "function_call",
+        "message",
+        "function_call",
+        "message",
+    ]
+    results = [
+        {"type": "function_call_output", "call_id": call_id, "output": "ok"} for call_id in "cd"
+    ]
+    user = {"role": "user", "content": "hi"}
+    answer = msgspec.to_builtins(chat.whole())["choices"][0]["message"]
+    tools = [{"role": "tool", "tool_call_id": call_id, "content": "ok"} for call_id in "cd"]
+    (same,) = chat_call({"messages": [user, answer, *tools]}).requests
+    assert isinstance(same, ChatRequest)
+    assert understood([user, *output, *results]).messages == same.messages
+
+
+def test_thoughts_without_text_leave_no_trace_and_neighbours_are_one() -> None:
+    def thought(*texts: str) -> dict[str, Any]:
+        return {
+            "type": "reasoning",
+            "summary": [{"type": "summary_text", "text": t} for t in texts],
+        }
+
+    user = {"role": "user", "content": "hi"}
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c", "output": "ok"}
+    request = understood(
+        [user, thought(), call, thought(), output, thought("a"), thought("b", "c")]
+    )
+    assert request.messages == [
+        Message("user", "hi"),
+        Message("assistant", tool_calls=[FunctionCall("c", "f", "{}")]),
+        Message("tool", "ok", tool_call_id="c"),
+        Message("assistant", reasoning_content="a\n\nb\n\nc"),
     ]
 
 
@@ -312,6 +373,7 @@ def test_fields_mean_what_they_mean_in_chat() -> None:
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema", None),
         ({"max_output_tokens": 0}, "max_output_tokens", "invalid_value"),
         ({"input": []}, "input", "invalid_value"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input", "invalid_value"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "invalid_value"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,23 @@ def test_every_reference_leads_somewhere() -> None:
         for step in reference.removeprefix("#/").split("/"):
             target = target[step]
         assert target.get("description"), reference
+
+
+def patterns(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("pattern"), str):
+            yield value["pattern"]
+        yield from value.get("patternProperties", {})
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from patterns(item)
+
+
+def test_patterns_are_ecma_script() -> None:
+    assert len(set(patterns(DOCUMENT))) >= 2
+    for pattern in patterns(DOCUMENT):
+        assert set(re.findall(r"\\([A-Za-z])", pattern)) <= set("bBdDsSwWfnrtv"), pattern
 
 
 @pytest.mark.parametrize(("path", "described"), POSTS, ids=IDS)

@@ -76,7 +76,7 @@ def test_a_running_request_is_listed_and_cancelled(live: Live, tmp_path: Path) -
     until(lambda: bool(status(live)["requests"] and status(live)["requests"][0]["pieces"]))
     (running,) = status(live)["requests"]
     assert (running["state"], running["path"]) == ("answering", "/chat/completions")
-    told = live.post(f"/api/requests/{running['id']}/cancel", {})
+    told = live.client.post(f"/api/requests/{running['id']}/cancel")
     assert told.json() == {"id": running["id"], "status": "cancelled"}
     thread.join()
     assert answers[0].status_code == 400

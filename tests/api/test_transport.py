@@ -123,6 +123,20 @@ def test_pipelined_requests_are_answered_in_order(live: Live) -> None:
     assert answer.received.index(b'"status":"ok"') < answer.received.index(b"chat.completion")
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_who_leaves_is_noticed_though_another_request_waits(live: Live, at_once: bool) -> None:
+    cancelled = len(live.notes("cancels.log"))
+    body = json.dumps(chat_body("hang")).encode()
+    first = post(b"/chat/completions", body, JSON, b"Content-Length: %d" % len(body))
+    with connect(url(live)) as connection:
+        connection.sendall(first + SECOND if at_once else first)
+        until(lambda: bool(live.client.get("/").json()["running"] == 1))
+        if not at_once:
+            connection.sendall(SECOND)
+    until(lambda: len(live.notes("cancels.log")) > cancelled)
+    until(live.is_quiet)
+
+
 def test_nothing_follows_an_answer_that_closes(live: Live) -> None:
     last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     answer = talk(url(live), last + SECOND)

@@ -466,7 +466,8 @@ def test_a_model_that_thinks_in_messages_may_think_before_its_json() -> None:
 def test_an_effort_turns_thoughts_on_where_templates_have_a_switch() -> None:
     switch = CHATML.replace("enable_thinking is defined and not", "not")
     d, _ = build(switch)
-    for effort, thinks in (("high", True), ("low", True), ("minimal", False), (None, False)):
+    efforts = {"max": True, "high": True, "low": True, "minimal": False, None: False}
+    for effort, thinks in efforts.items():
         kwargs = {"reasoning_effort": effort} if effort else {}
         prompt = "".join(s.text for s in d.render(ChatRequest(QUESTION, template_kwargs=kwargs)))
         assert ("</think>" not in prompt) == thinks

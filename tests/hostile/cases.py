@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from llm_server.api.body import MAX_DEPTH, MAX_VALUES
+from llm_server.api.body import MAX_DEPTH, MAX_NUMBERS, MAX_VALUES
 
 Outcome = tuple[int, str | None, str | None]
 OK: Outcome = (200, None, None)
@@ -97,7 +97,8 @@ _JSON = [
     _raw(
         "J2", "a million keys", b'{"a":1' + b',"a":1' * 1_000_000 + b"}", _error("too_many_items")
     ),
-    _chat("J2", "too many values", {"x": [0] * MAX_VALUES}, _error("too_many_items")),
+    _chat("J2", "too many values", {"x": [None] * MAX_VALUES}, _error("too_many_items")),
+    _chat("J2", "too many numbers", {"x": [0] * (MAX_NUMBERS + 1)}, _error("too_many_items")),
     _chat("J2", "100000 messages", {"messages": [{}] * 100_000}, _error("too_many_items")),
     _raw("J3", "5000 digits", b'{"seed":' + b"9" * 5000 + b"}", _value("seed")),
     *(
@@ -186,7 +187,7 @@ _MESSAGES = [
         _chat("M6", f"{name} {value}", {name: value}, _value(name))
         for name, values in {
             "temperature": (-0.1, 2.1),
-            "top_p": (0, -1, 1.1),
+            "top_p": (-1, 1.1),
             "top_k": (-5, 2**31),
             "min_p": (-0.1, 1.1),
             "frequency_penalty": (2.1, -1e30),
@@ -201,7 +202,7 @@ _MESSAGES = [
         _chat("M6", f"{name} {value}", {name: value}, OK)
         for name, values in {
             "temperature": (0, 2),
-            "top_p": (1, 0.001),
+            "top_p": (1, 0),
             "top_k": (-1, 2**31 - 1),
             "frequency_penalty": (-2, 2),
             "repeat_last_n": (-1, 2**31 - 1),

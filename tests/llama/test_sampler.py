@@ -74,6 +74,11 @@ def test_top_k_keeps_k_tokens(context: Context) -> None:
     assert drawn <= allowed and len(drawn) > 1
 
 
+def test_top_p_zero_takes_the_most_probable_token(context: Context) -> None:
+    best = int(probabilities(context).argmax())
+    assert set(draws(context, with_(WILD, top_p=0.0))) == {best}
+
+
 def test_top_p_keeps_the_nucleus(context: Context) -> None:
     p = probabilities(context)
     order = np.argsort(-p)
