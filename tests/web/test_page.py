@@ -91,9 +91,15 @@ def test_system_prompt_sampling_and_schema_go_along(page: Page) -> None:
     expect(answer).to_contain_text('"content":"Be brief."')
     expect(answer).to_contain_text('"temperature":0.5')
     expect(answer).to_contain_text('"schema":{"type":"object"}')
+    expect(page.locator(".message.assistant .stats")).to_contain_text("tokens/s")
+    page.get_by_label("temperature").fill("3")
+    ask(page, "report")
+    expect(page.locator(".message .bad")).to_contain_text("(temperature)")
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+    page.get_by_label("temperature").fill("")
     page.get_by_label("JSON schema").fill("{")
     ask(page, "report")
-    expect(page.locator(".message .bad")).to_contain_text("The schema cannot be read as JSON")
+    expect(page.locator(".message .bad").last).to_contain_text("The schema cannot be read as JSON")
 
 
 def test_copy_export_and_import(page: Page, tmp_path: Path) -> None:
