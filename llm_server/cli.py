@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from typing import Annotated
 
 import typer
 
 from llm_server import __version__
 from llm_server.commands import bench, cache, cluster, doctor, fit, models, run
+from llm_server.programs import fill_standard_streams
 
 app = typer.Typer(
     name="llm-server",
@@ -21,6 +25,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
+"""What is wrong where nothing can be written: a disk, or whoever reads, and not this program."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -68,4 +76,16 @@ app.command()(bench.bench)
 
 def main() -> None:
     """Entry point of the installed command."""
-    app()
+    fill_standard_streams()
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        # The interpreter tries again to write what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"llm-server: {error.strerror}", file=sys.stderr)
+        sys.exit(1)

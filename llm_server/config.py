@@ -34,6 +34,7 @@ from pydantic_settings import (
 
 from llm_server import config_file, places
 from llm_server.api.parameters import GpuLayers
+from llm_server.config_environment import PREFIX, VariableSource, is_table
 from llm_server.config_file import ClusterTable, ConfigFileError, FileSource, ModelTable
 from llm_server.machine import Memory, memory
 from llm_server.models.plan import Planner
@@ -69,7 +70,7 @@ class Settings(BaseSettings):
     """What the server was told at its start, checked."""
 
     model_config = SettingsConfigDict(
-        env_prefix="LLM_SERVER_",
+        env_prefix=PREFIX,
         frozen=True,
         extra="forbid",
         protected_namespaces=(),
@@ -220,10 +221,11 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, environment, and the file that `config` names. Raises ConfigFileError."""
+        variables = VariableSource(settings_cls)
         path = init_settings().get("config")
         if path is None:
-            return init_settings, env_settings
-        return init_settings, env_settings, FileSource(settings_cls, Path(path))
+            return init_settings, variables
+        return init_settings, variables, FileSource(settings_cls, Path(path))
 
     @field_validator("memory", "keep_alive", mode="before")
     @classmethod
@@ -340,7 +342,7 @@ def _settings(given: Mapping[str, Any], prog: str) -> Settings:
 
 def _explained(error: ValidationError, given: Mapping[str, Any], path: Path | None) -> str:
     """The first thing that is wrong, and where it stands."""
-    first = error.errors(include_url=False, include_input=False)[0]
+    first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
     if path is not None and name not in given and _variable(name) not in os.environ:
         return config_file.explained(first, path, Settings)
@@ -349,7 +351,7 @@ def _explained(error: ValidationError, given: Mapping[str, Any], path: Path | No
 
 
 def _variable(name: str) -> str:
-    return f"LLM_SERVER_{name.upper()}"
+    return PREFIX + name.upper()
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -364,8 +366,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "model_name", nargs="?", metavar="MODEL", help="the same as --model-name MODEL"
     )
     for name, field in Settings.model_fields.items():
-        if field.annotation in (dict[str, ModelTable], ClusterTable):
-            continue  # Tables are for the file.
+        if is_table(field):
+            continue
         shown = not field.default_factory and field.default not in (None, ())
         default = f" [{field.default}]" if shown else ""
         text = f"{field.description}{default}".replace("%", "%%")

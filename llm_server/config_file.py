@@ -136,6 +136,14 @@ class ModelTable(Wire):
         return ModelDefaults(overrides_of(self.load), sampling_fields(self.sampling))
 
 
+_TABLES: dict[str, type[BaseModel]] = {
+    "load": LoadFields,
+    "sampling": ModelSampling,
+    "cluster": ReplicaFields,
+}
+"""The tables of `[models.NAME]`."""
+
+
 class FileSource(TomlConfigSettingsSource):
     """The file as a source of settings. Relative paths in it begin at its own folder."""
 
@@ -177,9 +185,7 @@ def explained(error: ErrorDetails, path: Path, settings: type[BaseSettings]) -> 
     steps = [str(step) for step in error["loc"] if not str(step).startswith(("(", "["))]
     place = ".".join(steps)
     if error["type"] == "extra_forbidden":
-        near = get_close_matches(steps[-1], _names_at(steps[:-1], settings), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        return f"{path}: unknown key {place}{hint}"
+        return f"{path}: unknown key {place}{_hint(steps, error['input'], settings)}"
     return f"{path}: {place}: {error['msg'].removeprefix('Value error, ')}"
 
 
@@ -193,18 +199,25 @@ def aliases_of(models: Mapping[str, ModelTable]) -> dict[str, str]:
     return aliases
 
 
+def _hint(steps: Sequence[str], value: object, settings: type[BaseSettings]) -> str:
+    """What may be meant by the unknown key at `steps` with this value; "" if nothing comes near."""
+    *before, name = steps
+    near = get_close_matches(name, _names_at(before, settings), n=3, cutoff=0.5)
+    if len(before) == 2 and before[0] == "models":
+        deeper = [table for table, model in _TABLES.items() if name in model.model_fields]
+        near = [".".join([*before, table, name]) for table in deeper] or near
+        if not near and isinstance(value, dict):
+            return '; names with dots need quotes: [models."..."]'
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
 def _names_at(steps: Sequence[str], settings: type[BaseSettings]) -> list[str]:
     """The keys that are known where `steps` lead to."""
     model: type[BaseModel] = settings
     if steps and steps[0] == "cluster":
         model = ClusterTable
     elif steps:
-        tables: dict[str, type[BaseModel]] = {
-            "load": LoadFields,
-            "sampling": ModelSampling,
-            "cluster": ReplicaFields,
-        }
-        model = tables[steps[2]] if len(steps) > 2 else ModelTable
+        model = _TABLES[steps[2]] if len(steps) > 2 else ModelTable
     return [name for name in model.model_fields if name not in _ELSEWHERE]
 
 

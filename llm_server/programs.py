@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,3 +21,23 @@ def with_source(environment: Mapping[str, str]) -> dict[str, str]:
         return dict(environment)
     paths = [environment["PYTHONPATH"]] if environment.get("PYTHONPATH") else []
     return {**environment, "PYTHONPATH": os.pathsep.join([*paths, str(source)])}
+
+
+def fill_standard_streams() -> None:
+    """Put /dev/null where this process was started without stdin, stdout or stderr.
+
+    What is opened next would get the number of the missing one, and programs that are started from
+    here would take it for theirs.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # the lowest number that is free, which is this one
+            os.set_inheritable(number, True)
+            setattr(sys, name, stream)
+
+
+def exit_on_signals() -> None:
+    """Have SIGTERM, and a terminal that is closed, end this process as `sys.exit(1)` does."""
+    for name in ("SIGHUP", "SIGTERM"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: sys.exit(1))

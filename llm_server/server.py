@@ -10,18 +10,20 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
+import os
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_server import __version__, logs
+from llm_server import __version__, config_environment, logs
 from llm_server.api.keys import InvalidKey, Keyring
 from llm_server.config import Settings, make_registry, settings_from_args, settings_from_environment
 from llm_server.demo import demo_model_path
 from llm_server.errors import ModelNotFound
 from llm_server.models.registry import Registry
+from llm_server.programs import fill_standard_streams
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -38,6 +40,7 @@ class CannotStart(Exception):
 
 def main(args: Sequence[str] | None = None, prog: str = "python -m llm_server.server") -> int:
     """Serve until told to stop. The exit status: 0, 1 cannot start or told twice, 2 bad usage."""
+    fill_standard_streams()
     settings = settings_from_args(sys.argv[1:] if args is None else args, prog)
     try:
         return serve(settings, stand_in=demo_model_path())
@@ -68,6 +71,7 @@ def serve(
 
         logs.say(banner(settings, registry, listener))
         warn_of_unknown_models(settings, registry)
+        warn_of_unknown_variables()
         for name in registry.leading_out:
             logger.warning("%s is a link out of the models folder: see --follow-symlinks", name)
         return run(settings, listener, worker_argv, stand_in)
@@ -117,6 +121,13 @@ def warn_of_unknown_models(settings: Settings, registry: Registry) -> None:
             registry.find(name)
         except ModelNotFound as error:
             logger.warning("%s: [models.%s]: %s", settings.config, name, error)
+
+
+def warn_of_unknown_variables() -> None:
+    """They have no effect, and whoever set them expects one."""
+    for name, near in config_environment.unknown(os.environ, Settings).items():
+        hint = f": did you mean {near}?" if near else ""
+        logger.warning("%s in the environment is no setting%s", name, hint)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -193,6 +204,7 @@ def _build_app() -> ASGIApp:
         sys.exit(f"llm-server: {error}")
     configure_logging(settings)
     warn_of_unknown_models(settings, registry)
+    warn_of_unknown_variables()
     logger.warning(
         "This is not llm-server's own server but the app alone: slow clients meet no deadline, "
         "connections no limit, and a stop cuts answers off. `llm-server serve` has all of that."

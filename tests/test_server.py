@@ -64,6 +64,12 @@ class Running:
 @contextlib.contextmanager
 def running(models: Path, *options: str) -> Iterator[Running]:
     command = [*FAKE_SERVER, "--models-dir", str(models), "--port", "0", *options]
+    with process_of(command) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def process_of(command: list[str]) -> Iterator[Running]:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         server = Running(process, process.stderr)
@@ -194,6 +200,25 @@ def test_an_empty_folder_says_what_to_do_and_a_model_is_served_once_it_is_there(
         response = HTTP.post(server.url + "/v1/chat/completions", json=chat_body("hi"))
         assert response.status_code == 200
     assert f"put the .gguf file into {tmp_path}" in server.log
+
+
+def test_a_variable_that_is_no_setting_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_SERVER_MODELS", str(tmp_path))
+    with running(tmp_path) as server:
+        HTTP.get(server.url + "/health")
+        server.process.terminate()
+        server.wait()
+    assert "LLM_SERVER_MODELS in the environment is no setting: did you mean" in server.log
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="about descriptors as Unix has them")
+def test_without_standard_streams(tmp_path: Path) -> None:
+    command = ["sh", "-c", 'exec "$@" <&- >&-', "sh", *REAL_SERVERS[0], "--port", "0"]
+    with process_of([*command, "--models-dir", str(tmp_path)]) as server:
+        until(lambda: HTTP.get(server.url + "/health").json()["status"] in ("ok", "failed"))
+        assert server.healthy()
 
 
 def test_uvicorn_finds_the_app(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import os
-import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +13,7 @@ import typer
 
 from llm_server.commands import output
 from llm_server.commands.output import ModelsDir
+from llm_server.programs import exit_on_signals
 
 if TYPE_CHECKING:
     from llm_server.terminal.chat import ReadLine
@@ -53,10 +54,7 @@ def run(
     from llm_server.terminal.client import ChatError
     from llm_server.terminal.screen import Screen
 
-    # A closed terminal ends this as Ctrl-D does, so that the own server ends in order.
-    for name in ("SIGHUP", "SIGTERM"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda *_: sys.exit(1))
+    exit_on_signals()  # so that the own server ends in order
     piped = None if sys.stdin.isatty() else sys.stdin.buffer.read().decode(errors="replace").strip()
     if piped == "":
         output.fail("there is no message on standard input", 2)
@@ -67,7 +65,7 @@ def run(
     with ExitStack() as stack:
         try:
             client, model = _connected(stack, screen, model, url, key, models_dir)
-            chat = Chat(client, screen, model, system)
+            chat = Chat(client, screen, model, _text(system))
             if piped is None:
                 screen.note(f"{model} (/help lists commands, Ctrl-D leaves)")
                 chat.converse(_line_reader())
@@ -97,7 +95,7 @@ def _connected(
 
     if url is not None:
         client = stack.enter_context(ChatClient(url, key))
-        return client, client.load(model) if model else client.wait_ready(screen.status)
+        return client, client.load(_text(model)) if model else client.wait_ready(screen.status)
     options = ["--log-level", "warning"]
     if models_dir is not None:
         options += ["--models-dir", str(models_dir)]
@@ -133,8 +131,18 @@ def _is_styled() -> bool:
     )
 
 
+def _text(argument: str) -> str:
+    """An argument of the command line; bytes in it that are no text are marked as such."""
+    return argument.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def _line_reader() -> ReadLine:
-    """`input`, with the editing and the history of readline where there is one."""
+    """`input`, with the editing and the history of readline where there is one.
+
+    Bytes that are no text are marked as such, as those on a pipe are.
+    """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     try:
         import readline  # noqa: F401
     except ImportError:

@@ -63,6 +63,7 @@ Message: TypeAlias = Mapping[str, str]
 class ChatClient:
     """A client of the server at `url`, to be closed by leaving its block.
 
+    `url` may be as people write it: without http://, or with the path of the API or the page.
     `key` is one of the server's API keys, where it asks for them.
     """
 
@@ -72,7 +73,7 @@ class ChatClient:
         # No proxy: this is for servers nearby.
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._http = httpx2.Client(
-            base_url=url.rstrip("/"), headers=headers, timeout=timeout, trust_env=False
+            base_url=_root(url), headers=headers, timeout=timeout, trust_env=False
         )
 
     def __enter__(self) -> Self:
@@ -135,6 +136,12 @@ class ChatClient:
             return dict(response.json())
         except ValueError:
             raise ChatError(f"{self._http.base_url} is not an llm-server") from None
+
+
+def _root(url: str) -> str:
+    """The address of a server, of which `url` may be one of the addresses it gives away."""
+    root = url.rstrip("/").removesuffix("/v1").removesuffix("/ui")
+    return root if "://" in root else f"http://{root}"
 
 
 @contextmanager

@@ -1,6 +1,9 @@
 // Talking to the server: JSON, event streams, errors in its own words, and the API key.
 
+import { h } from "./dom.js";
+
 const KEY = "llm-server.key";
+const USABLE = /^[\x21-\x7e]+$/; // what a server takes for a key; fetch() throws for much of the rest
 let asking = null;
 
 export class ApiError extends Error {
@@ -19,9 +22,16 @@ export function words(error) {
   return "The server cannot be reached.";
 }
 
-async function send(path, { method = "GET", body, accept = "application/json", signal } = {}) {
+/** The key of this tab, "" for none. One that was kept and is of no use is forgotten. */
+function storedKey() {
+  const key = sessionStorage.getItem(KEY) ?? "";
+  if (USABLE.test(key)) return key;
+  sessionStorage.removeItem(KEY);
+  return "";
+}
+
+async function send(path, key, { method = "GET", body, accept = "application/json", signal } = {}) {
   const headers = { accept };
-  const key = sessionStorage.getItem(KEY);
   if (key) headers.authorization = `Bearer ${key}`;
   if (body !== undefined) headers["content-type"] = "application/json";
   return fetch(path, { method, headers, signal, body: body && JSON.stringify(body), cache: "no-store" });
@@ -29,10 +39,12 @@ async function send(path, { method = "GET", body, accept = "application/json", s
 
 /** A response that went well. Asks for the key when one is needed. Throws ApiError. */
 export async function request(path, options = {}) {
-  let response = await send(path, options);
+  let key = storedKey();
+  let response = await send(path, key, options);
   while (response.status === 401) {
-    await askKey();
-    response = await send(path, options);
+    if (key === storedKey()) await askKey(key);
+    key = storedKey();
+    response = await send(path, key, options);
   }
   if (response.ok) return response;
   let error;
@@ -73,32 +85,29 @@ export async function* events(response) {
   }
 }
 
-/** One dialog, however many requests need the key. */
-function askKey() {
+/** One dialog, however many requests need the key; `refused` is the one that was sent, if any. */
+function askKey(refused) {
   asking ??= new Promise((resolve) => {
-    const dialog = document.createElement("dialog");
-    const form = document.createElement("form");
-    const label = document.createElement("label");
-    const input = document.createElement("input");
-    const submit = document.createElement("button");
-    label.textContent = "This server asks for an API key. It is kept until you close this tab.";
-    input.type = "password";
-    input.name = "key";
-    input.autocomplete = "off";
-    input.required = true;
-    submit.textContent = "Use this key";
-    label.append(input);
-    form.append(label, submit);
-    form.addEventListener("submit", (event) => {
+    const input = h("input", { type: "password", name: "key", autocomplete: "off", required: true, oninput: () => {
+      const usable = !input.value || USABLE.test(input.value.trim());
+      input.setCustomValidity(usable ? "" : "A key is of visible ASCII characters, without blanks.");
+    } });
+    const form = h("form", { onsubmit: (event) => {
       event.preventDefault();
       sessionStorage.setItem(KEY, input.value.trim());
       dialog.close();
       dialog.remove();
       asking = null;
       resolve();
-    });
-    dialog.addEventListener("cancel", (event) => event.preventDefault());
-    dialog.append(form);
+    } },
+    refused ? h("p", { className: "bad", role: "alert" }, "The server does not accept this key.") : null,
+    h("label", {}, "This server asks for an API key. It is kept until you close this tab.", input),
+    h("button", {}, "Use this key"));
+    const dialog = h("dialog", {
+      oncancel: (event) => event.preventDefault(),
+      // Browsers let a second Escape close it all the same.
+      onclose: () => { if (dialog.isConnected) dialog.showModal(); },
+    }, form);
     document.body.append(dialog);
     dialog.showModal();
   });

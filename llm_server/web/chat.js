@@ -9,8 +9,10 @@ import { panel } from "./panel.js";
 import * as store from "./store.js";
 import { parseSchema, parseTools } from "./tools.js";
 
+const SAVE_MS = 3000;
+
 export function start(view) {
-  let conversation = store.load(store.list()[0]?.id) ?? store.fresh();
+  let conversation = newest();
   let answering = null;
 
   const messages = h("div", { className: "messages" });
@@ -55,7 +57,8 @@ export function start(view) {
   function persist(which = conversation) {
     try {
       store.save(which);
-    } catch {
+    } catch (error) {
+      if (error.name !== "QuotaExceededError") throw error;
       said.textContent = "This browser keeps no more. Export and delete a conversation.";
     }
   }
@@ -68,20 +71,46 @@ export function start(view) {
     if (matchMedia("(pointer: fine)").matches) input.focus();
   }
 
+  function newest() {
+    return store.load(store.list()[0]?.id) ?? store.fresh();
+  }
+
+  /** What another tab has saved takes the place of what is shown, from where it differs. */
+  function takeOver(stored) {
+    const before = conversation.messages.map((message) => JSON.stringify(message));
+    let same = 0;
+    while (same < before.length && before[same] === JSON.stringify(stored.messages[same])) same++;
+    conversation = stored;
+    drawAll(Math.max(0, same - 1)); // what was the last one has other buttons now
+  }
+
+  store.watch((id) => {
+    const stored = store.load(id);
+    if (id !== conversation.id) drawTitles();
+    else if (!stored) open(newest());
+    else if (!answering) takeOver(stored);
+  });
+
   function drawTitles() {
     const known = store.list();
     if (!known.some((each) => each.id === conversation.id)) known.unshift(conversation);
     titles.replaceChildren(...known.map((each) => h("li", {},
-      button(each.title, () => open(store.load(each.id) ?? conversation),
+      button(each.title, () => choose(each.id),
         { "aria-current": each.id === conversation.id ? "true" : undefined }))));
   }
 
-  function drawAll() {
+  /** Show a conversation; an answer to the one that is open already goes on. */
+  function choose(id) {
+    if (id === conversation.id) drawer.classList.remove("open");
+    else open(store.load(id) ?? conversation);
+  }
+
+  function drawAll(from = 0) {
     drawTitles();
     settings.show();
     if (conversation.model) picker.choose(conversation.model);
     following = true;
-    drawThread();
+    drawThread(from);
   }
 
   /** Draw the messages from one on: those before it stay as they are, however many. */
@@ -124,7 +153,7 @@ export function start(view) {
   function forget() {
     if (!confirm("Delete this conversation from this browser?")) return;
     store.remove(conversation.id);
-    open(store.load(store.list()[0]?.id) ?? store.fresh());
+    open(newest());
   }
 
   // ---- the model -----------------------------------------------------------------------------
@@ -193,8 +222,8 @@ export function start(view) {
     answering?.abort();
   }
 
-  function body() {
-    const said = conversation.messages.filter((message) => !message.error || message.content).map(plain);
+  function body(before) {
+    const said = before.filter((message) => !message.error || message.content).map(plain);
     if (conversation.system.trim()) said.unshift({ role: "system", content: conversation.system });
     return {
       ...conversation.sampling, messages: said, model: picker.element.value || undefined, stream: true,
@@ -207,23 +236,31 @@ export function start(view) {
     const asked = conversation;
     const controller = answering = new AbortController();
     const message = { role: "assistant", content: "", model: picker.element.value, stats: {} };
-    persist(asked);
+    const before = [...asked.messages];
     following = true;
     drawThread(from);
+    asked.messages.push(message);
+    persist(asked);
+    const saving = setInterval(() => persist(asked), SAVE_MS);
+    // At once: what has come so far is loaded again by who comes back.
+    controller.signal.addEventListener("abort", () => {
+      message.finish ??= "stopped";
+      persist(asked);
+    });
     const drawn = new LiveMessage(message);
     messages.append(drawn.element);
     busy(true);
     try {
-      await receive(body(), message, drawn, controller.signal);
+      await receive(body(before), message, drawn, controller.signal);
     } catch (error) {
-      if (error.name === "AbortError") message.finish = "stopped";
-      else message.error = error instanceof SyntaxError ? error.message : words(error);
+      if (error instanceof SyntaxError) message.error = error.message;
+      else if (error.name !== "AbortError") message.error = words(error);
     }
+    clearInterval(saving);
+    if (!controller.signal.aborted) persist(asked);
     await drawn.growing.finished();
-    asked.messages.push(message);
     if (answering === controller) answering = null;
     busy(Boolean(answering));
-    persist(asked);
     if (asked !== conversation) return;
     drawTitles();
     drawn.element.replaceWith(viewOf(message, asked.messages.length - 1, drawn.body));
@@ -290,6 +327,7 @@ export function start(view) {
   view.addEventListener("keydown", (event) => {
     if (event.key === "Escape") stop();
   });
+  addEventListener("pagehide", stop);
 
   let known = "";
   subscribe(({ status, sampling }) => {

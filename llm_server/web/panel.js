@@ -2,9 +2,10 @@
 
 import { field, h } from "./dom.js";
 
+const MAX_INT = 2 ** 31 - 1;
 const SAMPLING = [
-  ["temperature", 0, 2, 0.05], ["top_p", 0.01, 1, 0.01], ["top_k", -1, 1000, 1], ["min_p", 0, 1, 0.01],
-  ["max_tokens", 0, 1e6, 1], ["repeat_penalty", 0.1, 10, 0.05], ["presence_penalty", -2, 2, 0.1],
+  ["temperature", 0, 2, 0.05], ["top_p", 0.01, 1, 0.01], ["top_k", -1, MAX_INT, 1], ["min_p", 0, 1, 0.01],
+  ["max_tokens", 0, MAX_INT, 1], ["repeat_penalty", 0.1, 10, 0.05], ["presence_penalty", -2, 2, 0.1],
   ["frequency_penalty", -2, 2, 0.1], ["seed", -1e15, 1e15, 1],
 ];
 const EMPTY = { max_tokens: "to the end", seed: "random" };
@@ -26,7 +27,8 @@ export function panel(current, changed) {
 
   function number(input) {
     const { sampling } = current();
-    if (input.value === "" || !input.checkValidity()) delete sampling[input.name];
+    // Also out of range: the server says what is wrong with it, as with any client's.
+    if (input.value === "") delete sampling[input.name];
     else sampling[input.name] = Number(input.value);
     changed();
   }

@@ -1,10 +1,15 @@
 // Conversations, kept in this browser alone: one entry of localStorage each.
 
 const PREFIX = "llm-server.chat.";
+const removed = new Set();
+
+function newId() {
+  return crypto.randomUUID?.() ?? String(Date.now() + Math.random());
+}
 
 export function fresh() {
   return {
-    id: crypto.randomUUID?.() ?? String(Date.now() + Math.random()),
+    id: newId(),
     title: "New conversation", updated: Date.now(),
     model: "", system: "", sampling: {}, tools: "", schema: "", messages: [],
   };
@@ -26,8 +31,14 @@ export function load(id) {
   return parse(localStorage.getItem(PREFIX + id));
 }
 
-/** Throws QuotaExceededError when the browser keeps no more. */
+/**
+ * Keep a conversation, unless it was removed. Where another tab has saved it since it was loaded,
+ * it becomes one of its own. Throws QuotaExceededError when the browser keeps no more.
+ */
 export function save(conversation) {
+  if (removed.has(conversation.id)) return;
+  const stored = load(conversation.id);
+  if (stored && stored.updated !== conversation.updated) conversation.id = newId();
   const first = conversation.messages.find((message) => message.role === "user");
   if (first) conversation.title = first.content.trim().slice(0, 60) || "New conversation";
   conversation.updated = Date.now();
@@ -35,7 +46,18 @@ export function save(conversation) {
 }
 
 export function remove(id) {
+  removed.add(id);
   localStorage.removeItem(PREFIX + id);
+}
+
+/** Call `changed(id)` when another tab saves or removes a conversation. */
+export function watch(changed) {
+  addEventListener("storage", ({ key, newValue }) => {
+    if (!key?.startsWith(PREFIX)) return;
+    const id = key.slice(PREFIX.length);
+    if (newValue === null) removed.add(id);
+    changed(id);
+  });
 }
 
 /** A conversation from a file. Throws Error with words for the person. */
@@ -56,9 +78,25 @@ export function imported(text) {
   return conversation;
 }
 
+/** Whether a message can be drawn and sent. */
 function valid(message) {
-  return ["system", "user", "assistant", "tool"].includes(message?.role)
-    && (message.content === null || message.content === undefined || typeof message.content === "string");
+  const { role, content, tool_calls: calls, stats } = message ?? {};
+  const text = typeof content === "string";
+  if (role !== "assistant") return ["system", "user", "tool"].includes(role) && text;
+  return (text || content === null || content === undefined)
+    && (calls === undefined || (Array.isArray(calls) && calls.every(isCall)))
+    && (stats === undefined || isStats(stats));
+}
+
+function isCall(call) {
+  return [call?.id, call?.function?.name, call?.function?.arguments].every((part) => typeof part === "string");
+}
+
+function isStats(stats) {
+  const timings = stats?.timings;
+  return stats !== null && (timings === undefined
+    || ["prompt_n", "cache_n", "cache_disk_n", "predicted_n", "predicted_per_second"]
+      .every((name) => typeof timings?.[name] === "number"));
 }
 
 function known(value) {
@@ -73,7 +111,7 @@ function known(value) {
 function parse(text) {
   try {
     const value = JSON.parse(text);
-    return Array.isArray(value?.messages) ? value : null;
+    return Array.isArray(value?.messages) && value.messages.every(valid) ? value : null;
   } catch {
     return null;
   }

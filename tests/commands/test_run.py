@@ -18,6 +18,9 @@ from typer.testing import CliRunner, Result
 from llm_server.cli import app
 from tests.fake_live import add_models, live_server, until
 
+COMMAND = [sys.executable, "-c", "from llm_server.cli import main; main()", "run"]
+"""`llm-server run` as a process."""
+
 
 def run(*args: str, text: str = "") -> Result:
     return CliRunner().invoke(app, ["run", *args], input=text)
@@ -36,11 +39,36 @@ def test_standard_input_is_one_message(url: str) -> None:
 
 
 def test_bytes_that_are_no_text_are_marked(url: str) -> None:
-    command = [sys.executable, "-c", "from llm_server.cli import main; main()", "run"]
     said = subprocess.run(
-        [*command, "--url", url], input=b"caf\xe9", capture_output=True, check=True
+        [*COMMAND, "--url", url], input=b"caf\xe9", capture_output=True, check=True
     )
     assert said.stdout.decode().split() == ["caf\ufffd"]
+    said = subprocess.run(
+        [*COMMAND, "--url", url, "--system", b"caf\xe9"],
+        input=b"report",
+        capture_output=True,
+        check=True,
+    )
+    assert '"caf\ufffd"' in said.stdout.decode()
+
+
+def test_an_address_as_people_write_it(url: str) -> None:
+    for written in (f"{url}/v1", f"{url}/ui/", url.removeprefix("http://")):
+        assert run("--url", written, text="hi").output == "hi \n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="about files as Unix has them")
+def test_without_standard_input_and_with_a_full_disk_for_the_answer(url: str) -> None:
+    closed = ["sh", "-c", 'exec "$@" <&-', "sh", *COMMAND]
+    said = subprocess.run([*closed, "--url", url], capture_output=True, text=True)
+    assert (said.returncode, said.stderr.count("\n")) == (2, 1)
+    assert "there is no message on standard input" in said.stderr
+    with Path("/dev/full").open("w") as full:
+        said = subprocess.run(
+            [*COMMAND, "--url", url], input="hi", stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (said.returncode, said.stderr.count("\n")) == (1, 1)
+    assert "llm-server: No space left on device" in said.stderr
 
 
 def test_a_model_of_a_running_server(url: str) -> None:
@@ -99,8 +127,7 @@ class Terminal:
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
             os.environ["TERM"] = "xterm"
-            main = "from llm_server.cli import main; main()"
-            os.execv(sys.executable, [sys.executable, "-c", main, "run", *args])
+            os.execv(sys.executable, [*COMMAND, *args])
         self.shown = b""
 
     def wait_for(self, text: str) -> None:
@@ -109,8 +136,8 @@ class Terminal:
             self.shown += os.read(self._fd, 4096)
         self.shown = self.shown.partition(text.encode())[2]
 
-    def type(self, text: str) -> None:
-        os.write(self._fd, text.encode())
+    def type(self, text: str | bytes) -> None:
+        os.write(self._fd, text.encode() if isinstance(text, str) else text)
 
     def press(self, key: str, text: str) -> None:
         """Press a key until `text` is shown: a terminal that changes its mode may drop keys."""
@@ -155,6 +182,16 @@ def test_a_conversation_on_an_own_server(tmp_path: Path) -> None:
     terminal.press("\x03", ">>> ")
     assert terminal.leave() == 0
     until(lambda: not any(child.is_running() for child in children))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_what_is_typed_and_is_no_text_is_marked(url: str) -> None:
+    terminal = Terminal("--url", url)
+    terminal.wait_for(">>> ")
+    terminal.type(b"caf\xe9\n")
+    terminal.wait_for("tokens,")
+    terminal.wait_for(">>> ")
+    assert terminal.leave() == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")

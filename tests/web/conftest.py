@@ -15,6 +15,10 @@ from tests.web.browser import chromium, opened
 expect.set_options(timeout=30_000)
 
 
+LONG = "qwen2.5-coder-32b-instruct-abliterated-q4_k_m.gguf"
+"""As long as names of models are."""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as running:
@@ -30,7 +34,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Live]:
     models = tmp_path_factory.mktemp("models")
-    add_models(models, "a.gguf", "b.gguf", "broken.gguf", "gate-c.gguf")
+    add_models(models, "a.gguf", "b.gguf", "broken.gguf", "gate-c.gguf", LONG)
     with live_server(models, cache_dir=cache, cache_size="1GB") as running:
         yield running
 

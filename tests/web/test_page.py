@@ -91,9 +91,15 @@ def test_system_prompt_sampling_and_schema_go_along(page: Page) -> None:
     expect(answer).to_contain_text('"content":"Be brief."')
     expect(answer).to_contain_text('"temperature":0.5')
     expect(answer).to_contain_text('"schema":{"type":"object"}')
+    expect(page.locator(".message.assistant .stats")).to_contain_text("tokens/s")
+    page.get_by_label("temperature").fill("3")
+    ask(page, "report")
+    expect(page.locator(".message .bad")).to_contain_text("(temperature)")
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+    page.get_by_label("temperature").fill("")
     page.get_by_label("JSON schema").fill("{")
     ask(page, "report")
-    expect(page.locator(".message .bad")).to_contain_text("The schema cannot be read as JSON")
+    expect(page.locator(".message .bad").last).to_contain_text("The schema cannot be read as JSON")
 
 
 def test_copy_export_and_import(page: Page, tmp_path: Path) -> None:
@@ -204,13 +210,26 @@ def test_the_key_is_asked_for_once(browser: Browser, tmp_path: Path) -> None:
         context = browser.new_context(base_url=str(live.client.base_url))
         opened = context.new_page()
         opened.goto("/")
-        for key in ("wrong", "the-right-key-of-this-test"):
-            opened.locator("dialog input").fill(key)
-            opened.keyboard.press("Enter")
+        field = opened.locator("dialog input")
+        field.fill("wrong")
+        opened.keyboard.press("Enter")
+        expect(opened.locator("dialog")).to_contain_text("does not accept this key")
+        # A dash that no header carries, as some programs make it of a hyphen.
+        field.fill("the\u2013right\u2013key")
+        opened.keyboard.press("Enter")
+        assert "visible ASCII" in field.evaluate("(input) => input.validationMessage")
+        for _ in range(3):
+            opened.keyboard.press("Escape")
+        expect(field).to_be_visible()
+        field.fill("the-right-key-of-this-test")
+        opened.keyboard.press("Enter")
         expect(opened.locator("#state")).to_contain_text("a.gguf")
         opened.reload()
         expect(opened.locator("#state")).to_contain_text("a.gguf")
         assert opened.locator("dialog").count() == 0
+        opened.evaluate("sessionStorage.setItem('llm-server.key', '\u2013')")
+        opened.reload()
+        expect(field).to_be_visible()
         context.close()
 
 

@@ -98,7 +98,9 @@ LOOK = """() => {
     for (const e of document.querySelectorAll('.rows .grow')) {
         if (e.checkVisibility() && e.clientWidth < 200) bad.push('squeezed: ' + e.textContent);
     }
-    if (document.documentElement.scrollWidth > innerWidth) bad.push('wider than the screen');
+    for (const e of [document.documentElement, document.querySelector('.view:not([hidden])')]) {
+        if (e.scrollWidth > innerWidth) bad.push('wider than the screen: ' + e.id);
+    }
     return bad;
 }"""
 

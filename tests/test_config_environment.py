@@ -1,0 +1,28 @@
+"""Variables as settings: what stands for the file alone, and what is told of unknown ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm_server.config import Settings, settings_from_args
+from llm_server.config_environment import unknown
+
+
+def test_tables_are_for_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_SERVER_MODELS", "/data/models")
+    monkeypatch.setenv("LLM_SERVER_CLUSTER", "1")
+    assert settings_from_args([], "x").models == {}
+
+
+def test_unknown_names_are_told_with_the_nearest_one() -> None:
+    names = ("MODELS", "MODEL_DIR", "N_CTXX", "ZZZ", "N_CTX", "API_KEYS", "API_KEY")
+    variables = [f"LLM_SERVER_{name}" for name in names]
+    # As Kubernetes sets them beside a service called llm-server.
+    ports = ("SERVICE_HOST", "SERVICE_PORT_HTTP", "PORT_8000_TCP_ADDR")
+    others = ["HOME", "llm_server_port", *(f"LLM_SERVER_{name}" for name in ports)]
+    assert unknown([*variables, *others], Settings) == {
+        "LLM_SERVER_MODELS": "LLM_SERVER_MODELS_DIR",
+        "LLM_SERVER_MODEL_DIR": "LLM_SERVER_MODELS_DIR",
+        "LLM_SERVER_N_CTXX": "LLM_SERVER_N_CTX",
+        "LLM_SERVER_ZZZ": "",
+    }
