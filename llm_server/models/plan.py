@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -237,11 +237,13 @@ class Planner:
         """A load took that many bytes, 0 if that is unknown. What to count it as from now on."""
         if taken == 0:
             return plan.memory.total
+        # A plan may be older than the last correction: what it was weighed with does not matter.
+        extras = self._extras(plan.model, plan.adapters)
+        plain = estimate(plan.facts, plan.config, replace(extras, correction=0))
         # The prompt cache's queue is empty after a load.
-        beyond = taken - (plan.memory.total - plan.memory.prompt_cache)
-        known = self._corrections.get(plan.model.identity, 0)
-        self._corrections[plan.model.identity] = known + beyond
-        return plan.memory.total + beyond
+        beyond = taken - (plain.total - plain.prompt_cache)
+        self._corrections[plan.model.identity] = beyond
+        return plain.total + beyond
 
 
 def _check_kv_types(facts: Facts, config: LoadConfig) -> None:

@@ -617,12 +617,16 @@ def test_what_a_load_took_corrects_the_next_estimate(tmp_path: Path) -> None:
         planner = pool.planner
         await answers(pool, "a")
         model = planner.registry.find("a")
-        plan = planner.plan(model, planner.asked(model, {}))
+        first = plan = planner.plan(model, planner.asked(model, {}))
         for taken in (plan.memory.total + 1000, plan.memory.total + 3000):
             assert planner.learn(plan, taken) == taken
             plan = planner.plan(model, planner.asked(model, {}))
             assert plan.memory.total == taken
         assert planner.learn(plan, 0) == plan.memory.total
+        # A model that is put back is loaded by the plan it had: what that takes is no news.
+        for _ in range(3):
+            assert planner.learn(first, taken) == taken
+        assert planner.plan(model, planner.asked(model, {})).memory.total == taken
 
     with_pool(tmp_path, test)
 
