@@ -232,6 +232,50 @@ def test_a_failing_load_instead_brings_the_old_model_back(tmp_path: Path) -> Non
     with_pool(tmp_path, test, memory=SCARCE)
 
 
+def test_a_failing_load_brings_all_back_that_made_room_for_it(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf", "c.gguf", "broken.gguf")
+
+    async def test(pool: Pool) -> None:
+        for name in ("a", "b", "c"):
+            await answers(pool, name)
+        running = await pool.acquire("b")
+        wide = {"n_ctx": 65_536, "n_batch": 60_000, "n_ubatch": 60_000}
+        loading = asyncio.create_task(pool.acquire("broken", wide))
+        await until(lambda: all(r.leaving for r in pool.loaded))
+        # This one is to go in any case.
+        unloading = asyncio.create_task(pool.unload("b"))
+        await until(lambda: any(r.leaving > 1 for r in pool.loaded))
+        running.release()
+        with pytest.raises(RemoteError):
+            await loading
+        await unloading
+        await until(lambda: [r.model.name for r in pool.loaded] == ["a.gguf", "c.gguf"])
+        # The one that was used last is there first.
+        assert [line[:1] for line in loads(tmp_path)] == ["a", "b", "c", "c", "a"]
+
+    with_pool(tmp_path, test, memory=200 << 20)
+
+
+def test_idle_models_that_a_load_wanted_the_memory_of_come_back_when_it_fails(
+    tmp_path: Path,
+) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+
+    async def start(load: Load, **kwargs: Any) -> Worker:
+        if load.model_path.endswith("b.gguf"):
+            raise InsufficientMemory("too much")
+        return await FAKE_START(load, **kwargs)
+
+    async def test(pool: Pool) -> None:
+        await answers(pool, "a")
+        with pytest.raises(InsufficientMemory):
+            await pool.acquire("b")
+        await until(lambda: [r.model.name for r in pool.loaded] == ["a.gguf"])
+        assert len(loads(tmp_path)) == 2
+
+    with_pool(tmp_path, test, loader=Loader(start_worker=start))
+
+
 def test_a_failed_load_fails_all_who_want_the_same_and_nobody_else(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "broken.gguf")
 
