@@ -299,7 +299,8 @@ class Pool:
                 self._drop_revival(ticket)
                 return
             await self._residents.let_go(gone)
-            await self._load_or_make_room(plan, gone)
+            keep_alive_s = old.keep_alive_s if old is not None else self._keep_alive_s
+            await self._load_or_make_room(plan, keep_alive_s, gone)
         except ServerError as error:
             self._refuse_waiting(error, ticket.wants_the_same)
             await self._put_back(gone)
@@ -326,11 +327,13 @@ class Pool:
         if len(self._registry.models()) > len(self.loaded) and not self._closing:
             self._loader.make_ready(lambda: bool(self._bringing or self._residents.n_running))
 
-    async def _load_or_make_room(self, plan: Plan, gone: list[Resident]) -> None:
+    async def _load_or_make_room(
+        self, plan: Plan, keep_alive_s: float, gone: list[Resident]
+    ) -> None:
         """Load; should the memory fall short after all, once more without the idle models, which
         join those that are `gone`."""
         try:
-            await self._load(plan)
+            await self._load(plan, keep_alive_s)
         except InsufficientMemory:
             idle = [resident for resident in self._residents if not resident.leases]
             if not idle:
@@ -338,12 +341,12 @@ class Pool:
             logger.info("trying again without the models that are idle")
             await self._residents.let_go(idle)
             gone += idle
-            await self._load(plan)
+            await self._load(plan, keep_alive_s)
 
-    async def _load(self, plan: Plan) -> None:
+    async def _load(self, plan: Plan, keep_alive_s: float) -> None:
         worker = await self._loader.load(plan)
         memory = self.planner.learn(plan, worker.loaded.memory_bytes)
-        self._residents.settle_in(plan, worker, memory, self._keep_alive_s)
+        self._residents.settle_in(plan, worker, memory, keep_alive_s)
 
     async def _put_back(self, residents: Sequence[Resident]) -> None:
         """Load again what made room for a load that failed, the last used first."""
@@ -352,7 +355,7 @@ class Pool:
                 continue  # Somebody else wanted it gone, too.
             logger.info("going back to %s", resident.model.name)
             with contextlib.suppress(ServerError):  # The loader has logged it.
-                await self._load(resident.plan)
+                await self._load(resident.plan, resident.keep_alive_s)
 
     def _ended(self, resident: Resident) -> None:
         """A worker is gone. One that crashed brings its model back, unless it was to go or keeps

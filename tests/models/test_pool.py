@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Coroutine
@@ -596,6 +597,23 @@ def test_a_model_leaves_when_its_time_is_up(tmp_path: Path) -> None:
         assert len(pool.loaded) == 2
 
     with_pool(tmp_path, test)
+
+
+@pytest.mark.parametrize("n_ctx", [512, UNLUCKY_N_CTX])
+def test_how_long_a_model_is_kept_outlives_a_reload_and_a_failed_one(
+    tmp_path: Path, n_ctx: int
+) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        await answers(pool, "a", keep_alive_s=-1)
+        with contextlib.suppress(RemoteError):
+            await answers(pool, "a", overrides={"n_ctx": n_ctx})
+        await until(lambda: bool(pool.loaded))
+        assert [resident.keep_alive_s for resident in pool.loaded] == [-1]
+        assert len(loads(tmp_path)) == 2
+
+    with_pool(tmp_path, test, keep_alive_s=60)
 
 
 def test_when_a_model_will_leave_is_known_while_nobody_uses_it(tmp_path: Path) -> None:
