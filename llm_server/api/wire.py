@@ -169,7 +169,7 @@ KeepAlive = Annotated[
     | Annotated[Annotated[float, Field(ge=-1, le=MAX_INT32)], Tag("(number)")],
     Discriminator(lambda value: "(text)" if isinstance(value, str) else "(number)"),
 ]
-"""Seconds, or a time such as 5m; -1 is for ever, 0 not at all."""
+"""Seconds, or a time such as 5m; -1 and "forever" are for ever, 0 not at all."""
 ModelName = Annotated[str, Field(min_length=1, max_length=512)]
 
 

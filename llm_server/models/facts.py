@@ -79,6 +79,10 @@ class Shape:
     """Elements of keys in one cell, over all layers."""
     v_elements: int
     """Elements of values in one cell, over all layers; 0 where they are part of the keys."""
+    key_length: int
+    """Elements of one head's key; 0 without attention."""
+    value_length: int
+    """Elements of one head's value; 0 without attention."""
     state_elements: int
     """Elements of one sequence's recurrent state, over all layers; 0 without one."""
     is_encoder: bool
@@ -281,12 +285,17 @@ def _shape(values: _Values, tensors: Sequence[Tensor]) -> Shape:
             other += tensor.n_bytes
     routed = max(1, values.whole("expert_used_count"))
     is_encoder = _is_encoder(values)
-    k, v = (0, 0) if is_encoder else _cell(values, n_layer, attends)
+    key, value = _head(values)
+    heads = 0 if is_encoder else _heads(values, n_layer, attends)
+    # Multi-head latent attention keeps one vector, which is key and value at once.
+    latent = values.whole("attention.key_length_mla") > 0
     return Shape(
         layer_bytes=tuple(layer_bytes),
         other_bytes=other,
-        k_elements=k,
-        v_elements=v,
+        k_elements=heads * key,
+        v_elements=0 if latent else heads * value,
+        key_length=key,
+        value_length=value,
         state_elements=_state(values) * (n_layer - len(attends)),
         is_encoder=is_encoder,
         n_masks=2 if values.whole("attention.sliding_window") else 1,
@@ -307,24 +316,29 @@ _NO_ATTENTION = ("attn_norm", "attn_gate", "attn_post_norm")
 """Tensors named so that layers without attention have too."""
 
 
-def _cell(values: _Values, n_layer: int, attends: set[int]) -> tuple[int, int]:
-    """Elements of keys and of values in one cell (llama.cpp's llama-hparams.cpp, n_embd_k_gqa).
+def _head(values: _Values) -> tuple[int, int]:
+    """Elements of one head's key and value (llama.cpp's llama-model.cpp, load_hparams)."""
+    n_head = values.whole("attention.head_count")
+    if not n_head:
+        return 0, 0
+    per_head = values.whole("embedding_length") // n_head
+    return (
+        values.whole("attention.key_length", per_head),
+        values.whole("attention.value_length", per_head),
+    )
+
+
+def _heads(values: _Values, n_layer: int, attends: set[int]) -> int:
+    """Heads that have keys in one cell, over all layers (llama-hparams.cpp, n_embd_k_gqa).
 
     Layers without attention have no cells, nor have the last ones of models that share them.
-    Multi-head latent attention keeps one vector, which is key and value at once.
     """
-    n_head = values.by_layer("attention.head_count", n_layer)
-    n_head_kv = n_head
+    kind = "head_count"
     if f"{values.architecture}.attention.head_count_kv" in values.metadata:
-        n_head_kv = values.by_layer("attention.head_count_kv", n_layer)
-    per_head = values.whole("embedding_length") // max(1, max(n_head, default=1))
-    key = values.whole("attention.key_length", per_head)
-    value = values.whole("attention.value_length", per_head)
-    if values.whole("attention.key_length_mla"):
-        value = 0
+        kind = "head_count_kv"
+    n_head_kv = values.by_layer(f"attention.{kind}", n_layer)
     shared = values.whole("attention.shared_kv_layers")
-    heads = sum(n_head_kv[i] for i in range(n_layer - min(shared, n_layer)) if i in attends)
-    return heads * key, heads * value
+    return sum(n_head_kv[i] for i in range(n_layer - min(shared, n_layer)) if i in attends)
 
 
 def _state(values: _Values) -> int:

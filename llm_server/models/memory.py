@@ -110,6 +110,11 @@ def kv_bytes_per_cell(shape: Shape, config: LoadConfig) -> int:
     return _row(shape.k_elements, config.type_k) + _row(shape.v_elements, config.type_v)
 
 
+def in_blocks(length: int, kind: KvType) -> bool:
+    """Whether heads that long can be kept in `kind`: llama.cpp quantizes whole blocks of them."""
+    return length % _KV_BYTES[kind][0] == 0
+
+
 def settled(facts: Facts, config: LoadConfig, room: int, extras: Extras = Extras()) -> LoadConfig:
     """`config` with the numbers that it leaves open, for a model that may take `room` bytes.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -17,12 +17,13 @@ from llm_server.models.memory import (
     Memory,
     embeds,
     estimate,
+    in_blocks,
     largest_n_ctx,
     layer_bytes,
     settled,
 )
 from llm_server.models.registry import ModelFile, Registry
-from llm_server.worker.config import Adapter, LoadConfig
+from llm_server.worker.config import Adapter, KvType, LoadConfig
 from llm_server.worker.messages import Loaded
 
 GB = 1_000_000_000
@@ -146,7 +147,7 @@ class Planner:
 
         Raises:
             ModelLoadFailed: llama.cpp would not take the file.
-            InvalidRequest: the settings exclude each other.
+            InvalidRequest: the settings exclude each other, or do not suit the model.
         """
         asked = self.asked(model, {}) if asked is None else asked
         facts = self.registry.facts(model)
@@ -169,12 +170,8 @@ class Planner:
     def _settled(self, facts: Facts, asked: LoadConfig, extras: Extras) -> LoadConfig:
         config = settled(facts, asked, self.budget, extras)
         config = msgspec.structs.replace(config, n_threads=config.n_threads or self.n_threads)
-        if config.flash_attn == "off" and config.type_v != "f16" and not embeds(facts, config):
-            raise InvalidRequest(
-                "Values can only be quantized (type_v) with flash attention: set flash_attn to "
-                "auto, or type_v to f16.",
-                param="load_model_configs.flash_attn",
-            )
+        if not embeds(facts, config):
+            _check_kv_types(facts, config)
         return config
 
     def in_force(self, plan: Plan, loaded: Loaded, overrides: Mapping[str, Any]) -> bool:
@@ -240,8 +237,29 @@ class Planner:
         """A load took that many bytes, 0 if that is unknown. What to count it as from now on."""
         if taken == 0:
             return plan.memory.total
+        # A plan may be older than the last correction: what it was weighed with does not matter.
+        extras = self._extras(plan.model, plan.adapters)
+        plain = estimate(plan.facts, plan.config, replace(extras, correction=0))
         # The prompt cache's queue is empty after a load.
-        beyond = taken - (plan.memory.total - plan.memory.prompt_cache)
-        known = self._corrections.get(plan.model.identity, 0)
-        self._corrections[plan.model.identity] = known + beyond
-        return plan.memory.total + beyond
+        beyond = taken - (plain.total - plain.prompt_cache)
+        self._corrections[plan.model.identity] = beyond
+        return plain.total + beyond
+
+
+def _check_kv_types(facts: Facts, config: LoadConfig) -> None:
+    """Raises InvalidRequest for types of keys and values that llama.cpp would not take."""
+    if config.flash_attn == "off" and config.type_v != "f16":
+        raise InvalidRequest(
+            "Values can only be quantized (type_v) with flash attention: set flash_attn to auto, "
+            "or type_v to f16.",
+            param="load_model_configs.flash_attn",
+        )
+    lengths = {"type_k": facts.shape.key_length, "type_v": facts.shape.value_length}
+    for name, length in lengths.items():
+        kind: KvType = getattr(config, name)
+        if not in_blocks(length, kind):
+            raise InvalidRequest(
+                f"The heads of this model are {length} numbers long, which {kind} cannot divide "
+                f"into its blocks: set {name} (or kv_type) to f16.",
+                param=f"load_model_configs.{name}",
+            )

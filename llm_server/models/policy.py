@@ -92,15 +92,17 @@ def budget_bytes(told: str | None, machine: Memory) -> int:
 
 
 def keep_alive_seconds(told: str | float) -> float:
-    """Seconds of a time such as 300, "300", "5m" or "1h30m"; -1, for ever, for anything negative.
+    """Seconds of a time such as 300, "5m" or "1h30m"; -1 for "forever" and anything negative.
 
     Raises:
         ValueError: it is not told in such words.
     """
     if isinstance(told, str):
+        if told.strip() == "forever":
+            return -1.0
         match = _DURATION.fullmatch(told.strip())
         if match is None:
-            raise ValueError("write seconds, or a time such as 5m; -1 is for ever")
+            raise ValueError("write seconds, a time such as 5m, or forever")
         if match["seconds"] is None:
             units = {"h": 3600.0, "m": 60.0, "s": 1.0}
             return sum(float(match[unit] or 0) * units[unit] for unit in units)

@@ -159,7 +159,8 @@ class Pool:
         file = await self._choice.to_unload(model)
         for ticket in [t for t in self._waiting if t.revives and t.model.name == file.name]:
             self._drop_revival(ticket)
-        if self._bringing is not None and self._brought_for and self._brought_for.model == file:
+        coming = self._brought_for.model if self._brought_for else None
+        if self._bringing is not None and file in (coming, self._loader.loading):
             await asyncio.wait([self._bringing])
         resident = self._residents.get(file)
         if resident is None:
@@ -298,10 +299,11 @@ class Pool:
                 self._drop_revival(ticket)
                 return
             await self._residents.let_go(gone)
-            await self._load(plan)
+            keep_alive_s = old.keep_alive_s if old is not None else self._keep_alive_s
+            await self._load_or_make_room(plan, keep_alive_s, gone)
         except ServerError as error:
             self._refuse_waiting(error, ticket.wants_the_same)
-            await self._put_back([r for r in gone if r.model in (ticket.model, self.default)])
+            await self._put_back(gone)
 
     async def _planned(self, ticket: Ticket, base: LoadConfig | None) -> Plan:
         try:
@@ -325,26 +327,35 @@ class Pool:
         if len(self._registry.models()) > len(self.loaded) and not self._closing:
             self._loader.make_ready(lambda: bool(self._bringing or self._residents.n_running))
 
-    async def _load(self, plan: Plan) -> None:
-        """Load; should the memory fall short after all, once more without the idle models."""
+    async def _load_or_make_room(
+        self, plan: Plan, keep_alive_s: float, gone: list[Resident]
+    ) -> None:
+        """Load; should the memory fall short after all, once more without the idle models, which
+        join those that are `gone`."""
         try:
-            worker = await self._loader.load(plan)
+            await self._load(plan, keep_alive_s)
         except InsufficientMemory:
             idle = [resident for resident in self._residents if not resident.leases]
             if not idle:
                 raise
             logger.info("trying again without the models that are idle")
             await self._residents.let_go(idle)
-            worker = await self._loader.load(plan)
+            gone += idle
+            await self._load(plan, keep_alive_s)
+
+    async def _load(self, plan: Plan, keep_alive_s: float) -> None:
+        worker = await self._loader.load(plan)
         memory = self.planner.learn(plan, worker.loaded.memory_bytes)
-        self._residents.settle_in(plan, worker, memory, self._keep_alive_s)
+        self._residents.settle_in(plan, worker, memory, keep_alive_s)
 
     async def _put_back(self, residents: Sequence[Resident]) -> None:
-        """Load again what made room for a load that failed."""
-        for resident in residents:
+        """Load again what made room for a load that failed, the last used first."""
+        for resident in sorted(residents, key=lambda resident: -resident.used):
+            if resident.leaving > 1:
+                continue  # Somebody else wanted it gone, too.
             logger.info("going back to %s", resident.model.name)
             with contextlib.suppress(ServerError):  # The loader has logged it.
-                await self._load(resident.plan)
+                await self._load(resident.plan, resident.keep_alive_s)
 
     def _ended(self, resident: Resident) -> None:
         """A worker is gone. One that crashed brings its model back, unless it was to go or keeps

@@ -155,3 +155,15 @@ def test_values_are_not_quantized_without_flash_attention(tmp_path: Path) -> Non
         n_ctx=4096, parallel=32, n_threads=4, type_k="q8_0", flash_attn="off"
     )
     assert not made.in_force(plan(made, type_v="q8_0"), LOADED, {"flash_attn": "off"})
+
+
+@pytest.mark.parametrize("flash_attn", ["auto", "off"])
+def test_heads_that_are_no_whole_blocks_are_not_quantized(tmp_path: Path, flash_attn: str) -> None:
+    made = planner(tmp_path, {"llama.attention.head_count": 1, "llama.attention.key_length": 80})
+    with pytest.raises(InvalidRequest, match="80 numbers long") as caught:
+        plan(made, type_k="q8_0", flash_attn=flash_attn)
+    assert caught.value.info.param == "load_model_configs.type_k"
+    assert plan(made, type_v="q4_0").config.type_v == "q4_0", "its values are 64 long"
+    assert not made.in_force(plan(made), LOADED, {"type_k": "q4_0"})
+    # What makes vectors keeps nothing that could be quantized.
+    assert plan(made, type_k="q8_0", pooling="mean").config.pooling == "mean"

@@ -46,6 +46,7 @@ def test_layers_with_a_state_have_no_cells(hybrid_gguf: Path, recurrent_gguf: Pa
     assert (hybrid.k_elements, hybrid.v_elements) == (HEAD, HEAD)  # One of three layers attends.
     assert hybrid.state_elements == 2 * N_EMBD * 2  # l_cache - 1 rows in each of the others.
     assert (recurrent.k_elements, recurrent.v_elements) == (0, 0)
+    assert (hybrid.key_length, recurrent.key_length) == (HEAD, 0)
     d_inner, d_state, d_conv = 2 * N_EMBD, 16, 4
     assert recurrent.state_elements == 2 * ((d_conv - 1) * d_inner + d_state * d_inner)
 
@@ -60,6 +61,7 @@ def test_latent_attention_keeps_one_vector(tmp_path: Path) -> None:
     }
     shape = of_bytes(tmp_path, mla, layers).shape
     assert (shape.k_elements, shape.v_elements) == (576, 0)
+    assert (shape.key_length, shape.value_length) == (576, 512)
 
 
 def test_shared_layers_have_no_cells_of_their_own(tmp_path: Path) -> None:

@@ -48,7 +48,17 @@ def test_the_backoff_doubles_up_to_a_limit() -> None:
 
 @pytest.mark.parametrize(
     ("told", "seconds"),
-    [(0, 0), (-1, -1), (-7, -1), ("0", 0), ("-1", -1), ("2.5", 2.5), ("5m", 300), ("1h30m", 5400)],
+    [
+        (0, 0),
+        (-1, -1),
+        (-7, -1),
+        ("0", 0),
+        ("-1", -1),
+        ("2.5", 2.5),
+        ("5m", 300),
+        ("1h30m", 5400),
+        ("forever", -1),
+    ],
 )
 def test_times_are_written_as_people_do(told: str | int, seconds: float) -> None:
     assert keep_alive_seconds(told) == seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Coroutine
@@ -230,6 +231,50 @@ def test_a_failing_load_instead_brings_the_old_model_back(tmp_path: Path) -> Non
         assert loads(tmp_path) == ["a.gguf n_ctx=512"] * 2
 
     with_pool(tmp_path, test, memory=SCARCE)
+
+
+def test_a_failing_load_brings_all_back_that_made_room_for_it(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf", "c.gguf", "broken.gguf")
+
+    async def test(pool: Pool) -> None:
+        for name in ("a", "b", "c"):
+            await answers(pool, name)
+        running = await pool.acquire("b")
+        wide = {"n_ctx": 65_536, "n_batch": 60_000, "n_ubatch": 60_000}
+        loading = asyncio.create_task(pool.acquire("broken", wide))
+        await until(lambda: all(r.leaving for r in pool.loaded))
+        # This one is to go in any case.
+        unloading = asyncio.create_task(pool.unload("b"))
+        await until(lambda: any(r.leaving > 1 for r in pool.loaded))
+        running.release()
+        with pytest.raises(RemoteError):
+            await loading
+        await unloading
+        await until(lambda: [r.model.name for r in pool.loaded] == ["a.gguf", "c.gguf"])
+        # The one that was used last is there first.
+        assert [line[:1] for line in loads(tmp_path)] == ["a", "b", "c", "c", "a"]
+
+    with_pool(tmp_path, test, memory=200 << 20)
+
+
+def test_idle_models_that_a_load_wanted_the_memory_of_come_back_when_it_fails(
+    tmp_path: Path,
+) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+
+    async def start(load: Load, **kwargs: Any) -> Worker:
+        if load.model_path.endswith("b.gguf"):
+            raise InsufficientMemory("too much")
+        return await FAKE_START(load, **kwargs)
+
+    async def test(pool: Pool) -> None:
+        await answers(pool, "a")
+        with pytest.raises(InsufficientMemory):
+            await pool.acquire("b")
+        await until(lambda: [r.model.name for r in pool.loaded] == ["a.gguf"])
+        assert len(loads(tmp_path)) == 2
+
+    with_pool(tmp_path, test, loader=Loader(start_worker=start))
 
 
 def test_a_failed_load_fails_all_who_want_the_same_and_nobody_else(tmp_path: Path) -> None:
@@ -554,6 +599,23 @@ def test_a_model_leaves_when_its_time_is_up(tmp_path: Path) -> None:
     with_pool(tmp_path, test)
 
 
+@pytest.mark.parametrize("n_ctx", [512, UNLUCKY_N_CTX])
+def test_how_long_a_model_is_kept_outlives_a_reload_and_a_failed_one(
+    tmp_path: Path, n_ctx: int
+) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        await answers(pool, "a", keep_alive_s=-1)
+        with contextlib.suppress(RemoteError):
+            await answers(pool, "a", overrides={"n_ctx": n_ctx})
+        await until(lambda: bool(pool.loaded))
+        assert [resident.keep_alive_s for resident in pool.loaded] == [-1]
+        assert len(loads(tmp_path)) == 2
+
+    with_pool(tmp_path, test, keep_alive_s=60)
+
+
 def test_when_a_model_will_leave_is_known_while_nobody_uses_it(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf")
 
@@ -617,12 +679,16 @@ def test_what_a_load_took_corrects_the_next_estimate(tmp_path: Path) -> None:
         planner = pool.planner
         await answers(pool, "a")
         model = planner.registry.find("a")
-        plan = planner.plan(model, planner.asked(model, {}))
+        first = plan = planner.plan(model, planner.asked(model, {}))
         for taken in (plan.memory.total + 1000, plan.memory.total + 3000):
             assert planner.learn(plan, taken) == taken
             plan = planner.plan(model, planner.asked(model, {}))
             assert plan.memory.total == taken
         assert planner.learn(plan, 0) == plan.memory.total
+        # A model that is put back is loaded by the plan it had: what that takes is no news.
+        for _ in range(3):
+            assert planner.learn(first, taken) == taken
+        assert planner.plan(model, planner.asked(model, {})).memory.total == taken
 
     with_pool(tmp_path, test)
 

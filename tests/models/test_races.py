@@ -68,6 +68,28 @@ def test_a_model_that_is_unloaded_while_it_is_being_loaded_goes_afterwards(tmp_p
     with_pool(tmp_path, test)
 
 
+def test_a_model_that_is_unloaded_while_it_is_being_put_back_goes_afterwards(
+    tmp_path: Path,
+) -> None:
+    add_models(tmp_path, "gate.gguf", "broken.gguf")
+    gate = tmp_path / "gate.gguf.open"
+    gate.touch()
+
+    async def test(pool: Pool) -> None:
+        await answers(pool, "gate")
+        gate.unlink()
+        with pytest.raises(RemoteError):
+            await pool.acquire("broken")
+        await until(lambda: pool.status().loading == "gate.gguf")
+        unloading = asyncio.create_task(pool.unload("gate"))
+        await turns(3)
+        gate.touch()
+        assert (await unloading).was_loaded
+        assert names(pool) == []
+
+    with_pool(tmp_path, test, memory=SCARCE)
+
+
 def test_a_worker_that_dies_while_it_is_unloaded_does_not_come_back(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf")
 
