@@ -11,19 +11,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from llm_server.cache.disk import DiskTier, Fetch, Piece
+from llm_server.cache.idle import Idle, IdlePrefixes, Mark
 from llm_server.cache.tree import CellTree
 
 logger = logging.getLogger(__name__)
-
-RENT_ROWS = 128
-"""Rows that others may compute before an idle prefix leaves the cells for the disk. Every row looks
-at the mask of every cell: 2,000 idle ones slow one stream down by 5 % and eight by 12 % (Qwen2.5-
-0.5B's shape, 2 cores), about 0.3 us a cell and row, and reading a cell again costs 15 us. So after
-some fifty rows keeping has cost more than leaving would; the rest is for the write."""
 
 WORTH_WRITING = 2
 """Uses of a prefix by later requests that make it worth a write: an SD card is not a log file."""
@@ -68,19 +62,11 @@ class Lease:
         self.pieces: deque[Piece] = deque()
 
 
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """A prefix that nobody runs, last used when `since` rows had been computed."""
-
-    namespace: str
-    since: int
-
-
 class PrefixCache:
     """Shares KV cells between sequences with a common beginning, and counts them.
 
-    Ids of `memory.running` run, those of `memory.idle` hold idle prefixes, oldest first out. Each
-    `namespace` (API key) has a tree of its own: nobody can see another's prompts in the timing.
+    Ids of `memory.running` run, those of `memory.idle` hold idle prefixes. Each `namespace` (API
+    key) has a tree of its own: nobody can see another's prompts in the timing.
     """
 
     def __init__(self, memory: Memory, disk: DiskTier | None = None) -> None:
@@ -88,10 +74,8 @@ class PrefixCache:
         self._disk = disk
         self._trees: dict[str, CellTree] = {}
         self._free_running = list(memory.running)[::-1]
-        self._free_idle = list(memory.idle)[::-1]
-        self._idle: dict[int, Idle] = {}  # by sequence, least recently used first
-        self._saved: set[int] = set()  # idle sequences that the disk was given
-        self._leaving: set[int] = set()  # those of them that go once it has them
+        self._idle = IdlePrefixes(memory.idle, self._trees, whole=memory.whole_state)
+        self._leaving: set[int] = set()  # those that go once the disk has them
         self._n_running = 0
         self._n_rows = 0
 
@@ -151,8 +135,8 @@ class PrefixCache:
         tree.open(sequence)
         if n:
             self._memory.share(source, sequence, 0, n)
-            tree.attach(sequence, source, n)
-            self._touch(source)
+            tree.attach(sequence, source, n, whole=self._memory.whole_state)
+            self._touch(tree, source)
             self._keep_if_wanted(tree, sequence, namespace)
         lease = Lease(sequence, tokens, n, namespace)
         lease.pieces.extend(pieces)
@@ -180,8 +164,6 @@ class PrefixCache:
             raise
         tree.extend(lease.sequence, lease.tokens[start : piece.stop])
         lease.n_reused = piece.stop
-        if self._memory.whole_state:
-            self.keep(lease)  # the state moves on, and others may have come for this one
         return piece.stop - start
 
     # ---- using cells ---------------------------------------------------------------------------
@@ -216,19 +198,21 @@ class PrefixCache:
         self._n_running -= 1
         self._forget_empty(lease.namespace)
 
-    def keep(self, lease: Lease) -> None:
-        """Leave what the lease holds now behind as an idle prefix, unless others hold it too."""
+    def keep(self, lease: Lease, mark: Mark = Mark.END) -> None:
+        """Leave what the lease holds now behind as an idle prefix, unless others hold it too.
+
+        Where ids run short, `mark` says for how long it is worth one (`idle.py`).
+        """
         tree = self._trees[lease.namespace]
         tokens = tree.tokens(lease.sequence)
         if not tokens or self._redundant(tree, lease.sequence):
             return
-        if not self._free_idle:
-            self._drop_idle(next(iter(self._idle)))
-        idle = self._free_idle.pop()
+        if not self._idle.free:
+            self._drop_idle(self._idle.first_out())
+        idle = self._idle.add(Idle(lease.namespace, self._n_rows, mark))
         self._memory.share(lease.sequence, idle, 0, len(tokens))
         tree.open(idle)
         tree.attach(idle, lease.sequence, len(tokens), hit=False)
-        self._idle[idle] = Idle(lease.namespace, self._n_rows)
 
     def reset(self) -> None:
         """Forget every idle prefix; after a failed decode nothing in the memory is believed.
@@ -280,9 +264,10 @@ class PrefixCache:
             self._drop_left()
             endangered = self._endangered(busy)
             if endangered is not None:
-                self._disk.want(*self._what(endangered), head=False, tail=True)
-                self._saved.add(endangered)
-                self._leaving.add(endangered)
+                self._disk.want(*self._idle.tokens(endangered), head=False, tail=True)
+                self._idle.saved.add(endangered)
+                if not self._memory.whole_state:
+                    self._leaving.add(endangered)
         if not self._disk.pending:
             return False
         copy = self._disk.next_copy()
@@ -301,47 +286,31 @@ class PrefixCache:
             return
         end = time.monotonic() + deadline_s
         for sequence in reversed(self._idle):
-            self._disk.want(*self._what(sequence), head=False, tail=True)
+            if not self._idle.passed(sequence):
+                self._disk.want(*self._idle.tokens(sequence), head=False, tail=True)
         while self._disk.pending and (left := end - time.monotonic()) > 0:
             if not self.save_some():
                 self._disk.store.flush(left)
         self._disk.close(max(0.0, end - time.monotonic()))
 
     def _endangered(self, busy: bool) -> int | None:
-        """The idle prefix to be dropped next, if that may be soon and the disk does not have it.
-
-        What was computed once is not to be computed again only because the cells ran short. A
-        whole state is too large to be written for every answer; its heads are written anyway.
-        """
-        if self._disk is None or self._disk.policy == "off" or self._memory.whole_state:
+        """The idle prefix that the disk should have now."""
+        if self._disk is None or self._disk.policy == "off":
             return None
-        oldest = next((s for s in self._idle if s not in self._saved), None)
-        if oldest is None:
-            return None
-        enough = self._memory.n_ctx // (4 if busy else 2)
-        return oldest if self.n_free < enough or self._outstayed(oldest) else None
-
-    def _outstayed(self, idle: int) -> bool:
-        """Whether a prefix has been in the way of others for longer than it is worth."""
-        return self._n_rows - self._idle[idle].since > RENT_ROWS
+        return self._idle.endangered(self.n_free, self._memory.n_ctx, self._n_rows, busy=busy)
 
     def _drop_left(self) -> None:
         """Give up the idle prefixes that are in the way, if the disk really has them."""
         assert self._disk is not None
         if not self._leaving or self._disk.store.writing:
             return
-        for sequence in [s for s in self._leaving if self._outstayed(s)]:
+        for sequence in [s for s in self._leaving if self._idle.outstayed(s, self._n_rows)]:
             self._leaving.remove(sequence)
-            if self._disk.has(*self._what(sequence)):
+            if self._disk.has(*self._idle.tokens(sequence)):
                 self._drop_idle(sequence)
 
-    def _what(self, idle: int) -> tuple[list[int], str]:
-        """The tokens and the namespace of an idle prefix."""
-        namespace = self._idle[idle].namespace
-        return self._trees[namespace].tokens(idle), namespace
-
     def _keep_if_wanted(self, tree: CellTree, sequence: int, namespace: str) -> None:
-        n = tree.n_wanted(sequence, WORTH_WRITING)
+        n = tree.n_wanted(sequence, WORTH_WRITING, whole=self._memory.whole_state)
         if self._disk and n:
             tokens = tree.tokens(sequence)[:n]
             self._disk.want(tokens, namespace, head=False, tail=False)
@@ -355,7 +324,7 @@ class PrefixCache:
         held = [s for tree in self._trees.values() for s in tree.sequences()]
         assert len(held) == len(set(held)) == self._n_running + len(self._idle)
         assert len(self._free_running) + self._n_running == len(self._memory.running)
-        assert len(self._free_idle) + len(self._idle) == len(self._memory.idle)
+        assert len(self._idle.free) + len(self._idle) == len(self._memory.idle)
         assert 0 <= self.n_free <= self._memory.n_ctx
 
     def _match(self, tokens: Sequence[int], namespace: str) -> tuple[int, int]:
@@ -371,21 +340,18 @@ class PrefixCache:
             return tree.ends_with_another(sequence)
         return tree.covered(sequence)
 
-    def _touch(self, source: int) -> None:
+    def _touch(self, tree: CellTree, source: int) -> None:
         """An idle prefix was used: it is the youngest now, or superfluous."""
-        idle = self._idle.pop(source, None)
-        if idle is None:
+        if source not in self._idle:
             return
-        self._idle[source] = Idle(idle.namespace, self._n_rows)
-        if not self._memory.whole_state and self._redundant(self._trees[idle.namespace], source):
+        self._idle.touch(source, self._n_rows)
+        if not self._memory.whole_state and self._redundant(tree, source):
             self._drop_idle(source)
 
     def _drop_idle(self, sequence: int) -> None:
-        namespace = self._idle.pop(sequence).namespace
-        self._saved.discard(sequence)
+        namespace = self._idle.discard(sequence)
         self._leaving.discard(sequence)
         self._remove(self._trees[namespace], sequence)
-        self._free_idle.append(sequence)
         self._forget_empty(namespace)
 
     def _remove(self, tree: CellTree, sequence: int) -> None:

@@ -30,7 +30,7 @@ def common_prefix(a: Sequence[int], a_start: int, b: Sequence[int], b_start: int
 class Node:
     """A run of cells. `owners` are the sequences whose path goes through it, never none.
 
-    `hits` is how often somebody else has attached to it.
+    `hits` is how often somebody else has attached to it, or to the state at its end.
     """
 
     __slots__ = ("children", "hits", "owners", "parent", "tokens")
@@ -88,10 +88,13 @@ class CellTree:
                     best = (n, owners[0])
         return best
 
-    def attach(self, sequence: int, source: int, n: int, *, hit: bool = True) -> None:
+    def attach(
+        self, sequence: int, source: int, n: int, *, hit: bool = True, whole: bool = False
+    ) -> None:
         """Let the empty `sequence` own the first `n` cells of `source` too.
 
-        `hit`: a later request uses them; not so when a prefix is only kept.
+        `hit`: a later request uses them, or with `whole` the state at their end alone; not so when
+        a prefix is only kept.
         """
         assert self._tails[sequence] is self._root, "attach to a sequence that has cells"
         path = self._path(source)
@@ -99,7 +102,7 @@ class CellTree:
             if n < len(node.tokens):
                 node = self._split(node, n)
             node.owners.add(sequence)
-            node.hits += hit
+            node.hits += hit and (not whole or n == len(node.tokens))
             self._tails[sequence] = node
             n -= len(node.tokens)
             if n == 0:
@@ -138,6 +141,19 @@ class CellTree:
         tail = self._tails[sequence]
         return any(self._tails[other] is tail for other in tail.owners if other != sequence)
 
+    def ways_on(self, sequence: int) -> list[set[int]]:
+        """Who goes on from where a sequence ends: the owners of each way."""
+        return [child.owners for child in self._tails[sequence].children]
+
+    def forks(self, sequence: int) -> Iterator[tuple[set[int], set[int]]]:
+        """Back from where a sequence ends: at each node who took another way, and who ends."""
+        node = self._tails[sequence]
+        while node.parent is not None:
+            owners = node.parent.owners - node.owners
+            ends = {s for s in owners if self._tails[s] is node.parent}
+            yield owners - ends, ends
+            node = node.parent
+
     def count(self, chosen: Callable[[int], bool]) -> int:
         """Distinct cells of all sequences that are `chosen`."""
         total, stack = 0, list(self._root.children)
@@ -152,10 +168,16 @@ class CellTree:
         """All tokens of a sequence that have cells."""
         return [t for node in self._path(sequence) for t in node.tokens]
 
-    def n_wanted(self, sequence: int, hits: int) -> int:
-        """How many first tokens of a sequence have been attached to at least `hits` times."""
+    def n_wanted(self, sequence: int, hits: int, *, whole: bool = False) -> int:
+        """How many first tokens of a sequence have been attached to at least `hits` times.
+
+        With `whole` it is all or nothing, as the state at its end has been used.
+        """
+        path = self._path(sequence)
+        if whole:
+            return sum(len(node.tokens) for node in path) if path[-1].hits >= hits else 0
         n = 0
-        for node in self._path(sequence):
+        for node in path:
             if node.hits < hits:
                 break
             n += len(node.tokens)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from llm_server.cache.disk import DiskTier
+from llm_server.cache.idle import Mark
 from llm_server.cache.prefix import PrefixCache
 from llm_server.engine.admission import Admission
 from llm_server.engine.answer import Vocabulary
@@ -157,6 +158,8 @@ class Engine:
                 started = self._clock()
                 n = self._cache.restore(sequence.lease)
                 sequence.restored(n, self._clock() - started)
+                if n and self._context.whole_state:
+                    self._keep(sequence)  # the state moves on, and others may have come for it
 
     def _plan(self) -> list[Row]:
         """Fill the batch: decoding sequences first, then prompts as far as time and cells go."""
@@ -214,7 +217,7 @@ class Engine:
             self._cache.extend(sequence.lease, sequence.tokens[start:end])
             sequence.n_computed = end
             if end in sequence.boundaries:
-                self._cache.keep(sequence.lease)
+                self._keep(sequence)
             if start < sequence.head <= end:
                 self._cache.persist(sequence.tokens[: sequence.head], sequence.namespace)
             if start < sequence.n_prompt <= end:
@@ -222,6 +225,13 @@ class Engine:
                     self._cache.persist(sequence.tokens[: sequence.n_prompt], sequence.namespace)
                 elif 0 < sequence.head <= sequence.n_found:
                     self._cache.count_hit(sequence.tokens[: sequence.head], sequence.namespace)
+
+    def _keep(self, sequence: Sequence) -> None:
+        """Leave the state behind that a sequence has now."""
+        assert sequence.lease is not None
+        at = sequence.n_computed
+        mark = Mark.TURN if at in sequence.boundaries else Mark.END
+        self._cache.keep(sequence.lease, Mark.HEAD if at == sequence.head else mark)
 
     def _advance(self, row: Row) -> list[RequestEvent]:
         """Sample where a sequence is fully computed, report progress where it is not."""

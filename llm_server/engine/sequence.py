@@ -129,6 +129,7 @@ class Sequence:
             prompt.scores,
         )
         self._admitted: float | None = None
+        self._was_preempted = False
         self._first_token: float | None = None
         self._cache_s = 0.0
         self._lookup: Lookup | None = None
@@ -208,9 +209,12 @@ class Sequence:
         return (self.n_cached or 0) + self.n_restored
 
     def restored(self, n: int, seconds: float) -> None:
-        """`n` more tokens came from the disk, which took so long."""
+        """`n` more tokens came from the disk, which took so long.
+
+        What comes back after a preemption was found, or computed, before: it counts once.
+        """
         self.n_computed += n
-        if self.is_prefilling:
+        if not self._was_preempted:
             self.n_restored += n
             self._cache_s += seconds
 
@@ -218,6 +222,7 @@ class Sequence:
         """Give up the place in the memory; returns the lease to release."""
         assert self.lease is not None
         lease, self.lease, self.n_computed = self.lease, None, 0
+        self._was_preempted = True
         return lease
 
     @property

@@ -60,8 +60,12 @@ class Context:
         n_ctx: int,
         parallel: int,
         adapters: Sequence[adapter.LoadedAdapter] = (),
+        *,
+        n_idle: int = 0,
     ) -> None:
         """Allocate the memory for `n_ctx` cells and `parallel` running sequences.
+
+        A memory of whole states also holds `n_idle` idle ones, 0 for as many as may run.
 
         Raises:
             ContextError: the memory could not be had.
@@ -71,8 +75,8 @@ class Context:
         self.running = range(parallel)
         if self.whole_state:
             # A state is allocated for every id.
-            self.idle = range(parallel, 2 * parallel)
-            n_seq_max = 2 * parallel
+            n_seq_max = parallel + (n_idle or parallel)
+            self.idle = range(parallel, n_seq_max)
         else:
             # A cell only remembers whose it is, so all ids may be used, but only those below
             # n_seq_max can be computed or saved. `_transit` is the stop-over of ranges.

@@ -127,6 +127,7 @@ class Loader:
             template_path=str(plan.template.path) if plan.template else None,
             layer_bytes=plan.layer_bytes,
             compute_bytes=plan.memory.compute,
+            n_idle=plan.n_idle,
         )
         try:
             return await self.start_worker(load, on_progress=self._progress, totals=self.totals)

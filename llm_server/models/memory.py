@@ -28,6 +28,13 @@ CTX_STEP = 256
 """llama.cpp pads its caches to this many cells."""
 KV_SHARE = 4
 """Cells that nobody asked for may take a quarter of the room: prompts of other models need some."""
+IDLE_BYTES = 64 << 20
+"""What the states of idle prompts may take, which recurrent models keep whole."""
+MIN_IDLE = 4
+"""Idle states to have in any case: a conversation's head, its last user turn, its end, and the next
+one on its way."""
+MAX_IDLE = 32
+"""Idle states that are enough: more conversations come from the disk."""
 MAX_OUTPUTS = 64
 """Rows of a batch that may ask for logits (`llama/context.py`)."""
 
@@ -80,9 +87,7 @@ def estimate(facts: Facts, config: LoadConfig, extras: Extras = Extras()) -> Mem
         return _of_embedding(facts, config, extras)
     shape = facts.shape
     cells = -(-config.n_ctx // CTX_STEP) * CTX_STEP
-    # A recurrent memory holds a state for every id (`llama/context.py`).
-    states = 2 * config.parallel if shape.state_elements else 0
-    kv = cells * kv_bytes_per_cell(shape, config) + states * shape.state_elements * 4
+    kv = cells * kv_bytes_per_cell(shape, config) + _state_bytes(shape, config)
     return Memory(
         weights=facts.tensor_bytes + extras.adapters,
         kv=kv,
@@ -96,8 +101,25 @@ def layer_bytes(facts: Facts, config: LoadConfig) -> tuple[int, ...]:
     """What each layer takes with its cells, which lie where it does; the output layer last."""
     weights = facts.shape.layer_bytes
     cells = -(-config.n_ctx // CTX_STEP) * CTX_STEP
-    kv = cells * kv_bytes_per_cell(facts.shape, config) // max(1, len(weights))
-    return (*(size + kv for size in weights), facts.shape.other_bytes)
+    kv = cells * kv_bytes_per_cell(facts.shape, config) + _state_bytes(facts.shape, config)
+    each = kv // max(1, len(weights))
+    return (*(size + each for size in weights), facts.shape.other_bytes)
+
+
+def n_idle(shape: Shape, config: LoadConfig) -> int:
+    """How many idle prompts a memory of whole states holds; 0 for a memory of cells.
+
+    At least as many as may run, each of which leaves one.
+    """
+    if not shape.state_elements:
+        return 0
+    fits = min(MAX_IDLE, IDLE_BYTES // (4 * shape.state_elements))
+    return max(MIN_IDLE, config.parallel, fits)
+
+
+def _state_bytes(shape: Shape, config: LoadConfig) -> int:
+    """A recurrent memory holds a state for every id (`llama/context.py`)."""
+    return (config.parallel + n_idle(shape, config)) * shape.state_elements * 4
 
 
 def embeds(facts: Facts, config: LoadConfig) -> bool:
@@ -181,10 +203,10 @@ def _compute(shape: Shape, config: LoadConfig, cells: int) -> int:
     as logits. Beside them lies the mask, or two for models with a sliding window; without flash
     attention also the scores of all heads. Found by fitting what llama.cpp reports.
     """
-    sequences = config.parallel + 1
+    sequences = config.parallel + (n_idle(shape, config) or 1)
     rows = min(config.n_ubatch, config.n_batch, config.n_ctx)
     rows = -(-rows // sequences) * sequences
-    outputs = min(rows, max(2 * config.parallel, MAX_OUTPUTS))
+    outputs = min(rows, max(2 * config.parallel, sequences, MAX_OUTPUTS))
     wide = 4 * rows * (4 * shape.n_embd * shape.n_routed + 3 * shape.n_ff + shape.n_state)
     mask = cells * rows * 2 * shape.n_masks if shape.k_elements else 0
     scores = 0

@@ -20,6 +20,7 @@ from llm_server.models.memory import (
     in_blocks,
     largest_n_ctx,
     layer_bytes,
+    n_idle,
     settled,
 )
 from llm_server.models.registry import ModelFile, Registry
@@ -56,6 +57,8 @@ class Plan:
     """The file of the chat template that replaces the model's own."""
     layer_bytes: tuple[int, ...] = ()
     """What each layer takes with its cells, the output layer last."""
+    n_idle: int = 0
+    """Idle prompts that a memory of whole states holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,7 @@ class Planner:
             adapters,
             template,
             layer_bytes(facts, config),
+            n_idle(facts.shape, config),
         )
 
     def _settled(self, facts: Facts, asked: LoadConfig, extras: Extras) -> LoadConfig:

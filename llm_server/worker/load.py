@@ -72,7 +72,7 @@ def make_ready(command: Load, model: Model, digest: bytes) -> Ready:
     with ThreadPoolExecutor(1, "dialogue") as pool:
         # One is native code, the other Python.
         opening = pool.submit(open_dialogue, model, template)
-        context = open_context(model, config, adapters)
+        context = open_context(model, config, adapters, command.n_idle)
     dialogue = opening.result()
     # Before the first computation, which starts threads.
     context.give_back_zeros()
@@ -190,9 +190,9 @@ def give_back_memory() -> None:
 
 
 def open_context(
-    model: Model, config: LoadConfig, adapters: Sequence[LoadedAdapter] = ()
+    model: Model, config: LoadConfig, adapters: Sequence[LoadedAdapter] = (), n_idle: int = 0
 ) -> Context:
-    """A context for `model`, with what `config` leaves open settled.
+    """A context for `model`, with what `config` leaves open settled; `n_idle` as in `Load`.
 
     Raises:
         InsufficientMemory: it does not fit into the memory.
@@ -204,7 +204,7 @@ def open_context(
     parallel = min(parallel, config.n_batch, n_ctx)
     config = msgspec.structs.replace(config, n_threads=config.n_threads or physical_cores())
     try:
-        context = Context(model, config, n_ctx, parallel, adapters)
+        context = Context(model, config, n_ctx, parallel, adapters, n_idle=n_idle)
     except ContextError:
         raise InsufficientMemory(
             f"A context of {n_ctx} tokens does not fit into the memory. Ask for a smaller n_ctx.",

@@ -176,7 +176,8 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     `adapter_paths` are the files of `config.lora` in their order, `template_path` is that of
     `config.chat_template`. `cache` None: prompts are cached in memory alone. `sandbox` False leaves
     the worker all that its user may do. `layer_bytes` is what each layer takes on a graphics card,
-    the output layer last, and `compute_bytes` what computing takes there.
+    the output layer last, and `compute_bytes` what computing takes there. `n_idle` is how many idle
+    prompts a memory of whole states holds; 0 for as many as may run.
     """
 
     model_path: str
@@ -189,6 +190,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     template_path: str | None = None
     layer_bytes: tuple[int, ...] = ()
     compute_bytes: int = 0
+    n_idle: int = 0
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

@@ -81,3 +81,17 @@ def test_match_sees_the_shorter_of_two_runs_computed_side_by_side() -> None:
         tree.extend(sequence, row)
     assert tree.match([7], whole=True) == (1, 0)
     assert tree.match([7, 7, 7], whole=True) == (2, 1)
+
+
+def test_a_whole_state_has_uses_of_its_own() -> None:
+    tree = CellTree()
+    tree.open(1)
+    tree.extend(1, [1, 2])
+    for sequence, source in ((2, 1), (3, 2), (4, 3)):  # each goes on from the one before
+        tree.open(sequence)
+        tree.attach(sequence, source, len(tree.tokens(source)), whole=True)
+        assert tree.n_wanted(sequence, 2, whole=True) == 0
+        tree.extend(sequence, [sequence])
+    tree.open(5)
+    tree.attach(5, 2, 3, whole=True)
+    assert tree.n_wanted(5, 2, whole=True) == 3

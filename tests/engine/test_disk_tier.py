@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_server.cache.disk import DiskTier, Policy, chunk_tokens
+from llm_server.cache.idle import RENT_ROWS
 from llm_server.cache.ledger import Ledger
-from llm_server.cache.prefix import RENT_ROWS
 from llm_server.cache.store import ChunkStore
 from llm_server.cache.survey import survey
 from llm_server.worker.messages import Failed, Finished, Usage
@@ -192,6 +192,58 @@ def test_what_the_cells_cannot_hold_is_on_disk_before_it_is_dropped(tmp_path: Pa
         usage = server.ask(id, tokens)
         assert usage.cached_tokens == 99
         server.store.flush(10)
+
+
+class Talk:
+    """A conversation on a server; a template that drops answers from the prompt lacks them."""
+
+    def __init__(self, server: Server, seed: int, *, answers_stay: bool) -> None:
+        self._server, self._seed, self._answers_stay = server, seed, answers_stay
+        self._head = prompt(1000 + seed, 40)
+        self._tokens = list(self._head)
+        self._n_turns = 0
+
+    def turn(self) -> tuple[int, int]:
+        """The next turn: how many tokens it found, and how many it could have."""
+        known = len(self._tokens)
+        self._n_turns += 1
+        id = 100 * self._seed + self._n_turns
+        self._tokens += prompt(id, 20)
+        n, n_head = len(self._tokens), len(self._head)
+        opening = [1, 2]
+        usage = self._server.ask(id, self._tokens + opening, head=n_head, boundaries=[n_head, n])
+        self._server.store.flush(10)
+        if self._answers_stay:
+            answer = [ord(c) - ord("0") for c in self._server.bench.texts[id]]
+            self._tokens += opening + answer
+        # The last token of an answer may not have been computed.
+        return usage.cached_tokens, known - bool(self._answers_stay and self._n_turns > 1)
+
+
+@pytest.mark.parametrize("answers_stay", [True, False])
+@pytest.mark.parametrize("parallel", [2, 8])
+def test_conversations_in_turn_go_on_though_few_states_are_kept(
+    tmp_path: Path, parallel: int, answers_stay: bool
+) -> None:
+    server = Server(tmp_path, whole_state=True, parallel=parallel)
+    talks = [Talk(server, seed, answers_stay=answers_stay) for seed in range(5)]
+    for talk in talks:
+        talk.turn()
+    for _ in range(4):
+        for talk in talks:
+            found, known = talk.turn()
+            assert found >= known
+
+
+@pytest.mark.parametrize("answers_stay", [True, False])
+def test_a_conversation_that_goes_on_writes_no_states(tmp_path: Path, answers_stay: bool) -> None:
+    server = Server(tmp_path, whole_state=True, parallel=2)
+    talk = Talk(server, 1, answers_stay=answers_stay)
+    talk.turn()
+    for _ in range(6):
+        found, known = talk.turn()
+        assert found >= known
+    assert server.store.stats().written == 1, "the head"
 
 
 def test_older_prefixes_leave_the_cells_once_the_disk_has_them(tmp_path: Path) -> None:

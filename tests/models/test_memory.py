@@ -15,11 +15,15 @@ from llm_server.gguf.header import read_header
 from llm_server.models.facts import Facts, facts_of
 from llm_server.models.memory import (
     CTX_STEP,
+    IDLE_BYTES,
+    MAX_IDLE,
+    MIN_IDLE,
     MIN_N_CTX,
     Extras,
     estimate,
     kv_bytes_per_cell,
     largest_n_ctx,
+    n_idle,
     settled,
 )
 from llm_server.worker.client import Worker
@@ -101,7 +105,13 @@ def test_estimates_are_near_what_real_workers_take(
     path = demo_model_path() if model == "demo" else request.getfixturevalue(model)
     told = facts(path)
     config = settled(told, msgspec.structs.replace(config, n_threads=1), AMPLE, extras)
-    command = Load(str(path), config, log_level="error", adapter_paths=tuple(map(str, used)))
+    command = Load(
+        str(path),
+        config,
+        log_level="error",
+        adapter_paths=tuple(map(str, used)),
+        n_idle=n_idle(told.shape, config),
+    )
 
     async def load() -> int:
         worker = await Worker.start(command)
@@ -169,3 +179,22 @@ def test_open_numbers_are_settled_within_each_other(demo: Facts, recurrent_gguf:
     recurrent = facts(recurrent_gguf)
     assert settled(recurrent, LoadConfig(), AMPLE).parallel == 4
     assert settled(recurrent, LoadConfig(), AMPLE).n_ctx == recurrent.n_ctx_train
+
+
+def test_whole_states_are_kept_as_many_as_are_affordable(demo: Facts, recurrent_gguf: Path) -> None:
+    told, shape = LoadConfig(parallel=1), facts(recurrent_gguf).shape
+
+    def idle(state_mib: float, config: LoadConfig = told) -> int:
+        return n_idle(replace(shape, state_elements=int(state_mib * MIB) // 4), config)
+
+    assert n_idle(demo.shape, told) == 0
+    assert n_idle(shape, told) == MAX_IDLE
+    assert idle(3) == IDLE_BYTES // (3 * MIB)
+    assert idle(60) == MIN_IDLE
+    assert idle(60, LoadConfig(parallel=8)) == 8
+    few, many = (
+        estimate(replace(facts(recurrent_gguf), shape=replace(shape, state_elements=n)), told).kv
+        for n in (60 * MIB // 4, MIB // 4)
+    )
+    assert few == (1 + MIN_IDLE) * 60 * MIB
+    assert many == (1 + MAX_IDLE) * MIB
