@@ -36,7 +36,7 @@ def run(
     """Serve on `listener` until told to stop. 0, or 1 when it was told twice."""
     registry = make_registry(settings, stand_in)
     pool = make_pool(settings, registry, cache_config(settings), worker_argv or WORKER_ARGV)
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(_serve(settings, listener, pool))
 
 
@@ -53,7 +53,7 @@ async def _serve(settings: Settings, listener: socket.socket, pool: Pool) -> int
         pool.kill()
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def new_loop() -> asyncio.AbstractEventLoop:
     """The loop that uvicorn would take."""
     try:
         uvloop = importlib.import_module("uvloop")

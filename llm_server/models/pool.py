@@ -291,6 +291,8 @@ class Pool:
             ticket.model = await self._choice.as_it_is(ticket.model)
         old = self._residents.get(ticket.model)
         base = old.plan.asked if old is not None else None
+        stays = old is not None and not old.leaving
+        keep_alive_s = old.keep_alive_s if old and stays else self._keep_alive_s
         gone: list[Resident] = []
         try:
             plan = await self._planned(ticket, base)
@@ -299,7 +301,6 @@ class Pool:
                 self._drop_revival(ticket)
                 return
             await self._residents.let_go(gone)
-            keep_alive_s = old.keep_alive_s if old is not None else self._keep_alive_s
             await self._load_or_make_room(plan, keep_alive_s, gone)
         except ServerError as error:
             self._refuse_waiting(error, ticket.wants_the_same)
@@ -320,6 +321,7 @@ class Pool:
             error = ServerError("The model could not be loaded.")
             self._refuse_waiting(error, ticket.wants_the_same)
         self._advance()
+        self._residents.expect_expiries()
         self._expect_load()
 
     def _expect_load(self) -> None:

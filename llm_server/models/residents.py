@@ -65,7 +65,12 @@ class Residents:
         resident.idle.set()
         self._residents[plan.model.name] = resident
         self._spawn(self._watch(resident))
-        self._expect_expiry(resident)  # whoever it was loaded for may have left
+
+    def expect_expiries(self) -> None:
+        """Whoever a model was loaded for has it now, or has left: then its time begins."""
+        for resident in self:
+            if not resident.leases and resident.expiry is None:
+                self._expect_expiry(resident)
 
     def grant(self, ticket: Ticket, resident: Resident) -> None:
         """Give the ticket a lease, unless its request is gone."""

@@ -31,6 +31,7 @@ from llm_server.models.loader import Loader
 from llm_server.models.plan import Planner
 from llm_server.models.pool import Pool
 from llm_server.models.registry import Registry
+from llm_server.opening import new_loop
 from llm_server.worker import standby
 from llm_server.worker.client import Worker
 from llm_server.worker.config import CacheConfig, LoadConfig
@@ -70,7 +71,8 @@ def with_pool(
         finally:
             await pool.close()
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(run())
     assert set(children()) <= others
 
 
@@ -736,6 +738,23 @@ def test_a_model_whose_requester_left_while_it_was_loaded_expires(tmp_path: Path
         assert loads(tmp_path) == ["gate.gguf n_ctx=4096"]
 
     with_pool(tmp_path, test, keep_alive_s=0.1)
+
+
+@pytest.mark.parametrize("keep_alive_s", [0.0, -1.0])
+def test_a_model_that_is_not_kept_is_there_for_who_asked(
+    tmp_path: Path, keep_alive_s: float
+) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        for kept in (0.0, None, 0.0):
+            # Who comes while it is on its way out waits for the next.
+            lease = await pool.acquire("a", keep_alive_s=kept)
+            lease.release()
+            await asyncio.sleep(0)
+        await until(lambda: not pool.loaded)
+
+    with_pool(tmp_path, test, keep_alive_s=keep_alive_s)
 
 
 def test_who_names_no_model_does_not_get_one_for_embeddings(tmp_path: Path) -> None:
