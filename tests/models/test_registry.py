@@ -168,6 +168,22 @@ def test_a_scan_notices_changes(tmp_path: Path) -> None:
         registry.find("a.gguf")
 
 
+def test_files_that_come_and_go_are_noticed_without_a_scan(tmp_path: Path) -> None:
+    add_models(tmp_path, "sub/a.gguf")
+    registry = scanned(tmp_path)
+    assert not registry.is_current(), "the folders are too new to tell"
+    for folder in (tmp_path, tmp_path / "sub"):
+        os.utime(folder, (1, 1))
+    registry.scan()
+    assert registry.is_current()
+    add_models(tmp_path, "sub/b.gguf")
+    assert not registry.is_current()
+    nothing = scanned(tmp_path / "nothing")
+    assert nothing.is_current()
+    add_models(tmp_path / "nothing", "a.gguf")
+    assert not nothing.is_current()
+
+
 def test_a_file_given_by_its_path_is_a_model_beside_those_of_the_folder(tmp_path: Path) -> None:
     add_models(tmp_path / "models", "a.gguf", "b.gguf")
     add_models(tmp_path / "loads", "b.gguf", "z-00001-of-00002.gguf", "z-00002-of-00002.gguf")
