@@ -73,6 +73,9 @@ def test_pull_an_address(server: FileServer, tmp_path: Path, attention_gguf: Pat
     assert "m.gguf" in cli(tmp_path, "list").output
     again = cli(tmp_path, "pull", f"{server.url}/m.gguf")
     assert f"{tmp_path / 'm.gguf'} (here already, no hash was announced)" in again.output
+    (tmp_path / "m.gguf").write_bytes(b"GGUF of another")
+    other = cli(tmp_path, "pull", f"{server.url}/m.gguf")
+    assert other.exit_code == 1 and "exists and is another file" in other.stderr
     server.files["/style.gguf"] = tiny_models.build_lora(tmp_path / "x.gguf").read_bytes()
     result = cli(tmp_path, "pull", f"{server.url}/style.gguf")
     assert result.output.endswith("What it is for: llm-server show style\n"), result.output
