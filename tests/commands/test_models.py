@@ -178,6 +178,8 @@ def test_fit(folder: Path) -> None:
     assert 0 <= told["largest_n_ctx"] < 4096
     smaller = cli(folder, "fit", "whole", "--n-ctx", "4096", "--kv-type", "q4_0", "--json")
     assert json.loads(smaller.output)["memory"]["kv"] < told["memory"]["kv"]
+    longer = cli(folder, "fit", "whole", "--n-ctx", "100000").output
+    assert "no longer context than 4096 tokens" in longer
     assert cli(folder, "fit", "split").exit_code == cli(folder, "fit", "nope").exit_code == 1
     assert cli(folder, "fit", "whole", "--kv-type", "q3").exit_code == 2
 
