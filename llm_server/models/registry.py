@@ -80,6 +80,8 @@ class Registry:
         self._templates: dict[str, ModelFile] = {}
         self.leading_out: list[str] = []
         """Links that were passed over because they lead out of the folder, as of the last scan."""
+        self.incomplete: dict[str, list[Path]] = {}
+        """What is there of models whose other parts are missing, by the name they would have."""
         self._folders: dict[Path, int] = {}
 
     def scan(self) -> None:
@@ -87,6 +89,7 @@ class Registry:
         seen = _Seen()
         files = list(_files(self.folder, self._follow_symlinks, seen))
         self.leading_out = sorted(seen.leading_out)
+        self.incomplete = _incomplete(files)
         given = list(_models(_parts(self.given.absolute()))) if self.given else []
         by_kind = self._by_kind([*sorted(_models(files), key=_by_name), *given])
         models = {model.name: model for model in by_kind.get("model", ())}
@@ -282,6 +285,17 @@ def _models(found: Iterable[tuple[str, Path, os.stat_result]]) -> Iterator[Model
             yield _model(f"{split.stem}.gguf", [files[part] for part in split.names])
 
 
+def _incomplete(found: Iterable[tuple[str, Path, os.stat_result]]) -> dict[str, list[Path]]:
+    """The parts of split models that are not whole, by the name of the model."""
+    files = {name: path for name, path, _ in found if name.isprintable()}
+    torn: dict[str, list[Path]] = {}
+    for name in sorted(files):
+        split = split_of(name)
+        if split is not None and not files.keys() >= set(split.names):
+            torn.setdefault(f"{split.stem}.gguf", []).append(files[name])
+    return torn
+
+
 @dataclass(slots=True)
 class _Seen:
     """What a scan sees beside the files it yields."""
@@ -313,9 +327,12 @@ def _files(folder: Path, follow: bool, seen: _Seen) -> Iterator[tuple[str, Path,
                 if depth < MAX_DEPTH and not entry.name.startswith("."):
                     pending.append((Path(entry.path), f"{prefix}{entry.name}/", depth + 1))
             elif entry.name.endswith((".gguf", _TEMPLATE)):
+                info = _status(entry)
+                if info is None:
+                    continue
                 if root is not None and _leads_out(entry, root):
                     seen.leading_out.append(prefix + entry.name)
-                elif info := _status(entry):
+                else:
                     yield prefix + entry.name, Path(entry.path), info
 
 

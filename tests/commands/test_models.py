@@ -246,6 +246,46 @@ def test_rm_asks_and_takes_all_parts(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+def test_rm_takes_what_is_there_of_a_model_that_is_not_whole(folder: Path) -> None:
+    (folder / "split-00002-of-00002.gguf").unlink()
+    left = folder / f"split-00002-of-00002.gguf.{hashlib.sha256().hexdigest()[:12]}.part"
+    left.write_bytes(b"GGUF")
+    assert "split.gguf is incomplete" in cli(folder, "list").output
+    said = json.loads(cli(folder, "list", "--json").stdout)
+    assert said["incomplete"] == {"split.gguf": [str(folder / "split-00001-of-00002.gguf")]}
+    done = cli(folder, "rm", "split", answer="y\n")
+    assert "Delete split.gguf (2 files, 104 B)?" in done.output
+    assert [path.name for path in folder.iterdir()] == ["whole.gguf"]
+
+
+def test_rm_names_the_file_and_counts_what_becomes_free(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = folder / "llm-server.toml"
+    config.write_text('[models.link]\nalias = "gpt"\n')
+    monkeypatch.setenv("LLM_SERVER_CONFIG", str(config))
+    (folder / "link.gguf").symlink_to("whole.gguf")
+    done = cli(folder, "rm", "gpt", answer="y\n")
+    assert "Delete link.gguf (0 B)?" in done.output
+    assert "link.gguf deleted, 0 B free again." in done.output
+    assert (folder / "whole.gguf").exists() and not (folder / "link.gguf").exists()
+
+
+def test_rm_deletes_nothing_outside_of_the_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    mine = elsewhere / "mine.gguf"
+    mine.write_bytes(gguf())
+    monkeypatch.setenv("LLM_SERVER_MODEL_NAME", str(mine))
+    models = folder / "models"
+    models.mkdir()
+    refused = cli(models, "rm", "mine", "--yes")
+    assert refused.exit_code == 1 and "is not in the models folder" in refused.stderr
+    assert mine.exists()
+
+
 def test_rm_of_a_model_that_is_named_twice(folder: Path) -> None:
     done = cli(folder, "rm", "--yes", "whole", "whole.gguf")
     assert (done.exit_code, done.output.count("deleted")) == (0, 1)

@@ -148,6 +148,7 @@ def test_links_out_of_the_folder_are_named(tmp_path: Path) -> None:
     (tmp_path / "in/sub").mkdir()
     (tmp_path / "in/sub/x.gguf").symlink_to(tmp_path / "x.gguf")
     (tmp_path / "in/same.gguf").symlink_to("a.gguf")
+    (tmp_path / "in/dangling.gguf").symlink_to("nothing.gguf")
     registry = scanned(tmp_path / "in")
     assert [model.name for model in registry.models()] == ["a.gguf", "same.gguf"]
     assert registry.leading_out == ["sub/x.gguf"]
