@@ -21,6 +21,7 @@ from llm_server.api.schema import operation
 from llm_server.api.wire import FitBody, UnloadBody
 from llm_server.errors import ServerError
 from llm_server.models.backend import LoadedModel
+from llm_server.models.effect import in_force
 from llm_server.models.memory import Memory
 from llm_server.models.plan import Fit, Planner
 from llm_server.models.registry import ModelFile
@@ -173,9 +174,11 @@ async def props(request: Request) -> Response:
 
 
 def _props_of(resident: LoadedModel, planner: Planner) -> PropsModelJson:
+    plan = resident.plan
+    values = in_force(plan.config, plan.effect, resident.worker.loaded)
     settings = {
-        name: {"value": getattr(resident.plan.config, name), "source": source}
-        for name, source in planner.sources(resident.plan).items()
+        name: {"value": getattr(values, name), "source": source}
+        for name, source in planner.sources(plan).items()
     }
     return PropsModelJson(
         model=resident.model.name,
@@ -242,7 +245,7 @@ def _model_json(
     described.quantization = facts.quantization
     described.n_ctx_train = facts.n_ctx_train
     described.chat_template = facts.template_sha256 is not None
-    described.n_ctx = plan.config.n_ctx
+    described.n_ctx = plan.effect.n_ctx
     described.memory = resident.memory if resident else plan.memory.total
     described.sampling = context.pool.planner.sampling(plan)
     return described

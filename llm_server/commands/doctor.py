@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -40,8 +41,8 @@ def doctor(models_dir: ModelsDir = None, json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Every finding, as it is made."""
+def examine(settings: Settings, root: Path = Path("/")) -> Iterator[Finding]:
+    """Every finding, as it is made. `root` stands for `/`, for tests."""
     import psutil
 
     from llm_server import config, machine
@@ -51,19 +52,20 @@ def examine(settings: Settings) -> Iterator[Finding]:
     built = native.examine()
     if isinstance(built, native.Native):
         yield native.version_finding(built)
-        yield native.feature_finding(built, machine.cpu_flags())
-        yield native.gpu_finding(built, machine.graphics_cards())
+        yield native.feature_finding(built, machine.cpu_flags(root))
+        yield native.gpu_finding(built, machine.graphics_cards(root))
     else:
         yield built
     n_cores = machine.physical_cores()
     yield checks.thread_finding(
-        settings.threads or n_cores, n_cores, machine.core_classes(), machine.cpu_quota()
+        settings.threads or n_cores, n_cores, machine.core_classes(root), machine.cpu_quota(root)
     )
     registry = config.make_registry(settings, demo_model_path())
     registry.scan()
     largest = max((model.size for model in registry.models()), default=0)
-    memory, swap = psutil.virtual_memory(), psutil.swap_memory()
-    yield checks.memory_finding(memory.total, memory.available, machine.memory_limit(), largest)
+    total, swap = psutil.virtual_memory().total, psutil.swap_memory()
+    available, limit = machine.memory(root).available, machine.memory_limit(root)
+    yield checks.memory_finding(total, available, limit, largest)
     yield checks.swap_finding(swap.total, swap.used)
     yield checks.folder_finding("models", settings.models_dir, needs_write=False)
     folder = config.cache_dir(settings)

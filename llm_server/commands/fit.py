@@ -85,7 +85,9 @@ def _print(found: Fit) -> None:
     if not found.largest_n_ctx:
         typer.echo(f"{name} does not fit with any context.")
         return
-    if found.largest_n_ctx == trained:
+    if found.largest_n_ctx == trained and config.n_ctx > trained:
+        longest = f"It has no longer context than {trained} tokens, which fits."
+    elif found.largest_n_ctx == trained:
         longest = f"Its longest context, {trained} tokens, fits."
     else:
         longest = f"The longest context that fits is {found.largest_n_ctx} of {trained} tokens."

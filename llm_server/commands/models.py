@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +11,7 @@ import typer
 
 from llm_server.commands import adapters, output
 from llm_server.commands.output import Json, ModelsDir
+from llm_server.gguf.parts import model_parts
 
 if TYPE_CHECKING:
     from llm_server.models.download import Progress
@@ -110,7 +111,7 @@ def _progress_bar(name: str) -> Iterator[Progress]:
 def list_models(models_dir: ModelsDir = None, json: Json = False) -> None:
     """List the models of the folder.
 
-    LoRA adapters, chat templates and downloads that are not finished are told below.
+    LoRA adapters, chat templates, and what is not finished or not whole, are told below.
     """
     from llm_server.models import download
 
@@ -122,7 +123,8 @@ def list_models(models_dir: ModelsDir = None, json: Json = False) -> None:
     if json:
         templates = [template.name for template in registry.templates()]
         beside = {"adapters": found, "chat_templates": templates, "unfinished": unfinished}
-        output.print_json({"models": rows, **beside})
+        incomplete = {n: [str(path) for path in paths] for n, paths in registry.incomplete.items()}
+        output.print_json({"models": rows, **beside, "incomplete": incomplete})
         return
     columns = ["model", "parameters", "quantization", "context", "size", "changed"]
     output.print_table(columns, [[output.cell(column, row) for column in columns] for row in rows])
@@ -132,6 +134,8 @@ def list_models(models_dir: ModelsDir = None, json: Json = False) -> None:
     adapters.print_list(registry, found)
     for name, size in unfinished.items():
         typer.echo(f"{name} is not finished: {output.size_text(size)} so far. Pull it again.")
+    for name in registry.incomplete:
+        typer.echo(f"{name} is incomplete: parts of it are missing. Pull it again, or remove it.")
     for name in registry.leading_out:
         typer.echo(f"{name} is a link out of this folder: served with --follow-symlinks only.")
     if rows and registry.is_stand_in(registry.models()[0]):
@@ -144,8 +148,7 @@ def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> N
     By its header alone, with an estimate of the memory a model would take here. A chat template is
     printed.
     """
-    import psutil
-
+    from llm_server import machine
     from llm_server.errors import ServerError
     from llm_server.models import memory
     from llm_server.worker.config import LoadConfig
@@ -159,7 +162,7 @@ def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> N
         facts = registry.facts(model)
     except ServerError as error:
         output.fail(str(error))
-    config = memory.settled(facts, LoadConfig(), psutil.virtual_memory().available)
+    config = memory.settled(facts, LoadConfig(), machine.memory().available)
     needed = memory.estimate(facts, config)
     about = {
         **_summary(registry, model),
@@ -198,17 +201,17 @@ def rm(
 ) -> None:
     """Delete models, LoRA adapters or chat templates from the folder.
 
-    All parts of a split model, and what unfinished downloads have left. What the configuration
-    file says a model is to be loaded with stays.
+    All parts of a split model, also where some are missing, and what unfinished downloads have
+    left. What lies elsewhere, or the configuration file loads a model with, stays.
     """
     registry = _registry(models_dir)
     doomed: dict[str, list[Path]] = {}
     for name in names:
         _refuse_in_use(registry, name, models_dir)
-        if (paths := _files_of(registry, name)) not in doomed.values():  # named twice
-            doomed[name] = paths
+        file_name, paths = _files_of(registry, name)
+        doomed[file_name] = paths
     for name, paths in doomed.items():
-        size = sum(path.stat().st_size for path in paths)
+        size = sum(path.lstat().st_size for path in paths if not path.is_symlink())
         files = f"{len(paths)} files, " if len(paths) > 1 else ""
         if not yes:
             typer.confirm(f"Delete {name} ({files}{output.size_text(size)})?", abort=True)
@@ -242,22 +245,38 @@ def _refuse_in_use(registry: Registry, name: str, models_dir: Path | None) -> No
         )
 
 
-def _files_of(registry: Registry, name: str) -> list[Path]:
-    """The files of a model and what downloads of them have left."""
+def _files_of(registry: Registry, name: str) -> tuple[str, list[Path]]:
+    """The name of a model's file, its files, and what downloads of them have left."""
     from llm_server.errors import ModelNotFound
-    from llm_server.models import download
 
     if (companion := adapters.find(registry, name)) is not None:
-        return [companion.path]
+        return companion.name, [companion.path]
     try:
         model = registry.find(name)
     except ModelNotFound as error:
-        left = [p for n in (name, f"{name}.gguf") for p in download.unfinished(registry.folder, n)]
-        return left or output.fail(str(error))
+        return _remains(registry, name) or output.fail(str(error))
     if registry.is_stand_in(model):
         output.fail("the demo model is part of the package and cannot be deleted")
-    left = [p for part in model.parts for p in download.unfinished(part.parent, part.name)]
-    return [*model.parts, *left]
+    if not model.path.parent.resolve().is_relative_to(registry.folder.resolve()):
+        output.fail(f"{model.path} is not in the models folder: delete it yourself")
+    return model.name, [*model.parts, *_unfinished(model.parts)]
+
+
+def _remains(registry: Registry, name: str) -> tuple[str, list[Path]] | None:
+    """What is there of a model that is not whole, under its name; None if there is nothing."""
+    for file_name in (name, f"{name}.gguf"):
+        if parts := registry.incomplete.get(file_name):
+            return file_name, [*parts, *_unfinished(model_parts(parts[0]))]
+        if left := _unfinished([registry.folder / file_name]):
+            return file_name, left
+    return None
+
+
+def _unfinished(files: Iterable[Path]) -> list[Path]:
+    """What downloads of these files have left."""
+    from llm_server.models import download
+
+    return [left for file in files for left in download.unfinished(file.parent, file.name)]
 
 
 def _summary(registry: Registry, model: ModelFile) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def swap_finding(total: int, used: int) -> Finding:
 
 def folder_finding(check: str, folder: Path, needs_write: bool) -> Finding:
     """Whether the folder, or where it will be made, can be used by this user."""
+    folder = folder.absolute()
     existing = _existing(folder)
     quoted = shlex.quote(str(existing))
     if not existing.is_dir():

@@ -33,7 +33,10 @@ class Choice:
         if name is None:
             return await self._unnamed()
         for resident in self._residents:
-            if self._registry.means(name, resident.model) and not resident.worker.outdated:
+            if not self._registry.means(name, resident.model) or resident.worker.outdated:
+                continue
+            # Short of its whole name, another file may have come that is meant now.
+            if name == resident.model.name or self._registry.is_current():
                 return resident.model
         await asyncio.to_thread(self._registry.scan)
         return self._registry.find(name)

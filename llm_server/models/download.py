@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Self, TypeVar
@@ -86,14 +86,14 @@ def fetch(remote: Remote, folder: Path, progress: Progress, retry: Retry | None 
     retry = retry or Retry()
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / remote.name
-    if final.exists():
-        _require_same(final, remote, progress)
-        return final
     # A compressed answer would make nonsense of lengths and ranges.
     headers = {"Accept-Encoding": "identity", **remote.headers}
     timeout = httpx2.Timeout(30, connect=10)
     with httpx2.Client(headers=headers, timeout=timeout, follow_redirects=True) as client:
         size, identity = _persist(lambda: _offer(client, remote), retry, remote.name)
+        if final.exists():
+            _require_same(final, replace(remote, size=size), progress)
+            return final
         with _Part(folder, remote.name, identity) as part:
             _require_space(folder, (size or 0) - part.size)
             try:

@@ -15,6 +15,10 @@ from llm_server.worker.config import ROPE_FIELDS, LoadConfig
 from llm_server.worker.messages import Loaded
 
 _USUAL = LoadConfig()
+_OF_YARN = {"yarn_ext_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_orig_ctx"}
+"""What llama.cpp reads only where YaRN stretches; its factor of attention counts anyway."""
+_PLAIN = {"none", "linear"}
+"""Ways of scaling that are the same as long as nothing is scaled."""
 
 
 def effect(facts: Facts, config: LoadConfig) -> LoadConfig:
@@ -22,7 +26,7 @@ def effect(facts: Facts, config: LoadConfig) -> LoadConfig:
 
     `flash_attn` and `n_gpu_layers` may still be "auto".
     """
-    same = {name: getattr(_USUAL, name) for name in ROPE_FIELDS if _is_own(name, facts, config)}
+    same = {name: getattr(_USUAL, name) for name in _idle_rope(facts, config)}
     if config.pooling == facts.pooling:
         same["pooling"] = _USUAL.pooling
     if embeds(facts, config):
@@ -30,6 +34,9 @@ def effect(facts: Facts, config: LoadConfig) -> LoadConfig:
         for name in ("n_batch", "draft_max", "type_k", "type_v", "chat_template"):
             same[name] = getattr(_USUAL, name)
         return msgspec.structs.replace(config, n_ubatch=min(config.n_ubatch, config.n_ctx), **same)
+    if not facts.shape.k_elements:
+        for name in ("type_k", "type_v", "flash_attn"):
+            same[name] = getattr(_USUAL, name)
     n_ctx = -(-config.n_ctx // CTX_STEP) * CTX_STEP
     n_batch = min(config.n_batch, n_ctx)
     return msgspec.structs.replace(
@@ -38,6 +45,18 @@ def effect(facts: Facts, config: LoadConfig) -> LoadConfig:
         n_batch=n_batch,
         n_ubatch=min(config.n_ubatch, n_batch),
         **same,
+    )
+
+
+def in_force(config: LoadConfig, effect: LoadConfig, loaded: Loaded) -> LoadConfig:
+    """`config`, whose effect that is, with sizes as llama.cpp has them and what a load settles."""
+    return msgspec.structs.replace(
+        config,
+        n_ctx=effect.n_ctx,
+        n_batch=effect.n_batch,
+        n_ubatch=effect.n_ubatch,
+        n_gpu_layers=loaded.n_gpu_layers,
+        flash_attn=loaded.flash_attn,
     )
 
 
@@ -56,6 +75,23 @@ def is_in_force(wanted: LoadConfig, effect: LoadConfig, loaded: Loaded) -> bool:
     if flash_attn == loaded.flash_attn or wanted.flash_attn == effect.flash_attn:
         flash_attn = effect.flash_attn
     return msgspec.structs.replace(wanted, n_gpu_layers=layers, flash_attn=flash_attn) == effect
+
+
+def _idle_rope(facts: Facts, config: LoadConfig) -> set[str]:
+    """The RoPE settings that change nothing: the model has them anyway, or nothing reads them.
+
+    As llama.cpp reads them (llama-context.cpp, the constructor of `llama_context`).
+    """
+    own = facts.rope
+    idle = {name for name in ROPE_FIELDS if _is_own(name, facts, config)}
+    told = config.rope_scaling_type
+    kind = own["rope_scaling_type"] if told == "auto" else told
+    if kind != "yarn" and config.yarn_ext_factor <= 0 and "yarn_ext_factor" not in own:
+        idle |= _OF_YARN
+    if {kind, own["rope_scaling_type"]} <= _PLAIN and own["rope_freq_scale"] == 1.0:
+        if kind == "none" or config.rope_freq_scale in (0.0, 1.0):
+            idle |= {"rope_scaling_type", "rope_freq_scale"}
+    return idle
 
 
 def _is_own(name: str, facts: Facts, config: LoadConfig) -> bool:

@@ -199,6 +199,8 @@ def _rope(values: _Values) -> dict[str, float | str]:
     }
     if factor := values.number("rope.scaling.factor") or values.number("rope.scale_linear"):
         rope["rope_freq_scale"] = 1.0 / factor
+    if stretch := values.number("rope.scaling.yarn_ext_factor"):
+        rope["yarn_ext_factor"] = stretch
     if not values.number("rope.scaling.alpha"):  # This one changes the base, in some way.
         rope["rope_freq_base"] = values.number("rope.freq_base") or 10_000.0
     return rope

@@ -143,7 +143,8 @@ def _of_repository(
         if path.lower().endswith(".gguf") and not _is_auxiliary(path):
             url = hf_hub_url(repo, path, revision=info.sha, endpoint=endpoint)
             sha256 = sibling.lfs.sha256 if sibling.lfs else None
-            name = path.rpartition("/")[2]
+            # Written in capitals, it would be no model of the folder.
+            name = path.rpartition("/")[2][: -len(".gguf")] + ".gguf"
             files[path] = Remote(url, name, sibling.size, sha256, headers)
     if not files:
         raise DownloadError(f"{repo} has no GGUF file; look for a repository whose name has -GGUF")

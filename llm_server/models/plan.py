@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -205,6 +206,8 @@ class Planner:
         file, "request" a client; "fitted" was left open and settled.
         """
         told = self.told(plan.model).load
+        with contextlib.suppress(InvalidRequest):  # A file that it names may be gone by now.
+            told = self.named(told)
         sources = {}
         for name in LoadConfig.__struct_fields__:
             asked, config = getattr(plan.asked, name), getattr(plan.config, name)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from llm_server.models.facts import Facts, FactsCache, Identity, identity
 
 MAX_DEPTH = 4
 """Levels of subfolders that are looked into."""
+
+RECENT_S = 2.0
+"""A folder that changed less than this before a scan may have changed again without showing it: so
+coarse are the times of some file systems."""
 
 _TEMPLATE = ".jinja"
 
@@ -75,12 +80,16 @@ class Registry:
         self._templates: dict[str, ModelFile] = {}
         self.leading_out: list[str] = []
         """Links that were passed over because they lead out of the folder, as of the last scan."""
+        self.incomplete: dict[str, list[Path]] = {}
+        """What is there of models whose other parts are missing, by the name they would have."""
+        self._folders: dict[Path, int] = {}
 
     def scan(self) -> None:
         """Look at the folder anew. Blocks for the disk; safe in a thread."""
-        leading_out: list[str] = []
-        files = list(_files(self.folder, self._follow_symlinks, leading_out))
-        self.leading_out = sorted(leading_out)
+        seen = _Seen()
+        files = list(_files(self.folder, self._follow_symlinks, seen))
+        self.leading_out = sorted(seen.leading_out)
+        self.incomplete = _incomplete(files)
         given = list(_models(_parts(self.given.absolute()))) if self.given else []
         by_kind = self._by_kind([*sorted(_models(files), key=_by_name), *given])
         models = {model.name: model for model in by_kind.get("model", ())}
@@ -105,7 +114,12 @@ class Registry:
         self._names = short | aliased | models | paths
         self._ambiguous = {n: sorted(of) for n, of in meanings.items() if n not in self._names}
         self._models = models
+        self._folders = seen.folders
         self._facts.keep_only(model.identity for model in models.values())
+
+    def is_current(self) -> bool:
+        """Whether no file has come or gone since the last scan: one `stat` for each folder."""
+        return all(_changed(folder) == then for folder, then in self._folders.items())
 
     def _by_kind(self, files: Iterable[ModelFile]) -> dict[str, list[ModelFile]]:
         """Files by what they say they are; what is neither model nor adapter serves nobody."""
@@ -271,18 +285,38 @@ def _models(found: Iterable[tuple[str, Path, os.stat_result]]) -> Iterator[Model
             yield _model(f"{split.stem}.gguf", [files[part] for part in split.names])
 
 
-def _files(
-    folder: Path, follow: bool, leading_out: list[str]
-) -> Iterator[tuple[str, Path, os.stat_result]]:
+def _incomplete(found: Iterable[tuple[str, Path, os.stat_result]]) -> dict[str, list[Path]]:
+    """The parts of split models that are not whole, by the name of the model."""
+    files = {name: path for name, path, _ in found if name.isprintable()}
+    torn: dict[str, list[Path]] = {}
+    for name in sorted(files):
+        split = split_of(name)
+        if split is not None and not files.keys() >= set(split.names):
+            torn.setdefault(f"{split.stem}.gguf", []).append(files[name])
+    return torn
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What a scan sees beside the files it yields."""
+
+    leading_out: list[str] = field(default_factory=list)
+    folders: dict[Path, int] = field(default_factory=dict)
+    """When each folder had last changed; -1 where that was too recent to be told apart."""
+
+
+def _files(folder: Path, follow: bool, seen: _Seen) -> Iterator[tuple[str, Path, os.stat_result]]:
     """(name, path, status) of readable, regular, non-empty `*.gguf` and `*.jinja` files.
 
-    Links to files inside the folder are as good as files; others only if `follow`, else their names
-    go into `leading_out`.
+    Links to files inside the folder are as good as files; others only if `follow`.
     """
     root = None if follow else folder.resolve()
     pending = [(folder, "", 0)]
     while pending:
         current, prefix, depth = pending.pop()
+        changed = _changed(current)
+        recent = time.time_ns() - changed < RECENT_S * 1e9
+        seen.folders[current] = -1 if recent else changed
         try:
             entries = list(os.scandir(current))
         except OSError:
@@ -293,9 +327,12 @@ def _files(
                 if depth < MAX_DEPTH and not entry.name.startswith("."):
                     pending.append((Path(entry.path), f"{prefix}{entry.name}/", depth + 1))
             elif entry.name.endswith((".gguf", _TEMPLATE)):
+                info = _status(entry)
+                if info is None:
+                    continue
                 if root is not None and _leads_out(entry, root):
-                    leading_out.append(prefix + entry.name)
-                elif info := _status(entry):
+                    seen.leading_out.append(prefix + entry.name)
+                else:
                     yield prefix + entry.name, Path(entry.path), info
 
 
@@ -305,6 +342,14 @@ def _parts(path: Path) -> Iterator[tuple[str, Path, os.stat_result]]:
     for part in map(path.with_name, split.names if split else (path.name,)):
         if info := _status(part):
             yield part.name, part, info
+
+
+def _changed(folder: Path) -> int:
+    """When an entry of the folder has last come or gone, in ns; 0 if there is no such folder."""
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _is_folder(entry: os.DirEntry[str], follow: bool) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from llm_server.config_file import ModelTable
 from tests.fake_live import Live, add_models, chat_body, live_server, one_machine, until
-from tests.gguf_bytes import gguf
+from tests.gguf_bytes import Metadata, gguf
 
 
 def listed(live: Live) -> dict[str, dict[str, object]]:
@@ -209,3 +209,30 @@ def test_props_say_what_is_in_force_and_why(tmp_path: Path) -> None:
         assert settings["n_batch"] == (512, "request")
         assert settings["n_threads"] == (3, "option")
         assert settings["type_k"] == ("f16", "default")
+        assert settings["flash_attn"] == ("on", "default")
+        assert settings["n_gpu_layers"] == (0, "default")
+
+
+@one_machine("the deployment decides how models are loaded: tests/cluster/test_serving.py")
+def test_what_is_shown_is_what_llama_cpp_has(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    adapter: Metadata = {"general.type": "adapter", "general.architecture": "llama"}
+    (tmp_path / "style.gguf").write_bytes(gguf(adapter))
+    (tmp_path / "short.jinja").write_text("{{ messages }}")
+    own = ModelTable.model_validate(
+        {"load": {"n_ctx": 1000, "lora": [{"name": "style"}], "chat_template": "short"}}
+    )
+    with live_server(tmp_path, models={"a": own}) as live:
+
+        def settings() -> dict[str, Any]:
+            (model,) = live.client.get("/props").json()["models"]
+            return dict(model["settings"])
+
+        live.chat("hi")
+        assert listed(live)["a.gguf"]["n_ctx"] == 1024
+        assert settings()["n_ctx"] == {"value": 1024, "source": "file"}
+        assert settings()["n_batch"] == {"value": 1024, "source": "default"}
+        assert settings()["lora"]["source"] == settings()["chat_template"]["source"] == "file"
+        (tmp_path / "short.jinja").unlink()
+        listed(live)  # looks at the folder
+        assert settings()["n_ctx"]["source"] == "file"

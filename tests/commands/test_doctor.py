@@ -10,6 +10,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from llm_server.cli import app
+from llm_server.commands.doctor import examine
+from llm_server.config import Settings
 
 
 @pytest.fixture
@@ -40,3 +42,13 @@ def test_a_fault_ends_in_1_and_says_what_to_do(
     assert said["ok"] is False
     (fault,) = [finding for finding in said["findings"] if finding["status"] == "fail"]
     assert fault["check"] == "port" and fault["fix"].startswith("export LLM_SERVER_PORT=")
+
+
+def test_what_a_full_container_has_left_is_told(tmp_path: Path) -> None:
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text(f"{10**8}\n")
+    (group / "memory.current").write_text(f"{10**8}\n")
+    settings = Settings(models_dir=tmp_path / "models", port=0)
+    (memory,) = [found for found in examine(settings, tmp_path) if found.check == "memory"]
+    assert memory.status == "warn" and "0.1 GB, 0.0 GB of it available" in memory.detail

@@ -73,6 +73,9 @@ def test_pull_an_address(server: FileServer, tmp_path: Path, attention_gguf: Pat
     assert "m.gguf" in cli(tmp_path, "list").output
     again = cli(tmp_path, "pull", f"{server.url}/m.gguf")
     assert f"{tmp_path / 'm.gguf'} (here already, no hash was announced)" in again.output
+    (tmp_path / "m.gguf").write_bytes(b"GGUF of another")
+    other = cli(tmp_path, "pull", f"{server.url}/m.gguf")
+    assert other.exit_code == 1 and "exists and is another file" in other.stderr
     server.files["/style.gguf"] = tiny_models.build_lora(tmp_path / "x.gguf").read_bytes()
     result = cli(tmp_path, "pull", f"{server.url}/style.gguf")
     assert result.output.endswith("What it is for: llm-server show style\n"), result.output
@@ -175,6 +178,8 @@ def test_fit(folder: Path) -> None:
     assert 0 <= told["largest_n_ctx"] < 4096
     smaller = cli(folder, "fit", "whole", "--n-ctx", "4096", "--kv-type", "q4_0", "--json")
     assert json.loads(smaller.output)["memory"]["kv"] < told["memory"]["kv"]
+    longer = cli(folder, "fit", "whole", "--n-ctx", "100000").output
+    assert "no longer context than 4096 tokens" in longer
     assert cli(folder, "fit", "split").exit_code == cli(folder, "fit", "nope").exit_code == 1
     assert cli(folder, "fit", "whole", "--kv-type", "q3").exit_code == 2
 
@@ -239,6 +244,46 @@ def test_rm_asks_and_takes_all_parts(folder: Path) -> None:
     left.write_bytes(b"GGUF")
     assert cli(folder, "rm", "split", "whole", "--yes").exit_code == 0
     assert list(folder.iterdir()) == []
+
+
+def test_rm_takes_what_is_there_of_a_model_that_is_not_whole(folder: Path) -> None:
+    (folder / "split-00002-of-00002.gguf").unlink()
+    left = folder / f"split-00002-of-00002.gguf.{hashlib.sha256().hexdigest()[:12]}.part"
+    left.write_bytes(b"GGUF")
+    assert "split.gguf is incomplete" in cli(folder, "list").output
+    said = json.loads(cli(folder, "list", "--json").stdout)
+    assert said["incomplete"] == {"split.gguf": [str(folder / "split-00001-of-00002.gguf")]}
+    done = cli(folder, "rm", "split", answer="y\n")
+    assert "Delete split.gguf (2 files, 104 B)?" in done.output
+    assert [path.name for path in folder.iterdir()] == ["whole.gguf"]
+
+
+def test_rm_names_the_file_and_counts_what_becomes_free(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = folder / "llm-server.toml"
+    config.write_text('[models.link]\nalias = "gpt"\n')
+    monkeypatch.setenv("LLM_SERVER_CONFIG", str(config))
+    (folder / "link.gguf").symlink_to("whole.gguf")
+    done = cli(folder, "rm", "gpt", answer="y\n")
+    assert "Delete link.gguf (0 B)?" in done.output
+    assert "link.gguf deleted, 0 B free again." in done.output
+    assert (folder / "whole.gguf").exists() and not (folder / "link.gguf").exists()
+
+
+def test_rm_deletes_nothing_outside_of_the_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    mine = elsewhere / "mine.gguf"
+    mine.write_bytes(gguf())
+    monkeypatch.setenv("LLM_SERVER_MODEL_NAME", str(mine))
+    models = folder / "models"
+    models.mkdir()
+    refused = cli(models, "rm", "mine", "--yes")
+    assert refused.exit_code == 1 and "is not in the models folder" in refused.stderr
+    assert mine.exists()
 
 
 def test_rm_of_a_model_that_is_named_twice(folder: Path) -> None:

@@ -57,13 +57,17 @@ def test_swap() -> None:
     assert checks.swap_finding(4 * GB, 3 * GB).status == "warn"
 
 
-def test_folders(tmp_path: Path) -> None:
+def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks.folder_finding("models", tmp_path, needs_write=True).status == "ok"
     missing = checks.folder_finding("cache", tmp_path / "a" / "b", needs_write=True)
     assert missing.status == "ok" and "will be made" in missing.detail
     (tmp_path / "file").write_text("")
     found = checks.folder_finding("models", tmp_path / "file" / "x", needs_write=False)
     assert found.status == "fail" and found.fix is not None
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    relative = checks.folder_finding("models", Path("here"), needs_write=False)
+    assert (relative.status, relative.detail) == ("ok", str(tmp_path / "here"))
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do all")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from llm_server.models.plan import Plan, Planner
 from llm_server.models.registry import Registry
 from llm_server.worker.config import Adapter, LoadConfig
 from llm_server.worker.messages import Loaded
-from tests.gguf_bytes import TINY, Metadata, gguf
+from tests.gguf_bytes import TINY, Metadata, TensorEntry, gguf
 
 AMPLE = 1 << 40
 LOADED = Loaded(n_ctx=4096, n_ctx_train=4096, parallel=32, n_vocab=2, description="")
@@ -27,8 +28,16 @@ YARN: Metadata = {
 ENCODER: Metadata = {"llama.attention.causal": False}
 
 
-def planner(folder: Path, metadata: Metadata, budget: int = AMPLE) -> Planner:
-    (folder / "a.gguf").write_bytes(gguf(TINY | metadata))
+ATTENDS: list[TensorEntry] = [("blk.0.attn_k.weight", (8,), 0)]
+
+
+def planner(
+    folder: Path,
+    metadata: Metadata,
+    budget: int = AMPLE,
+    tensors: Sequence[TensorEntry] = ATTENDS,
+) -> Planner:
+    (folder / "a.gguf").write_bytes(gguf(TINY | metadata, tensors, sizes=[32] * len(tensors)))
     for name in ("one", "two"):
         adapter: Metadata = {"general.type": "adapter", "general.architecture": "llama"}
         (folder / f"{name}.gguf").write_bytes(gguf(adapter))
@@ -68,6 +77,9 @@ ONE, TWO = Adapter("one.gguf"), Adapter("two.gguf", 2.0)
         ({}, {}, {"rope_freq_base": 10_000.0, "rope_freq_scale": 1.0}),
         ({}, {"rope_freq_base": 10_000.0}, {"rope_freq_base": 0.0}),
         ({}, {}, {"rope_scaling_type": "linear", "yarn_orig_ctx": 4096}),
+        ({}, {}, {"rope_scaling_type": "none", "rope_freq_scale": 0.5}),
+        ({}, {"rope_scaling_type": "none"}, {"rope_scaling_type": "linear"}),
+        ({}, {}, {"yarn_ext_factor": 0.0, "yarn_beta_fast": 8.0, "yarn_orig_ctx": 1024}),
         (YARN, {}, {"rope_freq_base": 5e5, "rope_freq_scale": 0.25}),
         (YARN, {}, {"rope_scaling_type": "yarn", "yarn_orig_ctx": 1024}),
         ({}, {"lora": (Adapter("one"),)}, {"lora": (ONE,)}),
@@ -103,6 +115,13 @@ def test_the_same_in_other_words(
         ({}, {}, {"flash_attn": "off"}),
         ({}, {}, {"type_k": "q8_0"}),
         ({}, {}, {"rope_freq_base": 5e5}),
+        ({}, {}, {"rope_freq_scale": 0.5}),
+        ({}, {}, {"yarn_ext_factor": 0.5}),
+        ({}, {"yarn_ext_factor": 0.5}, {"yarn_orig_ctx": 1024}),
+        ({}, {}, {"yarn_attn_factor": 2.0}),
+        ({"llama.rope.scaling.yarn_ext_factor": 1.0}, {}, {"yarn_ext_factor": 0.0}),
+        ({"llama.rope.scaling.factor": 2.0}, {}, {"rope_scaling_type": "none"}),
+        (YARN, {}, {"yarn_beta_fast": 8.0}),
         (YARN, {}, {"rope_freq_base": 10_000.0}),
         (YARN, {}, {"rope_scaling_type": "linear"}),
         (YARN, {}, {"yarn_ext_factor": 0.5}),
@@ -118,6 +137,12 @@ def test_a_real_change(
 ) -> None:
     made = planner(tmp_path, metadata)
     assert not made.in_force(plan(made, **told), LOADED, made.named(asked))
+
+
+def test_without_attention_nothing_is_kept_in_cells(tmp_path: Path) -> None:
+    made = planner(tmp_path, {}, tensors=())
+    for asked in ({"type_k": "q8_0"}, {"type_v": "q4_0"}, {"flash_attn": "off"}):
+        assert made.in_force(plan(made), LOADED, asked)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,12 @@ def test_all_parts_of_a_split_file_are_taken(server: FileServer) -> None:
         choose(server, "hf:o/r", *files[:2])
 
 
+def test_a_name_in_capitals_becomes_that_of_a_model(server: FileServer) -> None:
+    choice = choose(server, "hf:o/r", "M-Q4_K_M.GGUF")
+    assert names(choice) == ["M-Q4_K_M.gguf"] and choice.model_name == "M-Q4_K_M"
+    assert choice.files[0].url.endswith("/M-Q4_K_M.GGUF")
+
+
 def test_projectors_and_matrices_are_no_models(server: FileServer) -> None:
     choice = choose(server, "hf:o/r", "mmproj-m-F16.gguf", "imatrix.gguf", "m-Q8_0.gguf")
     assert names(choice) == ["m-Q8_0.gguf"] and choice.others == []

@@ -155,6 +155,18 @@ def test_a_default_model_whose_file_is_gone_gives_way_once_it_is_unloaded(tmp_pa
     with_pool(tmp_path, test)
 
 
+def test_a_new_file_of_exactly_that_name_is_the_one_that_is_meant(tmp_path: Path) -> None:
+    add_models(tmp_path, "sub/x.gguf")
+
+    async def test(pool: Pool) -> None:
+        assert await answers(pool, "x.gguf") == "sub/x.gguf"
+        add_models(tmp_path, "x.gguf")
+        assert await answers(pool, "x.gguf") == "x.gguf"
+        assert await answers(pool, "sub/x.gguf") == "sub/x.gguf"
+
+    with_pool(tmp_path, test)
+
+
 def test_the_first_model_can_be_told(tmp_path: Path) -> None:
     add_models(tmp_path, "b.gguf", "a.gguf")
 

@@ -202,7 +202,7 @@ def test_time_that_is_up_while_others_wait_for_another_setting(tmp_path: Path) -
     async def test(pool: Pool) -> None:
         running = await pool.acquire("a", keep_alive_s=0)
         waiting = [
-            asyncio.create_task(pool.acquire("a", {"n_ctx": n_ctx}, keep_alive_s=0))
+            asyncio.create_task(pool.acquire("a.gguf", {"n_ctx": n_ctx}, keep_alive_s=0))
             for n_ctx in (512, 1024)
         ]
         await until(lambda: pool.status().waiting == 2)

@@ -148,6 +148,7 @@ def test_links_out_of_the_folder_are_named(tmp_path: Path) -> None:
     (tmp_path / "in/sub").mkdir()
     (tmp_path / "in/sub/x.gguf").symlink_to(tmp_path / "x.gguf")
     (tmp_path / "in/same.gguf").symlink_to("a.gguf")
+    (tmp_path / "in/dangling.gguf").symlink_to("nothing.gguf")
     registry = scanned(tmp_path / "in")
     assert [model.name for model in registry.models()] == ["a.gguf", "same.gguf"]
     assert registry.leading_out == ["sub/x.gguf"]
@@ -166,6 +167,22 @@ def test_a_scan_notices_changes(tmp_path: Path) -> None:
     assert [model.name for model in registry.models()] == ["b.gguf"]
     with pytest.raises(ModelNotFound):
         registry.find("a.gguf")
+
+
+def test_files_that_come_and_go_are_noticed_without_a_scan(tmp_path: Path) -> None:
+    add_models(tmp_path, "sub/a.gguf")
+    registry = scanned(tmp_path)
+    assert not registry.is_current(), "the folders are too new to tell"
+    for folder in (tmp_path, tmp_path / "sub"):
+        os.utime(folder, (1, 1))
+    registry.scan()
+    assert registry.is_current()
+    add_models(tmp_path, "sub/b.gguf")
+    assert not registry.is_current()
+    nothing = scanned(tmp_path / "nothing")
+    assert nothing.is_current()
+    add_models(tmp_path / "nothing", "a.gguf")
+    assert not nothing.is_current()
 
 
 def test_a_file_given_by_its_path_is_a_model_beside_those_of_the_folder(tmp_path: Path) -> None:
