@@ -193,9 +193,15 @@ class DiskTier:
 
     def _hits(self, chain: Chain, head: int) -> list[Hit]:
         if self._kind is Kind.RANGE:
+            self._jobs.put(partial(self._learn, chain))
             return self.store.match(chain, head)
         hit = self.store.checkpoint(chain, chain.n_tokens, head)
         return [hit] if hit else []
+
+    def _learn(self, chain: Chain) -> None:
+        """Learn what else may go on from where a prompt went, until there is other work."""
+        if self._jobs.empty() and self.store.learn(chain):
+            self._jobs.put(partial(self._learn, chain))
 
     # ---- writing -------------------------------------------------------------------------------
 
