@@ -28,7 +28,7 @@ WORTH_READING = 16
 
 _PIECE_BYTES = 4 << 20
 """Most bytes to copy out between two steps: about 10 ms, at the 0.5 GB/s measured for scattered
-cells on two slow cores."""
+cells on two slow cores. A whole state cannot be copied in parts."""
 
 Policy = Literal["all", "auto", "off"]
 
