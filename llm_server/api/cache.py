@@ -142,7 +142,7 @@ def _model_json(id: str, name: str | None, files: list[Stored]) -> CachedModelJs
         id=id,
         name=name,
         chunks=len(files),
-        tokens=sum(file.chunk.n_tokens for file in files),
+        tokens=sum(len(file.chunk.positions) for file in files),
         bytes=sum(file.size for file in files),
         head_bytes=sum(file.size for file in files if file.chunk.head),
     )

@@ -57,6 +57,11 @@ class Chunk:
         place = f"{_LETTERS[self.kind]}{'h' * self.head}-{self.start}-{self.n_tokens}"
         return f"{self.key.hex()}-{self.parent.hex()}-{place}.kv"
 
+    @property
+    def positions(self) -> range:
+        """What it brings back: the positions of its tokens, or of all up to its last one."""
+        return range(self.start if self.kind is Kind.RANGE else 0, self.start + self.n_tokens)
+
     @classmethod
     def parse(cls, name: str) -> Chunk | None:
         """What a name says; None for a file that is not a chunk."""

@@ -28,7 +28,7 @@ WORTH_READING = 16
 
 _PIECE_BYTES = 4 << 20
 """Most bytes to copy out between two steps: about 10 ms, at the 0.5 GB/s measured for scattered
-cells on two slow cores."""
+cells on two slow cores. A whole state cannot be copied in parts."""
 
 Policy = Literal["all", "auto", "off"]
 
@@ -193,9 +193,15 @@ class DiskTier:
 
     def _hits(self, chain: Chain, head: int) -> list[Hit]:
         if self._kind is Kind.RANGE:
+            self._jobs.put(partial(self._learn, chain))
             return self.store.match(chain, head)
         hit = self.store.checkpoint(chain, chain.n_tokens, head)
         return [hit] if hit else []
+
+    def _learn(self, chain: Chain) -> None:
+        """Learn what else may go on from where a prompt went, until there is other work."""
+        if self._jobs.empty() and self.store.learn(chain):
+            self._jobs.put(partial(self._learn, chain))
 
     # ---- writing -------------------------------------------------------------------------------
 

@@ -52,10 +52,11 @@ def model_folder(fingerprint: bytes) -> str:
 
 @dataclass(slots=True)
 class Scan:
-    """What lies in the folder: all models' chunks, their bytes, and what crashes left over."""
+    """What lies in the folder: all models' chunks, those of one model with the last used at the
+    end, and what crashes left over."""
 
     stored: list[Stored] = field(default_factory=list)
-    mine: list[Chunk] = field(default_factory=list)
+    mine: list[Stored] = field(default_factory=list)
     temporary: list[tuple[str, float]] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
 
@@ -95,6 +96,7 @@ class ChunkFolder:
             for fan in self._list(f"{self._root}/{model.name}"):
                 if fan.is_folder and _FAN.fullmatch(fan.name):
                     self._scan_files(f"{self._root}/{model.name}/{fan.name}", found)
+        found.mine.sort(key=lambda file: file.used)
         return found
 
     def _scan_files(self, folder: str, found: Scan) -> None:
@@ -110,7 +112,7 @@ class ChunkFolder:
             elif chunk is not None:
                 found.stored.append(Stored(chunk, path, entry.size, entry.mtime))
                 if mine:
-                    found.mine.append(chunk)
+                    found.mine.append(found.stored[-1])
 
     def _list(self, path: str) -> list[Entry]:
         try:

@@ -86,9 +86,9 @@ class Index:
         chunk = self._chunks.get(key)
         return self._children[chunk.parent].tokens(key) if chunk else None
 
-    def unknown(self, chain: Chain, n_chunks: int, limit: int) -> list[Chunk]:
-        """Ranges behind the first `n_chunks` whose tokens are to be learnt, at most `limit`."""
-        siblings = self._children.get(chain.keys[n_chunks][:PARENT_BYTES])
+    def unknown(self, chain: Chain, limit: int) -> list[Chunk]:
+        """Ranges that `chain` may go on with whose tokens are to be learnt, at most `limit`."""
+        siblings = self._children.get(chain.keys[len(self.whole(chain))][:PARENT_BYTES])
         return siblings.unknown(limit) if siblings else []
 
     def partial(self, chain: Chain, n_chunks: int) -> tuple[Chunk, int] | None:

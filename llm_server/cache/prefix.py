@@ -20,7 +20,8 @@ from llm_server.cache.tree import CellTree
 logger = logging.getLogger(__name__)
 
 WORTH_WRITING = 2
-"""Uses of a prefix by later requests that make it worth a write: an SD card is not a log file."""
+"""Uses of a prefix by later requests after which it is written at once. The rest waits until it has
+to leave the memory: it may grow until then, and an SD card is not a log file."""
 
 
 class Memory(Protocol):

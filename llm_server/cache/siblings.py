@@ -61,7 +61,7 @@ class Siblings:
         return self._tokens.get(key)
 
     def unknown(self, n: int) -> list[Chunk]:
-        """Up to `n` ranges whose tokens are not known yet, the newest first."""
+        """Up to `n` ranges whose tokens are not known yet, the last added first."""
         return list(islice(reversed(self._unknown.values()), n))
 
     def lengths(self, n_max: int) -> list[int]:

@@ -39,7 +39,7 @@ RESCAN_S = 60.0
 RESCAN_REST = 50
 """Looking through a folder takes at most one part in so many of the time, however slow it is."""
 MAX_NEW_SIBLINGS = 64
-"""Headers that one look-up may read to learn tokens; further siblings have their turn later."""
+"""Headers that are read at once to learn tokens; further siblings have their turn later."""
 
 _T = TypeVar("_T")
 
@@ -148,15 +148,13 @@ class ChunkStore:
             whole.append(chunk)
         if 0 < head - len(whole) * chain.size < chain.size and head <= chain.n_tokens:
             self._look_for(chain, Kind.RANGE, head)
-        with self._lock:
-            unknown = self._index.unknown(chain, len(whole), MAX_NEW_SIBLINGS)
         hits = [
             Hit(chunk, parent, chain.slice(chunk.start, chunk.start + chunk.n_tokens))
             for chunk, parent in zip(whole, chain.keys, strict=False)
         ]
         at = len(whole) * chain.size
         if at < chain.n_tokens:
-            self._learn_tokens(unknown)
+            self.learn(chain)
             with self._lock:
                 partial = self._index.partial(chain, len(whole))
             if partial and partial[0].start == at:
@@ -225,13 +223,16 @@ class ChunkStore:
         self._count(misses=1)
         return None
 
-    def _learn_tokens(self, unknown: list[Chunk]) -> None:
-        """Read the tokens of chunks that are known by name only."""
+    def learn(self, chain: Chain) -> bool:
+        """Read the tokens of chunks that `chain` may go on with; whether any were unknown."""
+        with self._lock:
+            unknown = self._index.unknown(chain, MAX_NEW_SIBLINGS)
         for chunk in unknown:
             packed = self._guarded(chunk, functools.partial(self._folder.read_tokens, chunk))
             if packed is not None:
                 with self._lock:
                     self._index.learn(chunk.key, packed)
+        return bool(unknown)
 
     def _guarded(self, chunk: Chunk, read: Callable[[], _T]) -> _T | None:
         """What `read` gives, or None and the chunk forgotten: it may be stored anew."""
@@ -383,7 +384,7 @@ class ChunkStore:
         now = self._files.monotonic()
         with self._lock:
             before = self._index
-            self._index = Index(chunk for chunk in found.mine if chunk.key not in self._bad)
+            self._index = Index(f.chunk for f in found.mine if f.chunk.key not in self._bad)
             self._index.learn_from(before)
             self._stats.used_bytes = found.n_bytes
             self._unscanned = 0

@@ -51,7 +51,7 @@ class Survey:
         return [
             Head(
                 model_of(file),
-                file.chunk.start + file.chunk.n_tokens,
+                file.chunk.positions.stop,
                 file.size,
                 self.use(file).hits,
                 self.use(file).used,

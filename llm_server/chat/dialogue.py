@@ -127,12 +127,17 @@ class Dialogue:
 
     def boundaries(self, request: ChatRequest, n_turns: int = N_TURNS) -> list[int]:
         """Where the prompt of `request` has stable ends, in characters from its start, ascending:
-        behind system messages and tools, and behind each of the last `n_turns` user turns."""
+        behind system messages and tools, and behind each of the last `n_turns` user turns.
+
+        Of a prompt that is to be stored, of which any turn may be the last, also behind that one.
+        """
         text = _joined(self.render(request))
         users = [i for i, m in enumerate(request.messages) if m.role == "user"]
         first = users[0] if users else len(request.messages)
         shortened = [[*request.messages[:first], Message("user", "\0")]]
         shortened += [request.messages[: i + 1] for i in users[max(0, len(users) - n_turns) :]]
+        if request.persist and n_turns:
+            shortened.append(request.messages)
         found = set()
         for messages in shortened:
             part = msgspec.structs.replace(request, messages=messages)

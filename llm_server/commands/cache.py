@@ -40,7 +40,7 @@ def list_chunks(cache_dir: CacheDir = None, models_dir: ModelsDir = None) -> Non
     for file in sorted(found.stored, key=lambda f: -found.use(f).used):
         chunk, use, model = file.chunk, found.use(file), survey.model_of(file)
         kind = chunk.kind.name.lower() + (", head" if chunk.head else "")
-        positions = f"{chunk.start} to {chunk.start + chunk.n_tokens}"
+        positions = f"{chunk.positions.start} to {chunk.positions.stop}"
         hits = str(use.hits) if file.path in ends else ""
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(use.used))
         size = output.size_text(file.size)
@@ -60,7 +60,7 @@ def stats(cache_dir: CacheDir = None, models_dir: ModelsDir = None) -> None:
     rows = []
     for model, files in sorted(by_model.items()):
         heads = sum(file.size for file in files if file.chunk.head)
-        tokens = sum(file.chunk.n_tokens for file in files)
+        tokens = sum(len(file.chunk.positions) for file in files)
         total = sum(file.size for file in files)
         size = output.size_text
         name = found.name(model) or ""

@@ -222,7 +222,8 @@ class Engine:
                 self._cache.persist(sequence.tokens[: sequence.head], sequence.namespace)
             if start < sequence.n_prompt <= end:
                 if sequence.persist:
-                    self._cache.persist(sequence.tokens[: sequence.n_prompt], sequence.namespace)
+                    for n in sequence.stored_ends:
+                        self._cache.persist(sequence.tokens[:n], sequence.namespace)
                 elif 0 < sequence.head <= sequence.n_found:
                     self._cache.count_hit(sequence.tokens[: sequence.head], sequence.namespace)
 

@@ -154,6 +154,16 @@ class Sequence:
         return self.persist and self.is_prefilling and not self.n_wanted
 
     @property
+    def stored_ends(self) -> list[int]:
+        """How many first tokens are stored of a prompt that is to be.
+
+        A whole state is of no use to the same prompt, whose last token is always computed, so the
+        one at the last boundary is stored, too.
+        """
+        before = max((b for b in self.boundaries if b < self.n_prompt), default=0)
+        return [before, self.n_prompt] if before else [self.n_prompt]
+
+    @property
     def is_echoing(self) -> bool:
         """Whether tokens of the prompt are still to be told with their probabilities."""
         return self._n_echoed < self.n_prompt

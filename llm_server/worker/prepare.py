@@ -47,6 +47,10 @@ MAX_TOLD_BYTES = 512 * 1024
 MAX_RENDERED_BYTES = 4 * 1024 * 1024
 """Longest prompt to be shown: it must fit a frame."""
 
+BEFORE_END = 4
+"""Tokens before the end of a prompt at which a whole state is kept for the same prompt. More than
+one: where a text goes on, its end may be other tokens."""
+
 CHEAP_BYTES = 1 << 16
 """A text this short is tokenized without a first look at its length."""
 
@@ -140,6 +144,7 @@ class Preparer:
             max_tokens=sampling.max_tokens,
             stop=sampling.stop,
             namespace=request.cache_salt,
+            boundaries=_near_end(len(tokens)),
             persist=request.persist,
         )
 
@@ -237,6 +242,8 @@ class Preparer:
             before = self._tokens_of(_cut(segments, n_chars), request.cache_salt)
             # A token may reach over the boundary: only those that are the same count.
             found.add(common_prefix(before, 0, tokens, 0))
+        if request.persist and n_turns and len(tokens) - max(found, default=0) > WORTH_READING:
+            found.update(_near_end(len(tokens)))
         return sorted(n for n in found if WORTH_READING <= n < len(tokens))
 
 
@@ -268,6 +275,12 @@ def check_tokens(tokens: Iterable[int], n_vocab: int, param: str) -> None:
                 f"{param} names token {token}, but this model's tokens are 0 to {n_vocab - 1}.",
                 param=param,
             )
+
+
+def _near_end(n_tokens: int) -> list[int]:
+    """Where the same prompt, come again, leaves the one that it is."""
+    at = n_tokens - BEFORE_END
+    return [at] if at >= WORTH_READING else []
 
 
 def _cut(segments: Sequence[Segment], n_chars: int) -> list[Segment]:

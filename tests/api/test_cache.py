@@ -21,14 +21,15 @@ def test_size_heads_and_clearing(tmp_path: Path) -> None:
     rest = Chunk(keys[3], parents[2], Kind.RANGE, 512, 100)
     for chunk, size in zip([*heads, rest], (10, 20, 30), strict=True):
         add_chunk(cache, chunk, size)
+    add_chunk(cache, Chunk(bytes([9]) * 32, parents[2], Kind.CHECKPOINT, 512, 88), 40)
     use = {keys[2].hex(): {"hits": 7, "used": 4e9}}
     record = {"model": "a.gguf", "heads": use}
     (cache / MODEL / LEDGER).write_text(json.dumps(record))
     with live_server(models, cache_dir=cache, cache_size=1000) as live:
         seen = live.client.get("/api/cache").json()
-        assert (seen["bytes"], seen["budget"], seen["write"]) == (60, 1000, "auto")
+        assert (seen["bytes"], seen["budget"], seen["write"]) == (100, 1000, "auto")
         (model,) = seen["models"]
-        assert (model["chunks"], model["tokens"], model["head_bytes"]) == (3, 612, 30)
+        assert (model["chunks"], model["tokens"], model["head_bytes"]) == (4, 612 + 600, 30)
         (head,) = seen["heads"]  # The two chunks of a head are one, its whole length told.
         assert (head["tokens"], head["bytes"]) == (512, 20)
         assert (head["hits"], head["used"]) == (7, 4e9)
@@ -36,7 +37,7 @@ def test_size_heads_and_clearing(tmp_path: Path) -> None:
         other = live.post("/api/cache/clear", {"model": "another"})
         assert other.json()["chunks"] == 0
         cleared = live.post("/api/cache/clear", {"model": "*"}).json()
-        assert cleared == {"chunks": 3, "bytes": 60, "status": "ok"}
+        assert cleared == {"chunks": 4, "bytes": 100, "status": "ok"}
         assert live.client.get("/api/cache").json()["bytes"] == 0
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 import tempfile
+import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_server.cache.chunkfile import decode
+from llm_server.cache.disk import DiskTier
 from llm_server.cache.files import Files
-from llm_server.cache.keys import Chain, Kind, root_key
-from llm_server.cache.store import ChunkStore
+from llm_server.cache.keys import Chain, Kind, root_key, unpack
+from llm_server.cache.store import MAX_NEW_SIBLINGS, ChunkStore
 from tests.cache.scenario import (
     BUDGET,
     FINGERPRINT,
@@ -29,6 +32,33 @@ from tests.cache.scenario import (
 )
 
 PROMPT = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+class Opened(Files):
+    """Counts files that were opened; `all` is set once they are `n`."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self.n_opened = 0
+        self.all = threading.Event()
+
+    def open(self, path: str) -> tuple[int, int, float]:
+        self.n_opened += 1
+        if self.n_opened == self._n:
+            self.all.set()
+        return super().open(path)
+
+
+def keep_conversations(folder: Path, n: int) -> None:
+    """`n` prompts of three tokens, each three times its number."""
+    store = open_store(folder)
+    for i in range(n):
+        assert store.put(chain_of([i] * 3), 0, 3, payload_of(chain_of([i] * 3), 0, 3))
+    assert store.close(10)
+
+
+def conversation_of(path: Path) -> int:
+    return unpack(decode(path.read_bytes())[0].packed)[0]
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> int:
@@ -61,6 +91,28 @@ def test_a_prompt_that_leaves_in_the_middle_of_a_chunk_uses_the_part_before(
         assert recall(again, [2, *PROMPT]) == 0
         partial = again.match(chain_of([1, 2, 3, 4, 5, 60]))[-1]
         assert (partial.n_used, partial.n_tokens) == (1, SIZE)
+
+
+def test_the_last_used_of_many_conversations_go_on_at_once_after_a_restart(tmp_path: Path) -> None:
+    keep_conversations(tmp_path, 3 * MAX_NEW_SIBLINGS)
+    for path in chunk_files(tmp_path):
+        os.utime(path, (10**9, 10**9 - conversation_of(path)))
+    for i in range(MAX_NEW_SIBLINGS):
+        assert recall(open_store(tmp_path), [i, i, i, 9]) == 3
+
+
+def test_the_reading_thread_learns_all_of_them_while_nothing_else_is_to_do(tmp_path: Path) -> None:
+    n = 3 * MAX_NEW_SIBLINGS
+    keep_conversations(tmp_path, n)
+    files = Opened(n)
+    store = open_store(tmp_path, files)
+    disk = DiskTier(store, FINGERPRINT, whole_state=False, size=SIZE)
+    disk.fetch([10**6] * 20, "", 0, lambda: None)
+    assert files.all.wait(10)
+    disk.close(10)
+    n_opened = files.n_opened
+    assert all(recall(store, [i, i, i, 9]) == 3 for i in range(n))
+    assert files.n_opened == n_opened + n, "one for each payload"
 
 
 PROMPTS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=11), min_size=1, max_size=6)

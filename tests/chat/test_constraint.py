@@ -808,3 +808,10 @@ def test_boundaries_follow_the_head_and_the_turns() -> None:
     assert ends[0].endswith("<|im_start|>user\n")
     assert ends[1].endswith("One<|im_end|>\n")
     assert ends[-1].endswith("Two<|im_end|>\n")
+
+
+def test_a_prompt_that_is_to_be_stored_has_a_boundary_behind_its_last_turn() -> None:
+    d, _ = build()
+    request = ChatRequest([Message("user", "One"), Message("assistant", "1")], persist=True)
+    text = "".join(s.text for s in d.render(request))
+    assert text[: d.boundaries(request)[-1]].endswith("1<|im_end|>\n")

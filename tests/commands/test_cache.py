@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from llm_server.cache.keys import Chain, root_key
+from llm_server.cache.keys import Chain, Kind, root_key
 from llm_server.cache.store import ChunkStore
 from llm_server.cli import app
 from tests.cache.scenario import add_head
@@ -35,6 +35,15 @@ def test_ls_names_every_chunk(folder: Path) -> None:
     assert result.exit_code == 0
     assert "0 to 256" in result.output and "256 to 300" in result.output
     assert "range, head" in result.output
+
+
+def test_a_checkpoint_counts_from_the_beginning(tmp_path: Path) -> None:
+    store = ChunkStore(tmp_path, FINGERPRINT, 1 << 20)
+    chain = Chain.of(root_key(FINGERPRINT), list(range(300)))
+    assert store.put(chain, 256, 300, bytes(100), kind=Kind.CHECKPOINT)
+    assert store.close(10)
+    assert "0 to 300" in run(tmp_path, "ls").output
+    assert " 300 " in run(tmp_path, "stats").output
 
 
 def test_ls_and_stats_name_the_model_and_ls_counts_hits_of_heads(folder: Path) -> None:

@@ -163,6 +163,12 @@ def test_persist_stores_all_of_a_prompt(server: Server) -> None:
     assert server.ask(2, HEAD + prompt(5)).disk_tokens == len(HEAD)
 
 
+def test_the_same_prompt_finds_itself_after_it_was_stored(server: Server) -> None:
+    server.ask(1, HEAD, max_tokens=0, boundaries=[50, len(HEAD) - 4], persist=True)
+    server.restart(killed=True)
+    assert server.ask(2, HEAD).disk_tokens >= len(HEAD) - 4
+
+
 def test_nothing_is_said_to_be_stored_where_nothing_is_written(tmp_path: Path) -> None:
     server = Server(tmp_path, policy="off")
     assert server.ask(1, HEAD, max_tokens=0, persist=True).state_bytes == 0

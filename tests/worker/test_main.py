@@ -27,6 +27,7 @@ from llm_server.worker.messages import (
     Cells,
     ChatRequest,
     Command,
+    CompletionRequest,
     Content,
     Event,
     Failed,
@@ -334,3 +335,53 @@ def test_a_warmed_system_prompt_serves_the_first_question_after_a_restart(
         worker.close()
     head = end.usage.prompt_tokens - 30
     assert end.usage.disk_tokens == end.usage.cached_tokens >= head
+
+
+DOCUMENT = [Message("user", "you may make a name for each word " * 10)]
+ANSWERED = [*DOCUMENT, Message("assistant", "each word has a name")]
+
+
+@pytest.mark.parametrize(
+    ("warmed", "asked"),
+    [(DOCUMENT, DOCUMENT), (ANSWERED, [*ANSWERED, Message("user", "and now")])],
+    ids=["itself", "next_turn"],
+)
+@pytest.mark.parametrize("kind", ["attention", "recurrent", "hybrid"])
+def test_a_warmed_prompt_is_found_after_a_restart(
+    kind: str,
+    warmed: list[Message],
+    asked: list[Message],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    load = Load(
+        str(request.getfixturevalue(f"{kind}_gguf")),
+        CONFIG,
+        cache=CacheConfig(str(tmp_path), 1 << 30),
+    )
+    usages = []
+    for messages, persist in ((warmed, True), (asked, False)):
+        worker = Process()
+        worker.send(load)
+        next(e for e in worker.events() if isinstance(e, Loaded))
+        sampling = Sampling(max_tokens=0)
+        worker.send(Submit(1, ChatRequest(messages, persist=persist, sampling=sampling)))
+        _, end = worker.end_of(1)
+        assert isinstance(end, Finished)
+        usages.append(end.usage)
+        worker.popen.kill()
+        worker.close()
+    assert usages[1].disk_tokens >= usages[0].prompt_tokens - 16
+
+
+@pytest.mark.parametrize("kind", ["attention", "recurrent", "hybrid"])
+def test_the_same_text_again_costs_its_last_tokens(
+    kind: str, worker: Process, request: pytest.FixtureRequest
+) -> None:
+    worker.load(request.getfixturevalue(f"{kind}_gguf"))
+    text = "you may make a name for each word " * 10
+    for id in range(2):
+        worker.send(Submit(id, CompletionRequest(text, sampling=Sampling(max_tokens=4))))
+        _, end = worker.end_of(id)
+        assert isinstance(end, Finished)
+    assert end.usage.cached_tokens >= end.usage.prompt_tokens - 4
