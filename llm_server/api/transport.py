@@ -299,6 +299,8 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        if cycle.scope["http_version"] == "1.0":
+            app = _unframed(app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def _without_upgrade(self) -> bytes:
@@ -362,6 +364,26 @@ class Connection(HttpToolsProtocol):
         self.traffic.refuse(info)
         client = self.client[0] if self.client else "-"
         logger.info("refused %s %s from %s %s", info.status, info.code, client, request_id)
+
+
+def _unframed(app: Any, cycle: RequestResponseCycle) -> Any:
+    """`app`, whose answers without a length end with the connection: HTTP/1.0 has no chunks."""
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        endless = False
+
+        async def send_unframed(message: Any) -> None:
+            nonlocal endless
+            if message["type"] == "http.response.start":
+                endless = all(name != b"content-length" for name, _ in message["headers"])
+                cycle.chunked_encoding = False if endless else None
+            elif endless:
+                cycle.expected_content_length = len(message["body"])
+            await send(message)
+
+        await app(scope, receive, send_unframed)
+
+    return serve
 
 
 def connection_class(limits: Limits, traffic: Traffic) -> type[Connection]:

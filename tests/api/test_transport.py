@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from llm_server.api.transport import Connection, Limits
-from tests.fake_live import Live, add_models, chat_body, live_server, until
+from tests.fake_live import Live, add_models, chat_body, events, live_server, until
 from tests.raw import Answer, connect, talk
 
 LIMITS = Limits(head_s=0.3, body_s=0.3, body_s_per_mb=0, write_s=0.5, connections=12)
@@ -141,6 +141,22 @@ def test_nothing_follows_an_answer_that_closes(live: Live) -> None:
     last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     answer = talk(url(live), last + SECOND)
     assert answer.statuses == [200] and answer.closed
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_to_http_1_0_has_no_chunks(live: Live, stream: bool) -> None:
+    body = json.dumps(chat_body("hello there", stream=stream)).encode()
+    request = post(b"/chat/completions", body, JSON, b"Content-Length: %d" % len(body))
+    answer = talk(url(live), request.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    assert answer.statuses == [200] and answer.closed
+    head, _, text = answer.received.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower() and b"connection: close" in head
+    assert (b"content-length: %d\r\n" % len(text) in head) is not stream
+    if stream:
+        assert events(text.decode())[-1] == "[DONE]"
+        assert text.startswith(b"data: ")
+    else:
+        assert json.loads(text)["choices"]
 
 
 def test_rubbish_behind_a_request_does_not_spoil_its_answer(live: Live) -> None:
