@@ -26,6 +26,7 @@ from bench import embeddings, synthetic
 from bench.peers import Peer, llama_cpp_python, llama_server, ours
 from bench.scenarios import FIGURES, SCENARIOS, Site
 from llm_server.demo import demo_model_path
+from llm_server.programs import exit_on_signals
 
 RESULTS = Path(__file__).parent / "results"
 US = "llm-server"
@@ -161,6 +162,12 @@ def compare(
 
     `binary` is llama.cpp's server. Peers that are not there are named with the reason.
     """
+    exit_on_signals()  # so that no server is left behind
+    print(
+        f"Table, figures and plots go to {folder}. Each of {rounds} rounds takes minutes with a "
+        "small model, and an hour or more with a large one on a small machine.",
+        flush=True,
+    )
     peers, absent = [ours()], {}
     if binary:
         peers.append(llama_server(binary))
