@@ -291,8 +291,7 @@ class Pool:
             ticket.model = await self._choice.as_it_is(ticket.model)
         old = self._residents.get(ticket.model)
         base = old.plan.asked if old is not None else None
-        stays = old is not None and not old.leaving
-        keep_alive_s = old.keep_alive_s if old and stays else self._keep_alive_s
+        keep_alive_s = old.keep_alive_s if old and not old.leaving else self._keep_alive_s
         gone: list[Resident] = []
         try:
             plan = await self._planned(ticket, base)
@@ -332,8 +331,7 @@ class Pool:
     async def _load_or_make_room(
         self, plan: Plan, keep_alive_s: float, gone: list[Resident]
     ) -> None:
-        """Load; should the memory fall short after all, once more without the idle models, which
-        join those that are `gone`."""
+        """Load; if the memory falls short, once more without the idle models, now `gone`, too."""
         try:
             await self._load(plan, keep_alive_s)
         except InsufficientMemory:
