@@ -87,9 +87,9 @@ def test_what_the_deployment_decides_is_refused_and_not_ignored(live: Live) -> N
         ),
         (
             "/chat/completions",
-            chat_body("hi", load_model_configs={"n_ctx": 512, "type_k": "q8_0"}),
-            "load_model_configs.type_k",
-            "type_k of a.gguf is f16",
+            chat_body("hi", load_model_configs={"n_ctx": 512, "n_batch": 64}),
+            "load_model_configs.n_batch",
+            "n_batch of a.gguf is 2048",
         ),
         ("/chat/completions", chat_body("hi", keep_alive=-1), "keep_alive", "for 600 s"),
         ("/chat/completions", chat_body("hi", keep_alive="20m"), "keep_alive", "for 600 s"),
