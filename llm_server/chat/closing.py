@@ -14,8 +14,9 @@ from llguidance import LLMatcher, LLTokenizer
 from llm_server.chat.syntax.reader import overlap
 
 MAX_STEPS = 512
-_SIGNS = ["}", "]", ")", '"', "0", "1", "t", "f", "n", "{", "[", "a", "-"]
-_LAST = ["\n", ",", " "]
+_SIGNS = ["}", "]", ")", '"', ",", "0", "1", "t", "f", "n", "{", "[", "a", "-"]
+"""What ends something comes before what goes on for ever, as digits do."""
+_LAST = ["\n", " "]
 
 
 class WayOut:

@@ -97,10 +97,12 @@ class Room:
         if self.lost or self.leaving or remaining > RESERVE or self._path is None:
             return True
         behind = self._behind(matcher, token, self._path)
-        if behind is not None and self._needed(token, behind) + MARGIN < remaining:
+        if behind is None:
+            return True  # It was not found, which does not mean that there is none.
+        if self._needed(token, behind) + MARGIN < remaining:
             self._next = token, behind
             return True
-        self.lost = self._chooses(token, behind or ())
+        self.lost = self._chooses(token, behind)
         self.leaving = not self.lost
         return self.lost
 

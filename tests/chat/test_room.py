@@ -129,6 +129,24 @@ def test_json_keeps_what_was_written() -> None:
         assert cut and answer["a"] == "word" and answer["f"] == ""
 
 
+def test_numbers_end_like_everything_else() -> None:
+    kinds = {"a": "number", "b": "integer", "c": "number"}
+    schema = {
+        "type": "object",
+        "properties": {key: {"type": kind} for key, kind in kinds.items()},
+        "required": list(kinds),
+        "additionalProperties": False,
+    }
+    request = ChatRequest(QUESTION, response_format=ResponseFormat("json_schema", schema))
+    whole = '{"a":86343.25,"b":-17,"c":1.5e-7}'
+    for n in (length(whole) + MARGIN + 1, 100, 400):
+        text, *_, cut = said(request, whole, n)
+        assert text == whole and not cut
+    text, *_, cut = said(request, '{"a":86343.2500000000000000000000000', 40)
+    jsonschema.validate(json.loads(text), schema)
+    assert cut and text.startswith('{"a":86343.25000')
+
+
 def test_an_optional_member_begins_only_where_it_fits() -> None:
     schema = {
         "type": "object",
