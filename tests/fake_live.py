@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -22,6 +23,10 @@ from llm_server.api.transport import Limits
 from llm_server.config import Settings
 from llm_server.running import Server
 from tests.gguf_bytes import TINY, Metadata, gguf
+
+TLS = ssl.create_default_context()
+"""One for all clients. The server's loop forks in another thread of this process, and uvloop runs
+Python in the fork: a context that is made or freed at that moment leaves OpenSSL locked there."""
 
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
@@ -122,7 +127,7 @@ def live_server(
     thread.start()
     base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
-        with httpx.Client(base_url=base_url, timeout=60) as client:
+        with httpx.Client(base_url=base_url, timeout=60, verify=TLS) as client:
             live = Live(client, models)
             if wait:
                 until(lambda: client.get("/health").status_code == 200)

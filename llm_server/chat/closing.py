@@ -17,6 +17,7 @@ MAX_STEPS = 512
 _SIGNS = ["}", "]", ")", '"', ",", "0", "1", "t", "f", "n", "{", "[", "a", "-"]
 """What ends something comes before what goes on for ever, as digits do."""
 _LAST = ["\n", " "]
+_REPEATS = 4  # what comes so often would go on for ever: a digit, a letter
 
 
 class WayOut:
@@ -64,6 +65,8 @@ class WayOut:
             if len(path) > MAX_STEPS or matcher.is_error():
                 return None
             tokens = matcher.compute_ff_tokens() or self._step(matcher)
+            if tokens and path[-_REPEATS * len(tokens) :] == tokens * _REPEATS:
+                tokens = self._any(matcher, tokens[0]) or tokens
             if not tokens or not matcher.consume_tokens(tokens):
                 return None
             path += tokens
@@ -117,11 +120,12 @@ class WayOut:
         matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         return int(np.unpackbits(self._mask.view(np.uint8)).sum())
 
-    def _any(self, matcher: LLMatcher) -> list[int]:
+    def _any(self, matcher: LLMatcher, other_than: int = -1) -> list[int]:
         """Any token that is allowed, but not the end."""
         matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
-        allowed = [int(t) for t in np.flatnonzero(bits)[:8] if int(t) not in self._eos]
+        not_these = self._eos | {other_than}
+        allowed = [int(t) for t in np.flatnonzero(bits)[:8] if int(t) not in not_these]
         return allowed[:1]
 
 

@@ -98,11 +98,14 @@ class Room:
             return True
         behind = self._behind(matcher, token, self._path)
         if behind is None:
-            return True  # It was not found, which does not mean that there is none.
-        if self._needed(token, behind) + MARGIN < remaining:
+            # None was found in time. With more room one may be, further on.
+            fits = remaining > 2 * len(self._path) + EVERY
+        else:
+            fits = self._needed(token, behind) + MARGIN < remaining
             self._next = token, behind
+        if fits:
             return True
-        self.lost = self._chooses(token, behind)
+        self.lost = self._chooses(token, behind or ())
         self.leaving = not self.lost
         return self.lost
 

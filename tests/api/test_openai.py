@@ -5,11 +5,16 @@ from __future__ import annotations
 import openai
 import pytest
 
-from tests.fake_live import Live
+from tests.fake_live import TLS, Live
 
 
 def sdk(live: Live) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{live.client.base_url}/v1", api_key="none", max_retries=0)
+    return openai.OpenAI(
+        base_url=f"{live.client.base_url}/v1",
+        api_key="none",
+        max_retries=0,
+        http_client=openai.DefaultHttpxClient(verify=TLS),
+    )
 
 
 def test_models(live: Live) -> None:

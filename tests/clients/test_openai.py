@@ -73,12 +73,14 @@ def test_a_streamed_tool_call_is_put_together(base_url: str) -> None:
 
 def test_parse_returns_the_callers_own_type(base_url: str) -> None:
     # docs: openai parse
+    from typing import Literal
+
     from openai import OpenAI
     from pydantic import BaseModel
 
     class Appointment(BaseModel):
-        day: str
-        with_whom: str
+        day: Literal["today", "tomorrow"]
+        with_whom: Literal["Ada", "Grace"]
         confirmed: bool
 
     client = OpenAI(base_url=base_url, api_key="none")

@@ -105,11 +105,13 @@ def test_an_async_stream_with_a_call(base_url: str) -> None:
 
 
 def test_parse(base_url: str) -> None:
+    from typing import Literal
+
     from openai import OpenAI
     from pydantic import BaseModel
 
     class Appointment(BaseModel):
-        day: str
+        day: Literal["today", "tomorrow"]
         confirmed: bool
 
     with OpenAI(base_url=base_url, api_key="none") as client:
