@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import pytest
 
 from llm_server.chat.constraint import GrammarTooComplex
 from llm_server.chat.dialogue import Dialogue
+from llm_server.chat.stream import AnswerParser, Where
 from llm_server.chat.syntax.format import ParamArgs
 from llm_server.chat.syntax.literal import Slot, fill, text_of
 from llm_server.worker.messages import ChatRequest, Delta, FunctionCall, Message
@@ -91,10 +93,16 @@ CALLS: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
 """By template: what a model wrote (`%s`: arguments as JSON), its content and its calls."""
 
 
+@cache
+def where_of(name: str) -> Where:
+    """Where an answer starts. Measured once: a parser for each cut is cheap, a prompt is not."""
+    d = dialogue_of(name)
+    return d._where(d.render(ChatRequest([Message("user", "Question?")], TOOLS)))[0]
+
+
 def parsed(name: str, *parts: str) -> tuple[str, list[tuple[str | None, Any]]]:
     """Content and calls of an answer that comes in these parts."""
-    request = ChatRequest([Message("user", "Question?")], TOOLS)
-    parser = dialogue_of(name).prepare(1, request).parser
+    parser = AnswerParser(1, dialogue_of(name).syntax, TOOLS, where_of(name))
     deltas: list[Delta] = []
     for part in parts:
         deltas += parser.feed(part)
