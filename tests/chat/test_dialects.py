@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 import pytest
 
 from llm_server.chat.dialogue import Dialogue
+from llm_server.chat.stream import AnswerParser, Where
 from llm_server.chat.syntax.format import ParamArgs
 from llm_server.chat.syntax.literal import Slot, fill, text_of
 from llm_server.worker.messages import ChatRequest, Delta, FunctionCall, Message
@@ -33,6 +35,7 @@ KIMI_K3 = "Kimi-K3"
 QWEN = "Qwen3-Coder"
 NEMOTRON = "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
 KIMI_K2 = "moonshotai-Kimi-K2"
+LFM = "LFM2.5-8B-A1B"
 _JSON = '{"city": "Paris"}'
 _SWITCH = "<|end|><|start|>assistant"
 _FUNCTION = "<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>"
@@ -89,10 +92,16 @@ CALLS: list[tuple[str, str, str, list[tuple[str, Any]]]] = [
 """By template: what a model wrote (`%s`: arguments as JSON), its content and its calls."""
 
 
+@cache
+def where_of(name: str) -> Where:
+    """Where an answer starts. Measured once: a parser for each cut is cheap, a prompt is not."""
+    d = dialogue_of(name)
+    return d._where(d.render(ChatRequest([Message("user", "Question?")], TOOLS)))[0]
+
+
 def parsed(name: str, *parts: str) -> tuple[str, list[tuple[str | None, Any]]]:
     """Content and calls of an answer that comes in these parts."""
-    request = ChatRequest([Message("user", "Question?")], TOOLS)
-    parser = dialogue_of(name).prepare(1, request).parser
+    parser = AnswerParser(1, dialogue_of(name).syntax, TOOLS, where_of(name))
     deltas: list[Delta] = []
     for part in parts:
         deltas += parser.feed(part)
@@ -157,8 +166,10 @@ def test_calls_are_numbered_on_through_a_conversation(name: str, choice: Any) ->
         assert prompt.count(f"get_weather:{number}") + prompt.count(f'_call_id": "{number}"') == 2
     for messages, number in ([question], 0), (earlier, 2):
         prepared = d.prepare(1, ChatRequest(messages, TOOLS, tool_choice=choice))
-        got = generate(prepared, vocabulary, script=NUMBERED[name] % number, max_tokens=900)
+        script = NUMBERED[name] % number
+        got = generate(prepared, vocabulary, script=script, max_tokens=900)
         assert got.n_masked
+        assert got.text.startswith(script)
         assert fold(got.deltas)[2][0][0] == "get_weather"
 
 
@@ -187,3 +198,66 @@ def test_a_closing_tag_that_has_begun_is_gone_on_with_where_tokens_run_short(nam
         way = prepared.constraint.forced(1)
         said += b"".join(vocabulary.piece(token, special=True) for token in way).decode()
         assert parsed(name, said) == ("", [("do-it", {"city": "Paris"})])
+
+
+LITERALS = [
+    ("city='Paris'", "Paris"),
+    ('city="Paris"', "Paris"),
+    ("city=''", ""),
+    ('city="It\'s"', "It's"),
+    ("city='It\\'s \"b\"'", 'It\'s "b"'),
+    ('city="a \\"b\\" c"', 'a "b" c'),
+    ("city='a\\nb\\\\c'", "a\nb\\c"),
+    ("city='\\u00e9\\ud83d\\ude00'", "é😀"),
+    ("city='C:\\dir'", "C:\\dir"),
+    ("city='a, n=3) [x] 'b' c'", "a, n=3) [x] 'b' c"),  # as the template writes it
+    ("city='It\\'s\n'", "It's\n"),
+    ("city = 'Paris' ", "Paris"),
+]
+
+
+@pytest.mark.parametrize(("argument", "city"), LITERALS)
+@pytest.mark.parametrize("rest", ["", ", n=3"])
+def test_texts_are_literals_of_python(argument: str, city: str, rest: str) -> None:
+    if LFM not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    text = f"<|tool_call_start|>[get_weather({argument}{rest})]<|tool_call_end|>"
+    expected = {"city": city, "n": 3} if rest else {"city": city}
+    for cut in range(len(text)):
+        assert parsed(LFM, text[:cut], text[cut:]) == ("", [("get_weather", expected)])
+
+
+@pytest.mark.parametrize("argument", [argument for argument, _ in LITERALS[:7]])
+@pytest.mark.parametrize(
+    "schema", [{"type": "string"}, {}, {"enum": ["It's", "Paris", 'It\'s "b"']}]
+)
+def test_a_model_may_write_literals_of_python(argument: str, schema: dict[str, Any]) -> None:
+    if LFM not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    vocabulary = ByteVocabulary(["<s>", "</s>"])
+    parameters = {"type": "object", "properties": {"city": schema}, "required": ["city"]}
+    request = ChatRequest([Message("user", "?")], [tool("do-it", parameters)])
+    prepared = Dialogue(TEMPLATES[LFM], vocabulary).prepare(1, request)
+    script = f"<|tool_call_start|>[do-it({argument})]<|tool_call_end|>"
+    got = generate(prepared, vocabulary, script=script, max_tokens=900)
+    value = dict(LITERALS)[argument]
+    assert got.n_masked
+    assert got.text.startswith(script) == (value in schema.get("enum", [value]))
+    if not got.text.startswith(script):
+        return
+    _, arguments = fold(got.deltas)[2][0]
+    assert json.loads(arguments) == {"city": value}
+
+
+def test_any_parameters_of_a_tool_that_names_none() -> None:
+    if LFM not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    vocabulary = ByteVocabulary(["<s>", "</s>"])
+    free = tool("do-it", {"type": "object", "additionalProperties": True})
+    request = ChatRequest([Message("user", "?")], [free], tool_choice="required")
+    d = Dialogue(TEMPLATES[LFM], vocabulary)
+    for seed in range(4):
+        got = generate(d.prepare(1, request), vocabulary, max_tokens=600, seed=seed)
+        calls = fold(got.deltas)[2]
+        assert got.ended and calls
+        assert all(isinstance(json.loads(arguments), dict) for _, arguments in calls)

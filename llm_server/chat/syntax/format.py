@@ -38,8 +38,9 @@ class ParamArgs:
 
     `pre` opens a parameter, `separator` stands between two of them (blank or a comma).
     `escape` is how text is written: as it is, with XML entities, in a CDATA section where
-    needed, or as JSON. `quote` opens and closes texts inside arrays and objects of a dialect
-    without JSON's quotes; `item` and `member` wrap values there when they are elements.
+    needed, as JSON, or between quotes as Python's literals: the model escapes what is in them,
+    though the template may not. `quote` opens and closes texts inside arrays and objects of a
+    dialect without JSON's quotes; `item` and `member` wrap values there when they are elements.
     `words` are the spellings of true, false and null. `wrappers` lacks "null" where the model is
     shown calls without the parameters that are null: then a missing one stands for null. `sorts`:
     it is shown parameters and members in alphabetical order, whatever the schema's.
@@ -48,12 +49,17 @@ class ParamArgs:
     pre: Literal
     separator: Literal
     wrappers: dict[Kind, Wrapper]
-    escape: OneOf["raw", "xml", "cdata", "json"] = "raw"
+    escape: OneOf["raw", "xml", "cdata", "json", "python"] = "raw"
     quote: tuple[str, str] | None = None
     item: Wrapper | None = None
     member: Wrapper | None = None
     words: tuple[str, str, str] = ("true", "false", "null")
     sorts: bool = False
+
+    @property
+    def quoted(self) -> bool:
+        """Whether a text stands between quotes, as in JSON and Python: a value like others."""
+        return self.escape in ("json", "python")
 
     @property
     def bare(self) -> bool:

@@ -73,14 +73,14 @@ def _measure(body: str, render: Render) -> tuple[ParamArgs, str, str, str]:
         pre=build(pre),
         separator=build(separator),
         wrappers=wrappers,
-        escape=values.escape(mid, post),
+        escape="python" if _in_quotes(mid, post, wrappers) else values.escape(mid, post),
         quote=values.quote,
         item=values.item,
         member=values.member,
         words=values.words(),
         sorts=_sorts(render),
     )
-    if args.escape == "json":
+    if args.quoted:
         wrappers["string"] = wrappers["number"]
     region = "".join(
         (pre, KEYS[0], mid, VALUES[0], post.replace(_HOLE, KEYS[0]), separator)
@@ -167,6 +167,14 @@ class _Values:
         elif not before.startswith("{"):
             _, mid = _cut(before, KEYS[1])
             self.member = Wrapper(build(mid), _literal(after.replace(KEYS[1], _HOLE)))
+
+
+def _in_quotes(mid: str, post: str, wrappers: dict[Kind, Wrapper]) -> bool:
+    """Whether texts differ from other values by a quote at each end alone, which is no JSON."""
+    return post == "'" and (_literal(mid), ()) == (
+        build(*wrappers["number"].mid, post),
+        wrappers["number"].post,
+    )
 
 
 def _written(spellings: Sequence[str]) -> list[str]:

@@ -28,6 +28,8 @@ _NUMBER = r"/-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,15})?/"
 _NUMBERS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
 """What JSON Schema says of numbers."""
 _NAME = "/[a-zA-Z_][a-zA-Z0-9_]{0,63}/"
+_SINGLE_QUOTED = r"""/'([^'\\\x00-\x1F\x7F]|\\['"\\nrt])*'/"""
+_ESCAPES = str.maketrans({"\\": r"\\", "'": r"\'", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 TEXT = frozenset({"string"})
 _INTEGER = r"/-?(0|[1-9][0-9]{0,15})/"
 
@@ -89,7 +91,10 @@ class ParamGrammar:
         if any(isinstance(part, Slot) for part in wrapper.post):
             return ""
         pre = self._lark.text(text_of(self._args.pre))
-        one = self._lark.rule(f"{pre} {_NAME} {self._text(wrapper, '', {})}")
+        values = [self._text(wrapper, "", {})]
+        if not self._writes_text:
+            values = self._grouped("", {}, frozenset(self._args.wrappers))
+        one = self._lark.rule(f"{pre} {_NAME} ( {' | '.join(values)} )")
         between = self._lark.text(text_of(self._args.separator))
         return self._lark.rule(f'"" | {one} ( {between} {one} )*')
 
@@ -125,7 +130,7 @@ class ParamGrammar:
 
     @property
     def _writes_text(self) -> bool:
-        return self._args.escape != "json"
+        return not self._args.quoted
 
     def _kinds(self, schema: JsonValue) -> frozenset[str]:
         """The kinds of a schema that this dialect can write; all, if it can write none."""
@@ -214,7 +219,19 @@ class ParamGrammar:
         rest: list[Kind] = [k for k in kinds if k not in ("boolean", "null")]
         if rest:
             options.append(self._json(schema, rest))
+        if "string" in kinds and self._args.escape == "python":
+            options += self._single_quoted(part)
         return f"( {' | '.join(options)} )"
+
+    def _single_quoted(self, schema: JsonObject) -> list[str]:
+        """Texts between single quotes; within bounds they stand between double ones alone."""
+        if self._bounds(schema):
+            return []
+        values = values_of(schema)
+        if values is None:
+            return [_SINGLE_QUOTED]
+        escaped = (v.translate(_ESCAPES) for v in values if isinstance(v, str))
+        return [self._lark.text(f"'{text}'") for text in escaped]
 
     def _dialect(self, schema: JsonValue, kinds: Sequence[str], depth: int) -> str:
         """A value in a syntax of its own; empty if there is none that is not too deep.

@@ -99,11 +99,11 @@ class ParamParser:
             raw = yield from self._until(text_of(post))
         if raw is None:
             return False
-        self._emit(json.dumps(self._read(raw, kinds, schema), ensure_ascii=False))
+        self._emit(_as_json(self._read(raw, kinds, schema)))
         return True
 
     def _read(self, raw: str, kinds: frozenset[str], schema: JsonValue) -> JsonValue:
-        if kinds == {"string"} and self._args.escape != "json":
+        if kinds == {"string"} and not self._args.quoted:
             return read_text(raw, self._args)
         value = read_value(raw, self._args, schema)
         if "string" in kinds and not kinds_of({"const": value}) <= kinds:
@@ -203,7 +203,11 @@ class ParamParser:
                 if char == quote[0][0] and (yield from reader.need(n + len(quote[0]))):
                     if reader.text.startswith(quote[0], reader.pos + n):
                         opened = quote
-            n = (yield from self._quoted(n, opened)) if opened else n + 1
+            start, n = n, (yield from self._quoted(n, opened)) if opened else n + 1
+            if opened and start == 0 and self._args.escape == "python":
+                # Templates write quotes within as they are: one that nothing follows is no end.
+                while not (yield from reader.peek(self._followers(), n)):
+                    n = yield from self._quoted(n - len(opened[0]), opened)
         # A value that was cut belongs to its call. Read again, call by call, it would cost the
         # square of its length.
         reader.take(len(reader.text) - reader.pos)
@@ -250,6 +254,13 @@ def _until_marker(literal: Literal) -> Literal:
 def _blanks(text: str, lead: str) -> int:
     """How much of the end of `text` could be the blanks before a closing tag."""
     return len(lead) if lead and text.endswith(lead) else overlap(text, lead)
+
+
+def _as_json(value: JsonValue) -> str:
+    """JSON with its letters as they are, but for halves of them, which no UTF-8 can say."""
+    text = json.dumps(value, ensure_ascii=False)
+    halves = any("\ud800" <= char <= "\udfff" for char in text)
+    return json.dumps(value) if halves else text
 
 
 def _escaped(text: str) -> str:

@@ -22,6 +22,8 @@ JsonValue: TypeAlias = Any
 MAX_DEPTH = 64
 _WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_SIGNS = {"\\": "\\", "'": "'", '"': '"', "n": "\n", "t": "\t", "r": "\r", "\n": ""}
 _WORD = re.compile(r"[^,:{}\[\]]*")
 
 
@@ -53,7 +55,19 @@ def read_value(raw: str, args: ParamArgs, schema: JsonValue) -> JsonValue:
             return value
         return read_literal(text)
     except (_Unreadable, RecursionError):
-        return read_text(raw, args)
+        return _in_quotes(text) if args.escape == "python" else read_text(raw, args)
+
+
+def _in_quotes(text: str) -> str:
+    """A text between quotes that is no literal: with line breaks, or with quotes that are not
+    escaped, as some templates write them. Nothing is escaped then."""
+    quote = text[:1]
+    if quote not in ("'", '"') or len(text) < 2 or not text.endswith(quote):
+        return text
+    inner = text[1:-1]
+    if _ESCAPED.sub("", inner).count(quote):
+        return inner
+    return _ESCAPED.sub(lambda match: _SIGNS.get(match[1], match[0]), inner)
 
 
 def read_literal(text: str) -> JsonValue:
