@@ -25,8 +25,8 @@ def test_chat_and_stream(base_url: str) -> None:
     # end
     assert "demo model" in (model.chat([ChatMessage("who are you?")]).message.content or "")
     deltas = model.stream_chat([ChatMessage("Where do I put my models?")])
-    assert "models/" in "".join(chunk.delta or "" for chunk in deltas)
-    assert "models/" in str(asyncio.run(model.acomplete("Where do I put my models?")))
+    assert "GGUF" in "".join(chunk.delta or "" for chunk in deltas)
+    assert "GGUF" in str(asyncio.run(model.acomplete("Where do I put my models?")))
 
 
 def test_tools(base_url: str) -> None:

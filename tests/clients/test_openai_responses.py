@@ -77,7 +77,7 @@ def test_a_stream(base_url: str) -> None:
             if event.type == "response.output_text.delta":
                 print(event.delta, end="", flush=True)
     # end
-    assert "models/" in stream.get_final_response().output_text
+    assert "GGUF" in stream.get_final_response().output_text
     client.close()
 
 
