@@ -216,9 +216,10 @@ class Registry:
 
     def _near(self, name: str) -> list[str]:
         """Models with a name like that, however it is capitalised."""
-        spelt = {known.casefold(): model.name for known, model in self._names.items()}
+        names = {known: [model.name] for known, model in self._names.items()} | self._ambiguous
+        spelt = {known.casefold(): meant for known, meant in names.items()}
         near = get_close_matches(name[:128].casefold(), spelt, n=3, cutoff=0.7)
-        return list(dict.fromkeys(spelt[n] for n in near))
+        return list(dict.fromkeys(model for n in near for model in spelt[n]))
 
 
 def _of_name(

@@ -114,6 +114,12 @@ def test_near_names_are_near_however_they_are_capitalised(tmp_path: Path) -> Non
         scanned(tmp_path).find("QWEN-SMALL")
 
 
+def test_near_a_name_that_several_have_are_all_of_them(tmp_path: Path) -> None:
+    add_models(tmp_path, "a/small.gguf", "b/small.gguf", "other.gguf")
+    with pytest.raises(ModelNotFound, match=r"Did you mean a/small\.gguf or b/small\.gguf\?"):
+        scanned(tmp_path).find("SMALL")
+
+
 @pytest.mark.parametrize(
     ("there", "said"),
     [
