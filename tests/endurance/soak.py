@@ -209,9 +209,14 @@ class Soak:
                 self.report.faults.append(f"after {requests} requests: {status}")
                 break
         # The guard of the preparing threads is a thread that lives while something is prepared, and
-        # a moment longer: what has grown for good is still there at the deadline.
-        most = self.report.samples[0].threads[1] if self.report.samples else 0
-        while 0 < most < worker.num_threads() and time.monotonic() < deadline:
+        # a moment longer, as is a file of the cache that is being read: what has grown for good is
+        # still there at the deadline.
+        first = self.report.samples[0] if self.report.samples else None
+        while (
+            first is not None
+            and (worker.num_threads() > first.threads[1] or worker.num_fds() > first.descriptors[1])
+            and time.monotonic() < deadline
+        ):
             self._clients[0].get("/")
         server = psutil.Process(self._server.process.pid)
         both = (server, worker)
