@@ -94,7 +94,7 @@ def test_a_warmed_prompt_is_reused(server: LiveServer) -> None:
     warmed = server.client.post("/restore_cache", json={"messages": messages}).json()
     assert warmed["status"] == "ok" and warmed["cached_tokens"] < 10
     again = server.client.post("/restore_cache", json={"messages": messages}).json()
-    assert again["cached_tokens"] == again["prompt_tokens"] - 1
+    assert again["cached_tokens"] == again["prompt_tokens"]
     chat = {"messages": [*messages, {"role": "user", "content": "name"}], "max_tokens": 1}
     usage = server.client.post("/chat/completions", json=chat).json()["usage"]
     assert usage["prompt_tokens_details"]["cached_tokens"] > warmed["prompt_tokens"] * 0.9

@@ -133,11 +133,8 @@ class DiskTier:
         wake: Callable[[], None],
         head: int = 0,
     ) -> Fetch:
-        """Begin to look for more than the `n_known` first tokens; `wake` is called when done.
-
-        The last token is never looked for: it must be computed.
-        """
-        fetch = Fetch(tokens[:-1], namespace, n_known, head)
+        """Begin to look for more than the `n_known` first tokens; `wake` is called when done."""
+        fetch = Fetch(tokens, namespace, n_known, head)
         if not self._trusted or len(fetch.tokens) - n_known < WORTH_READING:
             fetch.done = True
         else:

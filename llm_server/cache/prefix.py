@@ -117,7 +117,7 @@ class PrefixCache:
     def acquire(
         self, tokens: Sequence[int], namespace: str = "", fetch: Fetch | None = None
     ) -> Lease | None:
-        """A lease that holds the longest known prefix of `tokens`, always short of its last one.
+        """A lease that holds the longest known prefix of `tokens`.
 
         What `fetch` found beyond the cells becomes the lease's `pieces`. None when as many
         sequences run as the memory can tell apart.
@@ -332,8 +332,7 @@ class PrefixCache:
         tree = self._trees.get(namespace)
         if tree is None:
             return 0, -1
-        # The last token is always computed: its logits choose the first new one.
-        return tree.match(tokens[:-1], whole=self._memory.whole_state)
+        return tree.match(tokens, whole=self._memory.whole_state)
 
     def _redundant(self, tree: CellTree, sequence: int) -> bool:
         """Whether other sequences hold all that this one does; a state, at the same position."""

@@ -72,7 +72,7 @@ class Admission:
                 continue
             if leader.id not in sequence.shared_with:
                 n = common_prefix(leader.tokens, 0, sequence.reusable, 0)
-                sequence.shared_with[leader.id] = min(n, leader.n_prompt, sequence.n_wanted - 1)
+                sequence.shared_with[leader.id] = min(n, leader.n_prompt)
             shared = sequence.shared_with[leader.id]
             if leader.n_computed < shared and shared - known >= WORTH_WAITING:
                 if self._context.whole_state:

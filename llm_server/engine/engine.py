@@ -16,6 +16,8 @@ from llm_server.cache.prefix import PrefixCache
 from llm_server.engine.admission import Admission
 from llm_server.engine.answer import Vocabulary
 from llm_server.engine.draft import guesses
+from llm_server.engine.ends import PromptEnds
+from llm_server.engine.logprobs import Logits
 from llm_server.engine.pace import Pace
 from llm_server.engine.rows import Decoder, Row
 from llm_server.engine.scheduler import Want, next_depth, plan
@@ -54,6 +56,7 @@ class Engine:
         self._context = context
         self._vocabulary = vocabulary
         self._cache = PrefixCache(context, disk)
+        self._ends = PromptEnds()
         self._admission = Admission(context, self._cache, wake)
         self._batch = context.batch
         self._pace = pace or Pace(context.n_batch)
@@ -74,6 +77,8 @@ class Engine:
         sequence = Sequence(prompt, self._vocabulary, self._context.n_ctx, owner)
         if self._context.whole_state:
             sequence.boundaries = {prompt.head, *prompt.boundaries}
+        if not sequence.is_echoing:
+            sequence.end = self._ends.recall(sequence.tokens, sequence.namespace)
         self._admission.waiting.append(sequence)
 
     def cancel(self, id: int) -> None:
@@ -108,19 +113,21 @@ class Engine:
         now = self._clock()
         self._admission.admit(self._running, lambda sequence: self._want(sequence, now), now)
         rows: list[Row] = []
+        events: list[RequestEvent] = []
         try:
             self._restore()
+            events += self._skip_known()
             rows = self._plan()
             saved = self._cache.save_some(busy=bool(rows))
             started = self._clock()
             if not rows or not self._decode(rows):
-                self._stalled = not saved
-                return []
+                self._stalled = not saved and not events
+                return events
         except Exception:
             logger.exception("a step of %d rows failed", len(rows))
-            return self._fail_step(rows)
+            return events + self._fail_step(rows)
         self._commit(rows, self._clock() - started)
-        return [event for row in rows for event in self._advance(row)]
+        return events + [event for row in rows for event in self._advance(row)]
 
     def close(self, deadline_s: float) -> None:
         """Write what is worth keeping of the cached prompts. The engine is not used afterwards."""
@@ -160,6 +167,16 @@ class Engine:
                 sequence.restored(n, self._clock() - started)
                 if n and self._context.whole_state:
                     self._keep(sequence)  # the state moves on, and others may have come for it
+
+    def _skip_known(self) -> list[RequestEvent]:
+        """Let those answer whose prompt needs nothing computed: its end is known, too."""
+        events: list[RequestEvent] = []
+        for sequence in [s for s in self._running if not s.n_wanted and not s.is_restoring]:
+            assert sequence.end is not None, "a sequence wants nothing, and its end is not known"
+            self._prompt_done(sequence)
+            row = Row(sequence, 0, self._context.put_back(sequence.end), [])
+            events += self._advance(row)
+        return events
 
     def _plan(self) -> list[Row]:
         """Fill the batch: decoding sequences first, then prompts as far as time and cells go."""
@@ -221,11 +238,25 @@ class Engine:
             if start < sequence.head <= end:
                 self._cache.persist(sequence.tokens[: sequence.head], sequence.namespace)
             if start < sequence.n_prompt <= end:
-                if sequence.persist:
-                    for n in sequence.stored_ends:
-                        self._cache.persist(sequence.tokens[:n], sequence.namespace)
-                elif 0 < sequence.head <= sequence.n_found:
-                    self._cache.count_hit(sequence.tokens[: sequence.head], sequence.namespace)
+                self._prompt_done(sequence)
+            if sequence.is_prefilling and not sequence.n_wanted:
+                self._remember(sequence, self._context.logits(row.index))
+
+    def _prompt_done(self, sequence: Sequence) -> None:
+        """All of a prompt has cells: store it if that is wanted, and count what was found of it."""
+        if sequence.persist:
+            for n in sequence.stored_ends:
+                self._cache.persist(sequence.tokens[:n], sequence.namespace)
+        elif 0 < sequence.head <= sequence.n_found:
+            self._cache.count_hit(sequence.tokens[: sequence.head], sequence.namespace)
+
+    def _remember(self, sequence: Sequence, logits: Logits) -> None:
+        """Keep the end of a prompt, for later requests and who waits with the same one."""
+        end = self._ends.remember(sequence.tokens, sequence.namespace, logits)
+        for other in self._admission.waiting:
+            same = (other.namespace, other.tokens) == (sequence.namespace, sequence.tokens)
+            if same and not other.is_echoing:
+                other.end = end
 
     def _keep(self, sequence: Sequence) -> None:
         """Leave the state behind that a sequence has now."""

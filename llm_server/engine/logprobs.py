@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from llm_server.worker.messages import Logprobs, TokenLogprob, TokenLogprobs
 
 _BLOCK = 64  # numbers, of which the highest stands for all in a first look
+
+Logits: TypeAlias = npt.NDArray[np.float32]
+"""What a model says of every token of its vocabulary, as llama.cpp computed it: [n_vocab]."""
 
 LEAST = -9999.0
 """What is said of a token that cannot come: JSON has no minus infinity. OpenAI's number."""
@@ -34,7 +37,7 @@ class Scores:
     def __init__(
         self,
         id: int,
-        logits: Callable[[int], npt.NDArray[np.float32]],
+        logits: Callable[[int], Logits],
         vocabulary: Spelling,
         top: int,
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from llm_server.cache.prefix import Memory
+from llm_server.engine.logprobs import Logits
 from llm_server.engine.sequence import Sequence
 
 
@@ -27,11 +28,16 @@ class Decoder(Memory, Protocol):
 
     def decode(self) -> Literal["done", "no_cells"]: ...
 
+    def logits(self, row: int) -> Logits: ...
+
+    def put_back(self, logits: Logits) -> int: ...
+
 
 class Row:
     """A sequence's part of a step: its next `n` tokens, the last of them at `index`.
 
-    Behind them come those of a `draft`: guesses, to be kept as far as they turn out right.
+    `n` is 0 where nothing had to be computed. Behind them come those of a `draft`: guesses, to be
+    kept as far as they turn out right.
     """
 
     __slots__ = ("draft", "index", "n", "sequence")

@@ -21,7 +21,7 @@ from llm_server.engine.answer import (
     Vocabulary,
 )
 from llm_server.engine.draft import Lookup
-from llm_server.engine.logprobs import Scores
+from llm_server.engine.logprobs import Logits, Scores
 from llm_server.worker.messages import (
     Delta,
     Finished,
@@ -96,6 +96,7 @@ class Sequence:
     `owner` is whose it is, for taking turns.
     `boundaries` are positions where a step must end because the state there is wanted;
     `shared_with` remembers how many first tokens it has in common with other sequences, by id.
+    `end` are the logits behind the prompt, if they are known before it is computed.
     After a preemption it has no lease and nothing computed, but all its tokens, its sampler and
     its text stay: it goes on where it was.
     """
@@ -115,6 +116,7 @@ class Sequence:
         self.n_cached: int | None = None
         self.n_restored = 0
         self.state_bytes = 0
+        self.end: Logits | None = None
         self.boundaries: set[int] = set()
         self.shared_with: dict[int, int] = {}
         room = n_ctx - self.n_prompt
@@ -157,8 +159,8 @@ class Sequence:
     def stored_ends(self) -> list[int]:
         """How many first tokens are stored of a prompt that is to be.
 
-        A whole state is of no use to the same prompt, whose last token is always computed, so the
-        one at the last boundary is stored, too.
+        A whole state is of no use to the same prompt where the logits behind it are forgotten, so
+        the one at the last boundary is stored, too.
         """
         before = max((b for b in self.boundaries if b < self.n_prompt), default=0)
         return [before, self.n_prompt] if before else [self.n_prompt]
@@ -170,8 +172,9 @@ class Sequence:
 
     @property
     def reusable(self) -> list[int]:
-        """The tokens up to the first one that must be computed, because its logits are wanted."""
-        return self.tokens[: self._first_output + 1] if self.is_echoing else self.tokens
+        """The first tokens, which need not be computed if somebody has: those before the first
+        whose logits are wanted, and not known."""
+        return self.tokens if self.end is not None else self.tokens[: self._first_output]
 
     def n_outputs(self, n: int) -> int:
         """Of the next `n` tokens, the logits of so many last ones are wanted."""
@@ -253,6 +256,7 @@ class Sequence:
         if self.n_wanted:
             n_done = min(self.n_computed, self.n_prompt)
             return [*deltas, Progress(self.id, self.n_prompt, n_done, self.n_found)]
+        self.end = None
         if self._first_token is None:
             self._first_token = time.monotonic()
         n_before, n_right = len(self.tokens), 0

@@ -111,6 +111,7 @@ class Context:
         self.n_ubatch: int = lib.llama_n_ubatch(self._context)
         self.max_outputs: int = params.n_outputs_max
         self.batch = Batch(self.n_batch, self._n_owners)
+        self._put_back: list[npt.NDArray[np.float32]] = []
         self._memory = lib.llama_get_memory(self._context)
 
     @property
@@ -125,6 +126,7 @@ class Context:
         Raises:
             DecodeError: the computation failed.
         """
+        self._put_back.clear()
         status = lib.llama_decode(self._context, self.batch.struct)
         if status == 1:
             return "no_cells"
@@ -134,8 +136,15 @@ class Context:
 
     def logits(self, row: int) -> npt.NDArray[np.float32]:
         """The logits of a row that asked for them: a view, [n_vocab], valid until `decode`."""
+        if row < 0:
+            return self._put_back[~row]
         pointer = lib.llama_get_logits_ith(self._context, row)
         return np.ctypeslib.as_array(pointer, (self.model.vocab.n_tokens,))
+
+    def put_back(self, logits: npt.NDArray[np.float32]) -> int:
+        """Have a copy of earlier logits [n_vocab] until `decode`; returns their row, below 0."""
+        self._put_back.append(logits.copy())
+        return -len(self._put_back)
 
     def share(self, source: int, target: int, start: int, stop: int) -> None:
         """Let `target` have the positions [start, stop) of `source` too, at no cost.

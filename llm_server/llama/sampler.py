@@ -16,6 +16,9 @@ from llm_server.worker.messages import Sampling
 _MIN_KEEP = 1
 _MIROSTAT_M = 100  # llama.cpp's own constant in common/sampling.cpp
 
+_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+"""struct llama_token_data."""
+
 
 class Sampler:
     """Picks the next token of one sequence. Order of the chain: llama.cpp's default.
@@ -44,7 +47,7 @@ class Sampler:
             lib.llama_sampler_accept(self._chain, token)
 
     def sample(self, row: int, mask: npt.NDArray[np.int32] | None = None) -> int:
-        """The next token from the logits of `row` of the last batch; remembered by penalties.
+        """The next token from the logits of `row` (`Context.logits`); remembered by penalties.
 
         `mask` holds a bit for each token that is allowed, 32 to a word, the lowest first.
         """
@@ -52,6 +55,8 @@ class Sampler:
             logits = self._context.logits(row)
             allowed = np.unpackbits(mask.view(np.uint8), count=len(logits), bitorder="little")
             logits[allowed == 0] = -np.inf
+        if row < 0:
+            return self._sample_put_back(row)
         token: int = lib.llama_sampler_sample(self._chain, self._context.handle, row)
         return token
 
@@ -64,6 +69,19 @@ class Sampler:
         if self._chain:
             lib.llama_sampler_free(self._chain)
             self._chain = None
+
+    def _sample_put_back(self, row: int) -> int:
+        """As `llama_sampler_sample` does it, from logits that llama.cpp does not have any more."""
+        logits = self._context.logits(row)
+        candidates = np.zeros(len(logits), _CANDIDATE)
+        candidates["id"] = np.arange(len(logits))
+        candidates["logit"] = logits
+        data = ctypes.cast(candidates.ctypes.data, lib.llama_token_data_p)
+        chosen = lib.llama_token_data_array(data, len(logits), -1, False)
+        lib.llama_sampler_apply(self._chain, ctypes.byref(chosen))
+        token: int = chosen.data[chosen.selected].id
+        self.accept(token)
+        return token
 
     def _add(self, sampler: int) -> None:
         lib.llama_sampler_chain_add(self._chain, sampler)

@@ -11,10 +11,12 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 from llm_server.cache.disk import DiskTier
 from llm_server.engine.answer import Mask, TokenConstraint
 from llm_server.engine.engine import Engine
-from llm_server.engine.logprobs import Scores
+from llm_server.engine.logprobs import Logits, Scores
 from llm_server.engine.sequence import Echo, Prompt
 from llm_server.worker.messages import (
     Content,
@@ -98,6 +100,7 @@ class FakeContext:
         self.refuse: Callable[[], None] = lambda: None
         self.n_refused = self.n_loads = 0
         self._outputs: dict[int, int] = {}
+        self._put_back: list[int] = []
 
     @property
     def n_used(self) -> int:
@@ -122,7 +125,7 @@ class FakeContext:
             return "no_cells"
         self.steps.append(rows)
         self.on_decode(n_rows)
-        self._outputs, index = {}, -1
+        self._outputs, self._put_back, index = {}, [], -1
         for seq_id, start, tokens, logits in rows:
             cells = self.sequences[seq_id]
             assert start == len(cells), f"position {start} after {len(cells)} cells"
@@ -135,7 +138,14 @@ class FakeContext:
         return "done"
 
     def output(self, row: int) -> int:
-        return self._outputs[row]
+        return self._put_back[~row] if row < 0 else self._outputs[row]
+
+    def logits(self, row: int) -> Logits:
+        return np.array([self.output(row)], np.float32)
+
+    def put_back(self, logits: Logits) -> int:
+        self._put_back.append(int(logits[0]))
+        return -len(self._put_back)
 
     def share(self, source: int, target: int, start: int, stop: int) -> None:
         cells = self.sequences[source]

@@ -197,7 +197,7 @@ def test_what_the_cells_cannot_hold_is_on_disk_before_it_is_dropped(tmp_path: Pa
         server.store.flush(10)
     for id, tokens in enumerate(prompts, start=3):
         usage = server.ask(id, tokens)
-        assert usage.cached_tokens == 99
+        assert usage.cached_tokens == 100
         server.store.flush(10)
 
 
@@ -263,9 +263,9 @@ def test_older_prefixes_leave_the_cells_once_the_disk_has_them(tmp_path: Path) -
         server.store.flush(10)
     assert server.context.n_used <= 3 * (n + 10)
     newest = server.ask(6, prompts[5])
-    assert (newest.cached_tokens, newest.disk_tokens) == (n - 1, 0)
+    assert (newest.cached_tokens, newest.disk_tokens) == (n, 0)
     oldest = server.ask(7, prompts[0])
-    assert (oldest.cached_tokens, oldest.disk_tokens) == (n - 1, n - 1)
+    assert (oldest.cached_tokens, oldest.disk_tokens) == (n, n)
 
 
 def test_prefixes_stay_in_the_cells_when_the_disk_cannot_take_them(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_prefixes_stay_in_the_cells_when_the_disk_cannot_take_them(tmp_path: Pat
     for id, tokens in enumerate(prompts):
         server.ask(id, tokens)
     usage = server.ask(6, prompts[0])
-    assert (usage.cached_tokens, usage.disk_tokens) == (len(prompts[0]) - 1, 0)
+    assert (usage.cached_tokens, usage.disk_tokens) == (len(prompts[0]), 0)
 
 
 def test_only_what_was_asked_for_is_waited_for(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_a_known_prompt_is_computed_anew_and_another_uses_it() -> None:
     echoes.bench.submit(3, prompt(1, 60), max_tokens=1)
     echoes.bench.run()
     end = echoes.bench.ends[3]
-    assert isinstance(end, Finished) and end.usage.cached_tokens == 59
+    assert isinstance(end, Finished) and end.usage.cached_tokens == 60
 
 
 def test_many_at_once_share_the_logits_of_a_step_and_stop_nobody() -> None:

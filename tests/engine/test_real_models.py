@@ -76,6 +76,19 @@ def test_idle_prefixes_are_exact_in_every_order(runner: Runner) -> None:
     runner.assert_all_greedy(prompts)
 
 
+def test_the_same_prompt_again_answers_the_same(context: Context) -> None:
+    runner = Runner(context)
+    prompts = [HEAD + QUESTIONS[0]] * 3
+    first = runner.answer(prompts[0])
+    assert runner.answers(prompts[1:]) == [first, first]
+    if not context.whole_state:
+        assert all(
+            runner.ends[i].usage.cached_tokens == runner.ends[i].usage.prompt_tokens for i in (1, 2)
+        )
+    wild = Sampling(temperature=1.5, seed=7, max_tokens=16)
+    assert runner.answer(prompts[0], wild) == Runner(context).answer(prompts[0], wild)
+
+
 def test_thirty_two_streams_on_four_sequences(runner: Runner) -> None:
     prompts = [turn(f"name {i} {'word ' * (i % 7)}") for i in range(32)]
     runner.answers(prompts)

@@ -149,6 +149,37 @@ def test_repeat_penalty_reaches_back_into_the_prompt(context: Context) -> None:
         sampler.close()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        with_(WILD, temperature=0.0),
+        WILD,
+        with_(WILD, top_k=40, top_p=0.9, min_p=0.05, temperature=0.8),
+        with_(WILD, xtc_probability=0.5, xtc_threshold=0.01, repeat_penalty=1.3),
+        with_(WILD, mirostat=2),
+    ],
+)
+def test_what_is_put_back_is_sampled_as_it_was(
+    context: Context, sampling: Sampling, masked: bool
+) -> None:
+    """As from the row that the logits came from, also by those who come after the first."""
+    draws(context, WILD, 1)
+    tokens = context.model.vocab.tokenize(TEXT, parse_special=True)
+    n_vocab = context.model.vocab.n_tokens
+    mask = np.full(-(-n_vocab // 32), 0x0F0F0F0F, np.int32) if masked else None
+    kept = context.logits(len(tokens) - 1).copy()
+    rows = [context.put_back(kept), context.put_back(kept), len(tokens) - 1]
+    for seed in range(20):
+        drawn = []
+        for row in rows:
+            sampler = Sampler(context, with_(sampling, seed=seed), tokens)
+            drawn.append([sampler.sample(row, mask) for _ in range(3)])
+            sampler.close()
+        assert drawn[0] == drawn[1] == drawn[2]
+    assert len(set(rows)) == 3
+
+
 @pytest.mark.parametrize("mirostat", [1, 2])
 def test_mirostat_aims_at_its_surprise(context: Context, mirostat: int) -> None:
     runner = Runner(context)

@@ -150,7 +150,7 @@ def test_requests_are_answered_and_the_same_again(loaded: Process) -> None:
     again, warm = loaded.end_of(2)
     assert again == text
     assert isinstance(warm, Finished)
-    assert warm.usage.cached_tokens == end.usage.prompt_tokens - 1
+    assert warm.usage.cached_tokens == end.usage.prompt_tokens
 
 
 def test_the_cells_in_use_are_told_while_it_runs_and_when_it_is_idle(loaded: Process) -> None:
