@@ -5,6 +5,8 @@ Pure arithmetic over durations that the engine measures; it knows no sequences.
 
 from __future__ import annotations
 
+import math
+
 TILE = 4
 """Rows that llama.cpp's CPU kernels compute together: 13 cost as much as 16."""
 
@@ -17,10 +19,12 @@ _BASE_ROWS = 10
 """What a step costs before its first row, in rows (measured: of full prompt speed 16 rows a step
 keep 70 %, 32 keep 77, 40 keep 83, 64 keep 90)."""
 
-_LEAST = 4  # rows that are nearly free beside a decoding one, however slow the machine
+_LEAST = 12
+"""However slow the machine: with four rows a step a prompt took 3.3 times its time."""
 _LEAST_ALONE = 32
 """However slow the machine: smaller steps compute a prompt at a third of its speed, and who comes
 meanwhile waits no longer than some three times what a dozen rows of their own will take."""
+_SLACK = 7 / 6  # a wide step may be so much longer than one should be
 _SMOOTHING = 0.3  # weight of the newest step in the running means
 _FASTEST_S = 1e-6  # a coarse clock may measure nothing at all
 _LINE_STEPS = 50  # over how many steps the cost of a row is put on a line
@@ -31,11 +35,13 @@ _MEMORY = 500
 class Pace:
     """Limits of prompt tokens per step, from the measured cost of a row in batches of either kind.
 
-    `busy_s` is how long a step may take while others decode (it is their gap between tokens, and
-    small chunks cost the prompt up to twice its time; where it makes the step wide, a sixth more),
+    `busy_s` is how long a step may take while others decode (it is their gap between tokens),
     `alone_s` while nobody does (it is how long a new request waits to be noticed), or fewer do than
-    wait with short prompts. Where a wide step takes longer, up to twice `alone_s`, it is taken all
-    the same if nobody decodes, or if narrow ones would more than double a prompt's time.
+    wait with short prompts; where it makes the step wide, a sixth more. A wide step that takes
+    longer is taken all the same if nobody decodes, up to twice `alone_s`; or if it is worth the
+    gap: where narrow ones would add a quarter to a prompt's time, up to `alone_s` (and the sixth);
+    where they would double it, up to twice `alone_s`; and where they take two thirds as long
+    themselves, as beside other programs.
     """
 
     def __init__(self, n_batch: int, *, busy_s: float = 0.22, alone_s: float = 0.5) -> None:
@@ -61,31 +67,40 @@ class Pace:
             return min(room, 4 * TILE if n_decoding else 32 * TILE)
         busy = n_decoding >= max(1, n_short)
         seconds = self._busy_s if busy else self._alone_s
-        wide_step_s = (WIDE + _BASE_ROWS) * wide_s
-        if wide_step_s <= seconds * 7 / 6:
-            n_rows = max(WIDE, int(seconds / wide_s) - _BASE_ROWS) // _WIDE_TILE * _WIDE_TILE
-            if not self._wide.at(depth):
-                n_rows = WIDE  # a guess is tried with the fewest rows that tell
-            return max(1, min(room, max(_LEAST, n_rows - n_decoding)))
-        n_rows = min(WIDE, int(seconds / narrow_s) - _BASE_ROWS) // TILE * TILE
-        n_narrow = max(_LEAST if busy else _LEAST_ALONE, n_rows - n_decoding)
-        narrow_step_s = (n_narrow + n_decoding + _BASE_ROWS) * narrow_s
-        n_wide = max(1, WIDE - n_decoding)
-        doubled = n_wide / wide_step_s > 2 * n_narrow / narrow_step_s
-        if wide_step_s <= 2 * self._alone_s and (doubled or not busy):
-            n_narrow = n_wide
-        return max(1, min(room, n_narrow))
+        least = _LEAST if busy else _LEAST_ALONE
+        n_wide = WIDE - n_decoding
+        if _step_seconds(WIDE, wide_s) <= seconds * _SLACK:
+            if self._wide.at(depth):  # a guess is tried with the fewest rows that tell
+                n_wide = max(WIDE, _rows_in(seconds, wide_s, _WIDE_TILE)) - n_decoding
+            return max(1, min(room, max(least, n_wide)))
+        n_narrow = max(least, min(WIDE, _rows_in(seconds, narrow_s, TILE)) - n_decoding)
+        wide_step_s = _step_seconds(WIDE, wide_s)
+        narrow_step_s = _step_seconds(n_narrow + n_decoding, narrow_s)
+        gain = n_wide / wide_step_s / (n_narrow / narrow_step_s) if busy else math.inf
+        pays = wide_step_s <= self._longest(gain, narrow_step_s)
+        return max(1, min(room, n_wide if pays else n_narrow))
+
+    def _longest(self, gain: float, narrow_step_s: float) -> float:
+        """Seconds that a wide step may take, if it computes a prompt `gain` times as fast as narrow
+        steps of `narrow_step_s` seconds would."""
+        if gain <= 1.25:
+            return 0.0
+        longest = 2 * self._alone_s if gain > 2 else self._alone_s * _SLACK
+        return max(longest, 1.5 * narrow_step_s)
 
     def learn(
         self, n_decoding: int, n_prompt: int, seconds: float, n_draft: int = 0, depth: float = 0.0
     ) -> None:
         """A step of so many rows took `seconds`; prompt tokens were `depth` deep in the mean."""
+        self._n_steps += 1
         n_rows = n_decoding + n_draft + n_prompt
         if n_prompt == 0:
             self._learn_rows(_whole(n_rows), max(seconds, _FASTEST_S))
         if n_prompt >= 2 * TILE:
             cost = self._wide if n_rows >= WIDE else self._narrow
-            cost.learn(depth, max(seconds / (n_rows + _BASE_ROWS), _FASTEST_S))
+            cost.learn(depth, max(seconds / (n_rows + _BASE_ROWS), _FASTEST_S), self._n_steps)
+            if self._n_steps > self._wide.seen + _MEMORY:
+                self._wide = _RowCost()  # it may have been measured while the machine was busy
 
     def is_short(self, n: int) -> bool:
         """Whether a prompt of `n` tokens is computed in one step, if it need not wait."""
@@ -112,7 +127,6 @@ class Pace:
         return self._rows_s[nearest] * _row_cost(size) / _row_cost(nearest)
 
     def _learn_rows(self, size: int, seconds: float) -> None:
-        self._n_steps += 1
         self._rows_s[size] = _mean(self._rows_s.get(size), seconds)
         self._seen[size] = self._n_steps
         for known in [s for s, n in self._seen.items() if n + _MEMORY < self._n_steps]:
@@ -123,10 +137,11 @@ class _RowCost:
     """The seconds a row takes, as a line over the cells before it.
 
     The line is a regression over many steps. It is scaled by how the last few compare with it, as
-    what else a machine has to do changes sooner than what a model costs.
+    what else a machine has to do changes sooner than what a model costs. `seen` is the last step.
     """
 
     def __init__(self) -> None:
+        self.seen = 0
         self._n = 0
         self._depth = self._seconds = self._variance = self._covariance = 0.0
         self._load = 1.0
@@ -137,8 +152,9 @@ class _RowCost:
         line = self._seconds + slope * (depth - self._depth)
         return self._load * max(line, self._seconds / 4)
 
-    def learn(self, depth: float, seconds: float) -> None:
-        """A row took `seconds` behind `depth` cells."""
+    def learn(self, depth: float, seconds: float, step: int) -> None:
+        """A row took `seconds` behind `depth` cells, in the step of that number."""
+        self.seen = step
         if self._n:
             self._load = _mean(self._load, self._load * seconds / self.at(depth))
         self._n = min(self._n + 1, _LINE_STEPS)
@@ -148,6 +164,16 @@ class _RowCost:
         self._seconds += share * more
         self._variance = (1 - share) * (self._variance + share * off * off)
         self._covariance = (1 - share) * (self._covariance + share * off * more)
+
+
+def _step_seconds(n_rows: int, row_s: float) -> float:
+    """Expected time of a step of `n_rows` rows at `row_s` each."""
+    return (n_rows + _BASE_ROWS) * row_s
+
+
+def _rows_in(seconds: float, row_s: float, tile: int) -> int:
+    """How many rows at `row_s` fit a step of so many seconds, in whole tiles."""
+    return (int(seconds / row_s) - _BASE_ROWS) // tile * tile
 
 
 def _whole(n_rows: int) -> int:

@@ -99,12 +99,16 @@ def test_a_step_is_wide_where_that_fits_the_target() -> None:
 @pytest.mark.parametrize(
     ("wide_ms", "narrow_ms", "rows"),
     [
-        (7, 30, WIDE - 1),  # 122 tokens a second by steps of 0.52 s, or 9 by steps of 0.45
-        (7, 7, 19),  # 122, or 90
-        (14, 60, 4),  # nobody waits a second for a token
+        (7, 7, WIDE - 1),  # 122 tokens a second by steps of 0.52 s, or 90 by steps of 0.21
+        (4, 4, 43),  # 213 by steps of 0.3 s, or 199
+        (4, 3, 59),  # 213, or 281
+        (8.5, 8, 15),  # 100, or 72; but steps of 0.63 s
+        (8.5, 30, WIDE - 1),  # 100, or 17
+        (14, 25, 12),  # nobody waits a second for a token
+        (14, 60, WIDE - 1),  # but where narrow steps take that, too
     ],
 )
-def test_a_prompt_does_not_take_twice_its_time_for_narrow_steps(
+def test_a_wide_step_is_taken_where_it_is_worth_the_gap(
     wide_ms: float, narrow_ms: float, rows: int
 ) -> None:
     pace = Pace(2048, busy_s=0.22, alone_s=0.5)
@@ -123,6 +127,18 @@ def test_wide_steps_are_tried_where_narrow_ones_become_dear() -> None:
         pace.learn(1, rows - 1, cost, depth=depth)
     assert budgets[0] == 4 * TILE
     assert max(budgets) == budgets[-1] == WIDE - 1
+
+
+def test_a_wide_step_that_a_busy_machine_made_long_is_tried_again() -> None:
+    pace = Pace(2048, busy_s=0.22, alone_s=0.5)
+    pace.learn(1, 63, 1.2)
+    budgets = []
+    for _ in range(600):
+        n = pace.prompt_budget(1, 0)
+        pace.learn(1, n, 0.007 * (n + 11))
+        budgets.append(n)
+    assert set(budgets[1:400]) == {19}
+    assert budgets[-1] == WIDE - 1
 
 
 def test_rows_cost_more_behind_many_tokens() -> None:
@@ -161,7 +177,7 @@ def test_a_fast_machine_gets_whole_batches_and_a_slow_one_a_few_rows() -> None:
     fast.learn(0, 512, 0.01)
     slow.learn(0, 128, 60.0)
     assert fast.prompt_budget(0, 0) == 2048
-    assert slow.prompt_budget(1, 0) == 4
+    assert slow.prompt_budget(1, 0) == 12
     assert slow.prompt_budget(0, 0) == 32
 
 
