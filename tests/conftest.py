@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from tests import tiny_models
 # A shell that starts tests in the background lets them ignore Ctrl-C, and all they start with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+with contextlib.suppress(ImportError):  # the tests of the cluster do without
+    from hypothesis import settings
+
+    # An example takes longer while the machine has other things to do.
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
 
 LONGEST = ("web", "faults", "endurance", "test_server", "test_live", "api", "chat")
 """What takes longest, by the first part of its path under tests/."""

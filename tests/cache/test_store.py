@@ -118,7 +118,7 @@ def test_the_reading_thread_learns_all_of_them_while_nothing_else_is_to_do(tmp_p
 PROMPTS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=11), min_size=1, max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(kept=PROMPTS, asked=PROMPTS, reopen=st.booleans())
 def test_every_prompt_finds_its_longest_kept_prefix(
     kept: list[list[int]], asked: list[list[int]], reopen: bool

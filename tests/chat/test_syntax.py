@@ -196,7 +196,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     s=st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
     o=st.dictionaries(st.text("abc", min_size=1, max_size=3), VALUES, max_size=3),

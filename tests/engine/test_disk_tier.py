@@ -404,7 +404,7 @@ def test_decoding_goes_on_while_a_long_prompt_is_restored(tmp_path: Path) -> Non
     assert max(loads) <= 7, "20 ms at 4 ms a piece, and the one that passes it"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.booleans(), st.sampled_from(["auto", "all"]))
 def test_whatever_the_history_answers_are_exact(
     tmp_path_factory: pytest.TempPathFactory, seed: int, whole_state: bool, policy: Policy

@@ -322,7 +322,7 @@ def test_fail_all_ends_running_and_waiting_requests() -> None:
     bench.engine.check()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.integers(0, 2**32),
     st.integers(40, 200),

@@ -56,7 +56,7 @@ def parse(name: str, text: str, step: int) -> None:
     assert all(name in ("get_weather", "do-it") for name, _ in calls)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     name=st.sampled_from(sorted(TEMPLATES)),
     cuts=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 60)), max_size=8),

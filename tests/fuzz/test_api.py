@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llm_server.api import sse
@@ -41,7 +41,6 @@ def _plain(value: Any) -> bool:
     return value is None or -(2**63) <= value < 2**64
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 @example(b'{"a":"\\ud800"}')
 @example(b'{"a":1e999}')
@@ -56,14 +55,12 @@ def test_any_bytes_are_an_object_or_refused(body: bytes) -> None:
     assert isinstance(value, dict) and _plain(value)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(_KEYS, _VALUES, max_size=5), st.booleans())
 def test_what_is_valid_comes_through_unchanged(value: dict[str, Any], ascii_only: bool) -> None:
     body = json.dumps(value, ensure_ascii=ascii_only).encode()
     assert parse_json_object(body) == value
 
 
-@settings(deadline=None)
 @given(_VALUES)
 @example("\n\ndata: [DONE]\n\n")
 @example("\r\n\x0b\x0c\x1c\x85\u2028\u2029")
@@ -76,7 +73,6 @@ def test_an_event_is_one_line_and_says_what_was_said(value: Any) -> None:
     assert json.loads(line) == value
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 @example("a\r\ndata: forged\n\n")
 def test_a_comment_is_one_line(text: str) -> None:

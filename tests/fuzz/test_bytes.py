@@ -74,7 +74,7 @@ def real(attention_gguf: Path) -> bytes:
     return attention_gguf.read_bytes()[: 1 << 15]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=EDITS, length=st.integers(0, 1 << 15))
 def test_an_edited_model_is_read_or_refused(
     tmp_path: Path, real: bytes, edits: list[tuple[int, bytes]], length: int
@@ -95,7 +95,6 @@ HEADER = Header(bytes(range(32)), bytes(32), Kind.RANGE, 256, struct.pack("<4I",
 CHUNK = encode(HEADER, bytes(64)) + bytes(64)
 
 
-@settings(deadline=None)
 @given(edits=EDITS)
 @example([(8, struct.pack("<I", 2**31))])
 @example([(20, struct.pack("<I", 2**32 - 1))])  # tokens

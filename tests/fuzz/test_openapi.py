@@ -54,7 +54,6 @@ def test_operations_about_loading_are_there() -> None:
 @pytest.mark.parametrize("label", OPERATIONS)
 @settings(
     max_examples=settings.default.max_examples // 25,
-    deadline=None,
     phases=[Phase.explicit, Phase.generate],  # a body that hangs would hang for each smaller one
     suppress_health_check=[
         HealthCheck.function_scoped_fixture,
