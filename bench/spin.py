@@ -1,8 +1,8 @@
-"""How long threads should spin for each other: a bare loop's tokens a second by GOMP_SPINCOUNT.
+"""How long threads should spin for each other: what a bare loop computes by GOMP_SPINCOUNT.
 
-Alone, and beside a program that keeps one core busy. Each setting has a process of its own, as
-OpenMP reads it once; settings take turns. It is what `worker/process.py` rests on.
-`python -m bench.spin`.
+Tokens of one stream, and rows of a prompt in steps of 64; alone, and beside a program that keeps
+one core busy. Each setting has a process of its own, as OpenMP reads it once; settings take turns.
+It is what `worker/process.py` rests on. `python -m bench.spin`.
 """
 
 from __future__ import annotations
@@ -22,23 +22,35 @@ from bench.bare import BareLoop
 from bench.client import ROOT, busy
 from bench.compare import find
 
-SETTINGS = ("", "10000", "3000", "1000", "300")
+SETTINGS = ("", "100000", "30000", "10000", "3000", "1000")
 N_TOKENS = 48
+N_STEPS = 6
+ROWS, DEPTH = 64, 512
 PROMPT = "The stream is about water and oil."
+CASES = ("decoding", "prompt")
 
 
-def speed(model: Path, threads: int, setting: str) -> float:
-    """Tokens a second of one stream in a process with this GOMP_SPINCOUNT, "" for none."""
+def speeds(model: Path, threads: int, setting: str) -> list[float]:
+    """By case, tokens a second in a process with this GOMP_SPINCOUNT, "" for none."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     if setting:
         environment["GOMP_SPINCOUNT"] = setting
     command = [sys.executable, "-m", "bench.spin", "--measure", str(model), str(threads)]
-    return float(subprocess.check_output(command, cwd=ROOT, env=environment, text=True))
+    output = subprocess.check_output(command, cwd=ROOT, env=environment, text=True)
+    return [float(word) for word in output.split()]
+
+
+def measure(model: Path, threads: int) -> None:
+    """Print what `speeds` returns, as measured in this process."""
+    loop = BareLoop(model, n_ctx=1024, n_streams=2, n_threads=threads)
+    decoding = loop.decode([PROMPT], N_TOKENS)
+    steps = loop.step_seconds(DEPTH, [ROWS] * N_STEPS)
+    print(decoding, ROWS / statistics.median(steps))
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Decode speed by how long threads spin.")
+    parser = argparse.ArgumentParser(description="Speed by how long threads spin.")
     parser.add_argument("--model", default="0.5b", help="a synthetic size, demo, or a GGUF file")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -46,23 +58,32 @@ def main() -> None:
     args = parser.parse_args()
     if args.measure:
         path, threads = args.measure
-        loop = BareLoop(Path(path), n_ctx=512, n_streams=1, n_threads=int(threads))
-        print(loop.decode([PROMPT], N_TOKENS))
+        measure(Path(path), int(threads))
         return
     model = find(args.model, args.threads)
-    figures: dict[tuple[str, int], list[float]] = defaultdict(list)
+    figures: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     for _ in range(args.rounds):
         for n_busy in (0, 1):
             with busy(n_busy):
                 for setting in SETTINGS:
-                    figures[setting, n_busy].append(speed(model, args.threads, setting))
-    table = Table("GOMP_SPINCOUNT", "alone, tok/s", "to the default", "one core busy", "to it")
+                    for case, speed in zip(
+                        CASES, speeds(model, args.threads, setting), strict=True
+                    ):
+                        figures[setting, case, n_busy].append(speed)
+    show(figures)
+
+
+def show(figures: dict[tuple[str, str, int], list[float]]) -> None:
+    """Print the table: tokens a second, and in brackets the ratio to OpenMP's default."""
+    columns = [(case, n_busy) for n_busy in (0, 1) for case in CASES]
+    names = (f"{case}, {'one core busy' if n_busy else 'alone'}" for case, n_busy in columns)
+    table = Table("GOMP_SPINCOUNT", *names, title="tokens a second (to the default)")
     for setting in SETTINGS:
         cells = []
-        for n_busy in (0, 1):
-            pairs = zip(figures[setting, n_busy], figures["", n_busy], strict=True)
-            ratio = statistics.median(one / default for one, default in pairs)
-            cells += [f"{statistics.median(figures[setting, n_busy]):.1f}", f"{ratio:.2f}"]
+        for column in columns:
+            mine, default = figures[setting, *column], figures["", *column]
+            ratio = statistics.median(a / b for a, b in zip(mine, default, strict=True))
+            cells.append(f"{statistics.median(mine):.1f} ({ratio:.2f})")
         table.add_row(setting or "(default)", *cells)
     Console().print(table)
 
