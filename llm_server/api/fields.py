@@ -19,7 +19,6 @@ from llm_server.api.wire import (
 )
 from llm_server.errors import InvalidRequest, UnsupportedParameter
 from llm_server.models.policy import keep_alive_seconds
-from llm_server.worker.messages import Sampling
 
 W = TypeVar("W", bound=Wire)
 
@@ -102,13 +101,11 @@ def _param(location: tuple[int | str, ...]) -> str:
     return printable(path)
 
 
-def sampling_of(body: GenerationFields) -> Sampling:
-    """Top level over `inference_configs` over llama.cpp's defaults."""
-    return Sampling(**chosen_sampling(body))
-
-
 def chosen_sampling(body: GenerationFields) -> dict[str, Any]:
-    """The fields of `Sampling` that a request sets; an unset field is None in both places."""
+    """The fields of `Sampling` that a request sets, top level over `inference_configs`.
+
+    An unset field is None in both places.
+    """
     inner = sampling_fields(body.inference_configs) if body.inference_configs else {}
     return inner | sampling_fields(body)
 
