@@ -25,8 +25,7 @@ from llm_server.running import Server
 from tests.gguf_bytes import TINY, Metadata, gguf
 
 TLS = ssl.create_default_context()
-"""One for all clients. The server's loop forks in another thread of this process, and uvloop runs
-Python in the fork: a context that is made or freed at that moment leaves OpenSSL locked there."""
+"""One for all clients: each would take some 20 ms to make."""
 
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 

@@ -7,8 +7,6 @@ interpreter of whoever runs it. Here it holds a process that is ended at a deadl
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import struct
 from collections.abc import Sequence
 from html import escape
@@ -16,7 +14,7 @@ from html import escape
 import msgspec
 
 from llm_server.programs import PYTHON
-from llm_server.worker.process import worker_environment
+from llm_server.worker.process import Process, spawn
 
 DEADLINE_S = 5.0
 """For one request; beyond it the text is shown as it is. Starting the process counts too."""
@@ -33,7 +31,9 @@ class Renderer:
     def __init__(self, argv: Sequence[str] = _ARGV, deadline_s: float = DEADLINE_S) -> None:
         self._argv = argv
         self._deadline_s = deadline_s
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Process | None = None
+        self._output: asyncio.StreamReader
+        self._gone = asyncio.Event()
         self._turn = asyncio.Lock()
         self._idle: asyncio.TimerHandle | None = None
 
@@ -60,31 +60,45 @@ class Renderer:
         await self._end()
 
     async def _ask(self, texts: list[str]) -> list[str]:
-        process = self._process
-        if process is None or process.returncode is not None:
-            process = self._process = await asyncio.create_subprocess_exec(
-                *self._argv,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                env=worker_environment(dict(os.environ)),
-            )
-        assert process.stdin is not None and process.stdout is not None
+        if self._process is None:
+            self._output = asyncio.StreamReader()
+            await spawn(self, self._argv)
+        assert self._process is not None
         body = msgspec.json.encode(texts)
-        process.stdin.write(_LENGTH.pack(len(body)) + body)
-        await process.stdin.drain()
-        (length,) = _LENGTH.unpack(await process.stdout.readexactly(_LENGTH.size))
-        return msgspec.json.decode(await process.stdout.readexactly(length), type=list[str])
+        self._process.write(_LENGTH.pack(len(body)) + body, droppable=False)
+        (length,) = _LENGTH.unpack(await self._output.readexactly(_LENGTH.size))
+        return msgspec.json.decode(await self._output.readexactly(length), type=list[str])
 
     async def _end(self) -> None:
         self._kill()
         if self._process is not None:
-            process, self._process = self._process, None
-            await process.wait()
+            await self._gone.wait()
 
     def _kill(self) -> None:
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            self._process.kill()
+
+    # ---- what happens to the process -----------------------------------------------------------
+
+    def connected(self, process: Process) -> None:
+        """It runs."""
+        self._process = process
+        self._gone.clear()
+
+    def received(self, data: bytes) -> None:
+        """A part of an answer."""
+        self._output.feed_data(data)
+
+    def output_ended(self) -> None:
+        """No answer can come any more."""
+        self._output.feed_eof()
+
+    def exited(self, status: int) -> None:
+        """It has ended; the next request starts another."""
+        assert self._process is not None
+        self._process.close()
+        self._process = None
+        self._gone.set()
 
 
 def plain(text: str) -> str:

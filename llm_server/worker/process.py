@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import os
 import platform
-import signal
+import subprocess
+import threading
 from collections.abc import Awaitable, Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
 from llm_server.errors import QueueFull
 from llm_server.programs import PYTHON, with_source
@@ -32,58 +33,74 @@ MAX_UNSENT = 64 * 1024 * 1024
 """Bytes that may wait for a process that does not read its pipe."""
 
 
-class Process(asyncio.SubprocessProtocol):
+class Process:
     """A process that runs, or has just ended. What happens to it goes to its `owner`."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, popen: subprocess.Popen[bytes]) -> None:
         self.owner = owner
-        self._transport: asyncio.SubprocessTransport
+        self._popen = popen
+        self._input: asyncio.WriteTransport
+        self._output: asyncio.BaseTransport
 
     @property
     def pid(self) -> int:
         """Its id."""
-        return self._transport.get_pid()
+        return self._popen.pid
 
     def write(self, data: bytes, *, droppable: bool) -> None:
         """Send to its standard input. Raises QueueFull for what may be refused."""
-        pipe = cast("asyncio.WriteTransport | None", self._transport.get_pipe_transport(0))
-        if pipe is None or pipe.is_closing():
+        if self._input.is_closing():
             return  # It is ending; its exit tells everyone.
-        if droppable and pipe.get_write_buffer_size() > MAX_UNSENT:
+        if droppable and self._input.get_write_buffer_size() > MAX_UNSENT:
             raise QueueFull("The worker does not take requests at the moment.")
-        pipe.write(data)
+        self._input.write(data)
 
     def kill(self) -> None:
-        """End it now; for one that has not been reaped."""
-        # Not by the transport: asyncio's polls first, and steals the exit status from the loop.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        """End it now, if it has not ended."""
+        self._popen.kill()
 
     def close(self) -> None:
-        """Close its pipes, once it has been reaped."""
-        self._transport.close()
+        """Close its pipes, once it has ended."""
+        self._input.close()
+        self._output.close()
 
-    # ---- what asyncio calls --------------------------------------------------------------------
+    async def connect(self) -> None:
+        """Let the owner know of it, and then of what it says and when it has ended."""
+        loop = asyncio.get_running_loop()
+        assert self._popen.stdin is not None and self._popen.stdout is not None
+        self._input, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, self._popen.stdin)
+        await loop.connect_read_pipe(lambda: _Output(self), self._popen.stdout)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The process runs."""
-        self._transport = cast(asyncio.SubprocessTransport, transport)
+    def connected(self, output: asyncio.BaseTransport) -> None:
+        """Both pipes are open: from now on the owner is told everything."""
+        self._output = output
+        loop, name = asyncio.get_running_loop(), f"process-{self.pid}"
+        threading.Thread(target=self._wait, args=(loop,), name=name, daemon=True).start()
         self.owner.connected(self)
 
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        """Bytes of its output."""
-        self.owner.received(data)
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        status = self._popen.wait()
+        with contextlib.suppress(RuntimeError):  # The loop may be closed by then.
+            loop.call_soon_threadsafe(lambda: self.owner.exited(status))
 
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        """A pipe is closed at its end."""
-        if fd == 1:
-            self.owner.output_ended()
 
-    def process_exited(self) -> None:
-        """It has been reaped."""
-        status = self._transport.get_returncode()
-        assert status is not None
-        self.owner.exited(status)
+class _Output(asyncio.Protocol):
+    """What a process writes."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The pipe is open, and nothing has been read from it."""
+        self._process.connected(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of it."""
+        self._process.owner.received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The pipe is closed at its end."""
+        self._process.owner.output_ended()
 
 
 class Owner(Protocol):
@@ -99,7 +116,7 @@ class Owner(Protocol):
         """No more bytes can come."""
 
     def exited(self, status: int) -> None:
-        """The process has been reaped; a negative status is a signal."""
+        """The process has ended; a negative status is a signal."""
 
 
 class Spawn(Protocol):
@@ -114,14 +131,22 @@ async def spawn(owner: Owner, argv: Sequence[str] = WORKER_ARGV) -> None:
     Raises:
         OSError: it cannot be started.
     """
-    # A session of its own: Ctrl-C in a terminal must reach the server only, which drains.
-    await asyncio.get_running_loop().subprocess_exec(
-        lambda: Process(owner),
-        *argv,
-        stderr=None,
+    # Not by the loop: uvloop forks and runs Python there, where a lock that another thread held
+    # stays locked; and waits for it. What `subprocess` has between fork and exec takes no locks.
+    popen = subprocess.Popen(  # noqa: ASYNC220 - a millisecond or two
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         env=worker_environment(dict(os.environ)),
+        # A session of its own: Ctrl-C in a terminal must reach the server only, which drains.
         start_new_session=True,
     )
+    try:
+        await Process(owner, popen).connect()
+    except BaseException:
+        popen.kill()
+        popen.wait()
+        raise
 
 
 def worker_environment(environment: dict[str, str]) -> dict[str, str]:

@@ -39,7 +39,7 @@ def test_one_that_dies_is_replaced() -> None:
         answers = [await renderer.render(["a"])]
         assert renderer._process is not None
         renderer._process.kill()
-        await renderer._process.wait()
+        await renderer._gone.wait()
         answers.append(await renderer.render(["b"]))
         await renderer.close()
         return answers
