@@ -154,7 +154,8 @@ class Pool:
     async def unload(self, model: str) -> Unloaded:
         """End the worker of a model after its requests, also if its file is gone.
 
-        One that is being loaded comes first to what wanted it. Raises ModelNotFound.
+        One that is being loaded comes first to what wanted it; one that made room for a load does
+        not come back if that fails. Raises ModelNotFound.
         """
         file = await self._choice.to_unload(model)
         for ticket in [t for t in self._waiting if t.revives and t.model.name == file.name]:
@@ -164,6 +165,8 @@ class Pool:
             await asyncio.wait([self._bringing])
         resident = self._residents.get(file)
         if resident is None:
+            for displaced in self._brought_for.displaced if self._brought_for else ():
+                displaced.leaving += displaced.model.name == file.name
             return Unloaded(file.name, was_loaded=False)
         await self._residents.let_go([resident])
         self._advance()
@@ -292,18 +295,17 @@ class Pool:
         old = self._residents.get(ticket.model)
         base = old.plan.asked if old is not None else None
         keep_alive_s = old.keep_alive_s if old and not old.leaving else self._keep_alive_s
-        gone: list[Resident] = []
         try:
             plan = await self._planned(ticket, base)
-            gone = self._residents.in_the_way(plan, self.planner.budget)
+            gone = ticket.displaced = self._residents.in_the_way(plan, self.planner.budget)
             if ticket.revives and (gone or any(t.model != ticket.model for t in self._waiting)):
                 self._drop_revival(ticket)
                 return
             await self._residents.let_go(gone)
-            await self._load_or_make_room(plan, keep_alive_s, gone)
+            await self._load_or_retry(plan, keep_alive_s, gone)
         except ServerError as error:
             self._refuse_waiting(error, ticket.wants_the_same)
-            await self._put_back(gone)
+            await self._put_back(ticket.displaced)
 
     async def _planned(self, ticket: Ticket, base: LoadConfig | None) -> Plan:
         try:
@@ -328,9 +330,7 @@ class Pool:
         if len(self._registry.models()) > len(self.loaded) and not self._closing:
             self._loader.make_ready(lambda: bool(self._bringing or self._residents.n_running))
 
-    async def _load_or_make_room(
-        self, plan: Plan, keep_alive_s: float, gone: list[Resident]
-    ) -> None:
+    async def _load_or_retry(self, plan: Plan, keep_alive_s: float, gone: list[Resident]) -> None:
         """Load; if the memory falls short, once more without the idle models, now `gone`, too."""
         try:
             await self._load(plan, keep_alive_s)

@@ -90,6 +90,25 @@ def test_a_model_that_is_unloaded_while_it_is_being_put_back_goes_afterwards(
     with_pool(tmp_path, test, memory=SCARCE)
 
 
+def test_a_model_that_is_unloaded_after_it_made_room_stays_away_when_the_load_fails(
+    tmp_path: Path,
+) -> None:
+    add_models(tmp_path, "a.gguf", "gate-broken.gguf")
+
+    async def test(pool: Pool) -> None:
+        await answers(pool, "a")
+        failing = asyncio.create_task(pool.acquire("gate-broken"))
+        await until(lambda: pool.status().loading == "gate-broken.gguf")
+        assert not (await pool.unload("a")).was_loaded
+        (tmp_path / "gate-broken.gguf.open").touch()
+        with pytest.raises(RemoteError):
+            await failing
+        assert pool.status().loading is None and names(pool) == []
+        assert await answers(pool, "a") == "a.gguf"
+
+    with_pool(tmp_path, test, memory=SCARCE)
+
+
 def test_a_worker_that_dies_while_it_is_unloaded_does_not_come_back(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf")
 
