@@ -61,7 +61,7 @@ class EmbeddingContext:
         params.no_perf = True
         self._context = lib.llama_init_from_model(model.handle, params)
         if not self._context:
-            raise ContextError("llama.cpp could not create a context")
+            raise ContextError
         if adapters:
             adapter.apply(self._context, adapters)
         self.model = model
