@@ -50,7 +50,9 @@ class EmbeddingContext:
             ContextError: the memory could not be had.
         """
         params = lib.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = n_batch
+        # llama.cpp's graph for the mean has as many rows for each text, or ends the process.
+        rows = -(-n_batch // max_texts) * max_texts
+        params.n_ctx = params.n_batch = params.n_ubatch = rows
         params.n_seq_max = max_texts
         params.n_threads = params.n_threads_batch = config.n_threads
         params.embeddings = True
