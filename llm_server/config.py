@@ -34,7 +34,7 @@ from pydantic_settings import (
 
 from llm_server import config_file, places
 from llm_server.api.parameters import GpuLayers
-from llm_server.config_environment import PREFIX, VariableSource, is_table
+from llm_server.config_environment import PREFIX, VariableSource, is_address, is_table
 from llm_server.config_file import ClusterTable, ConfigFileError, FileSource, ModelTable
 from llm_server.machine import Memory, memory
 from llm_server.models.plan import Planner
@@ -344,7 +344,9 @@ def _explained(error: ValidationError, given: Mapping[str, Any], path: Path | No
     """The first thing that is wrong, and where it stands."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
-    if path is not None and name not in given and _variable(name) not in os.environ:
+    variable = os.environ.get(_variable(name))
+    in_file = variable is None or is_address(name, variable)
+    if path is not None and name not in given and in_file:
         return config_file.explained(first, path, Settings)
     source = _flag(name) if name in given else _variable(name)
     return f"{source}: {first['msg'].removeprefix('Value error, ').lower()}"

@@ -17,20 +17,29 @@ PREFIX = "LLM_SERVER_"
 _OF_ORCHESTRATORS = re.compile(r"service_(host|port)|port_\d").match
 """Variables that Kubernetes and Docker set for a service of the name llm-server."""
 
+_ADDRESS = re.compile(r"(tcp|udp|sctp)://\S+")
+"""What they put into that service's LLM_SERVER_PORT."""
+
 
 class VariableSource(EnvSettingsSource):
-    """The environment as a source of settings: all but the tables."""
+    """The environment as a source of settings: all but the tables, and addresses of services."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """As the class above has it."""
         if is_table(field):
             return None, field_name, False
-        return super().get_field_value(field, field_name)
+        value, key, is_complex = super().get_field_value(field, field_name)
+        return (None if is_address(field_name, value) else value), key, is_complex
 
 
 def is_table(field: FieldInfo) -> bool:
     """Whether a setting is one of the tables of the file, and stands nowhere else."""
     return field.annotation in (dict[str, ModelTable], ClusterTable)
+
+
+def is_address(name: str, value: object) -> bool:
+    """Whether the variable of a setting tells no setting, but where a service of our name is."""
+    return name == "port" and isinstance(value, str) and _ADDRESS.fullmatch(value) is not None
 
 
 def unknown(variables: Iterable[str], settings: type[BaseSettings]) -> dict[str, str]:

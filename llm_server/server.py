@@ -71,7 +71,7 @@ def serve(
 
         logs.say(banner(settings, registry, listener))
         warn_of_unknown_models(settings, registry)
-        warn_of_unknown_variables()
+        warn_of_variables()
         for name in registry.leading_out:
             logger.warning("%s is a link out of the models folder: see --follow-symlinks", name)
         return run(settings, listener, worker_argv, stand_in)
@@ -123,8 +123,14 @@ def warn_of_unknown_models(settings: Settings, registry: Registry) -> None:
             logger.warning("%s: [models.%s]: %s", settings.config, name, error)
 
 
-def warn_of_unknown_variables() -> None:
-    """They have no effect, and whoever set them expects one."""
+def warn_of_variables() -> None:
+    """Some have no effect, and whoever set them may expect one."""
+    if config_environment.is_address("port", port := os.environ.get("LLM_SERVER_PORT")):
+        logger.warning(
+            "LLM_SERVER_PORT is %s, as Kubernetes sets it for a service called llm-server: that is "
+            "ignored; the port can be told with --port",
+            port,
+        )
     for name, near in config_environment.unknown(os.environ, Settings).items():
         hint = f": did you mean {near}?" if near else ""
         logger.warning("%s in the environment is no setting%s", name, hint)
@@ -204,7 +210,7 @@ def _build_app() -> ASGIApp:
         sys.exit(f"llm-server: {error}")
     configure_logging(settings)
     warn_of_unknown_models(settings, registry)
-    warn_of_unknown_variables()
+    warn_of_variables()
     logger.warning(
         "This is not llm-server's own server but the app alone: slow clients meet no deadline, "
         "connections no limit, and a stop cuts answers off. `llm-server serve` has all of that."

@@ -4,8 +4,9 @@ Run as a program by the tests. What it does is told by the model's file name and
 the last user message, so that tests need no other channel:
 
 model name     `broken*` refuses to load, `crash*` aborts while loading, `gate*` loads when the
-               file of that name with `.open` behind it exists, `stubborn*` ignores Stop,
-               `vectors*` is an embedding model; n_ctx 1792 fails to load, whatever the model
+               file of that name with `.open` behind it exists, and `gate-broken*` then refuses to,
+               `stubborn*` ignores Stop, `vectors*` is an embedding model; n_ctx 1792 fails to load,
+               whatever the model
 `crash`        the process aborts                  `hang`   one word, then nothing ever
 `fail:CODE`    Failed with that code at once       `gate:P` one word, then the rest once P exists
 `late-fail`    one word, then Failed               `garbage`, `foreign`, `huge` break the protocol
@@ -94,7 +95,9 @@ def load(command: Load) -> None:
     global _folder, _stubborn
     path = Path(command.model_path)
     _folder = path.parent
-    if path.name.startswith("broken") or command.config.n_ctx == UNLUCKY_N_CTX:
+    if path.name.startswith("gate-broken"):
+        wait_for(path.with_name(path.name + ".open"))
+    if "broken" in path.name or command.config.n_ctx == UNLUCKY_N_CTX:
         send(
             LoadFailed(
                 ErrorInfo("It is broken.", 400, "invalid_request_error", "model_load_failed")

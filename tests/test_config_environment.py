@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from llm_server.config import Settings, settings_from_args
@@ -26,3 +28,28 @@ def test_unknown_names_are_told_with_the_nearest_one() -> None:
         "LLM_SERVER_N_CTXX": "LLM_SERVER_N_CTX",
         "LLM_SERVER_ZZZ": "",
     }
+
+
+@pytest.mark.parametrize("address", ["tcp://10.0.0.1:8000", "udp://[fd00::1]:8000"])
+def test_the_address_of_a_service_of_our_name_is_no_port(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    address: str,
+) -> None:
+    monkeypatch.setenv("LLM_SERVER_PORT", address)
+    assert settings_from_args([], "x").port == 8000
+    file = tmp_path / "llm-server.toml"
+    file.write_text("port = 8100")
+    assert settings_from_args(["--config", str(file)], "x").port == 8100
+    file.write_text("port = 'tcp://10.0.0.1:8000'")
+    with pytest.raises(SystemExit):
+        settings_from_args(["--config", str(file)], "x")
+    assert f"{file}: port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["http://10.0.0.1:8000", "tcp://", "x", "70000", ""])
+def test_other_ports_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("LLM_SERVER_PORT", value)
+    with pytest.raises(SystemExit):
+        settings_from_args([], "x")

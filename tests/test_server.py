@@ -202,15 +202,15 @@ def test_an_empty_folder_says_what_to_do_and_a_model_is_served_once_it_is_there(
     assert f"put the .gguf file into {tmp_path}" in server.log
 
 
-def test_a_variable_that_is_no_setting_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variables_without_effect_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_SERVER_MODELS", str(tmp_path))
+    monkeypatch.setenv("LLM_SERVER_PORT", "tcp://10.0.0.1:8000")
     with running(tmp_path) as server:
         HTTP.get(server.url + "/health")
         server.process.terminate()
         server.wait()
     assert "LLM_SERVER_MODELS in the environment is no setting: did you mean" in server.log
+    assert server.log.count("LLM_SERVER_PORT is tcp://10.0.0.1:8000, as Kubernetes sets it") == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="about descriptors as Unix has them")

@@ -11,13 +11,14 @@ sequence of such models has two ids that own its cells.
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from llm_server.llama import adapter, pages, rope
+from llm_server.llama import adapter, log, pages, rope
 from llm_server.llama.batch import Batch
 from llm_server.llama.lib import lib
 from llm_server.llama.model import Model
@@ -34,7 +35,13 @@ FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 
 class ContextError(Exception):
-    """llama.cpp could not create the context; usually memory. The reason is in its log."""
+    """llama.cpp could not create the context. `reason` is its own, "" where memory fell short."""
+
+    def __init__(self) -> None:
+        super().__init__("llama.cpp could not create a context")
+        told = log.refusal()
+        # "failed to allocate ...", std::bad_alloc, Vulkan's ErrorOutOfDeviceMemory
+        self.reason = "" if re.search("alloc|memory", told, re.IGNORECASE) else told
 
 
 class StateError(Exception):
@@ -68,7 +75,7 @@ class Context:
         A memory of whole states also holds `n_idle` idle ones, 0 for as many as may run.
 
         Raises:
-            ContextError: the memory could not be had.
+            ContextError: the memory could not be had, or llama.cpp refuses the settings.
         """
         self.whole_state = model.keeps_whole_state
         self._n_owners = 2 if model.n_swa and not self.whole_state else 1
@@ -101,7 +108,7 @@ class Context:
         before = pages.mapped()
         self._context = lib.llama_init_from_model(model.handle, params)
         if not self._context:
-            raise ContextError("llama.cpp could not create a context")
+            raise ContextError
         if adapters:
             adapter.apply(self._context, adapters)
         self._fresh = pages.mapped_since(before)

@@ -50,7 +50,9 @@ class EmbeddingContext:
             ContextError: the memory could not be had.
         """
         params = lib.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = n_batch
+        # llama.cpp's graph for the mean has as many rows for each text, or ends the process.
+        rows = -(-n_batch // max_texts) * max_texts
+        params.n_ctx = params.n_batch = params.n_ubatch = rows
         params.n_seq_max = max_texts
         params.n_threads = params.n_threads_batch = config.n_threads
         params.embeddings = True
@@ -61,7 +63,7 @@ class EmbeddingContext:
         params.no_perf = True
         self._context = lib.llama_init_from_model(model.handle, params)
         if not self._context:
-            raise ContextError("llama.cpp could not create a context")
+            raise ContextError
         if adapters:
             adapter.apply(self._context, adapters)
         self.model = model

@@ -19,7 +19,10 @@ _GGML_CONT = 5
 
 _BUFFER = re.compile(r"\s(\S+)\s+(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
 _FLASH_ATTENTION = "Flash Attention enabled"
-_REFUSAL = re.compile(r"(?:error loading model|failed to apply lora adapter): (.+)")
+_REFUSAL = re.compile(
+    r"(?:error loading model|failed to apply lora adapter"
+    r"|llama_init_from_model(?:: failed to initialize the context)?): (.+)"
+)
 
 
 class _Lines:
@@ -72,7 +75,7 @@ def flash_attention() -> bool:
 
 
 def refusal() -> str:
-    """Why llama.cpp has last refused a file, in its own words; "" if it has not said."""
+    """Why llama.cpp last refused a file or settings, in its own words; "" if it has not said."""
     return _lines.refusal
 
 

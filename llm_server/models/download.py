@@ -95,7 +95,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress, retry: Retry | None 
             _require_same(final, replace(remote, size=size), progress)
             return final
         with _Part(folder, remote.name, identity) as part:
-            _require_space(folder, (size or 0) - part.size)
+            _require_space(folder, max(0, (size or 0) - part.size))
             try:
                 _Transfer(client, remote, size, identity, part, progress).run(retry)
             except _GaveUp as error:
@@ -109,21 +109,24 @@ def fetch(remote: Remote, folder: Path, progress: Progress, retry: Retry | None 
 
 
 def check_space(folder: Path, files: Sequence[Remote]) -> None:
-    """Raises DownloadError when what is missing of `files` does not fit on the disk."""
-    present = [folder / remote.name for remote in files]
+    """Raises DownloadError when what is known to be missing of `files` does not fit on the disk."""
+    missing = 0
     for remote in files:
-        present += unfinished(folder, remote.name)
-    wanted = sum(remote.size or 0 for remote in files)
-    _require_space(folder, wanted - sum(p.stat().st_size for p in present if p.exists()))
+        paths = [folder / remote.name, *unfinished(folder, remote.name)]
+        there = sum(path.stat().st_size for path in paths if path.exists())
+        missing += max(0, (remote.size or 0) - there)
+    if missing:
+        _require_space(folder, missing)
 
 
 def _require_space(folder: Path, n_bytes: int) -> None:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if n_bytes + SPARE_BYTES > free:
+        wanted = f"{n_bytes / 1e6:,.0f} MB" if n_bytes else "an unknown number of MB"
         raise DownloadError(
-            f"the disk of {folder} has {free / 1e6:,.0f} MB free, and {n_bytes / 1e6:,.0f} MB are "
-            f"to be downloaded, with {SPARE_BYTES / 1e6:.0f} MB left free"
+            f"the disk of {folder} has {free / 1e6:,.0f} MB free, and {wanted} are to be "
+            f"downloaded, with {SPARE_BYTES / 1e6:.0f} MB left free"
         )
 
 

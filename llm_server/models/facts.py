@@ -79,10 +79,10 @@ class Shape:
     """Elements of keys in one cell, over all layers."""
     v_elements: int
     """Elements of values in one cell, over all layers; 0 where they are part of the keys."""
-    key_length: int
-    """Elements of one head's key; 0 without attention."""
-    value_length: int
-    """Elements of one head's value; 0 without attention."""
+    key_lengths: tuple[int, int]
+    """Elements of one head's key, also in layers with a sliding window; 0 without attention."""
+    value_lengths: tuple[int, int]
+    """Elements of one head's value, also in layers with a sliding window; 0 without attention."""
     state_elements: int
     """Elements of one sequence's recurrent state, over all layers; 0 without one."""
     is_encoder: bool
@@ -287,17 +287,20 @@ def _shape(values: _Values, tensors: Sequence[Tensor]) -> Shape:
             other += tensor.n_bytes
     routed = max(1, values.whole("expert_used_count"))
     is_encoder = _is_encoder(values)
-    key, value = _head(values)
-    heads = 0 if is_encoder else _heads(values, n_layer, attends)
+    heads = _heads(values, n_layer, set() if is_encoder else attends)
+    head, sliding_head = _head_lengths(values)
+    lengths = [head] * n_layer
+    if sliding_head != head:
+        lengths = [sliding_head if slides else head for slides in _sliding(values, n_layer)]
     # Multi-head latent attention keeps one vector, which is key and value at once.
     latent = values.whole("attention.key_length_mla") > 0
     return Shape(
         layer_bytes=tuple(layer_bytes),
         other_bytes=other,
-        k_elements=heads * key,
-        v_elements=0 if latent else heads * value,
-        key_length=key,
-        value_length=value,
+        k_elements=sum(n * key for n, (key, _) in zip(heads, lengths, strict=True)),
+        v_elements=0 if latent else sum(n * v for n, (_, v) in zip(heads, lengths, strict=True)),
+        key_lengths=(head[0], sliding_head[0]),
+        value_lengths=(head[1], sliding_head[1]),
         state_elements=_state(values) * (n_layer - len(attends)),
         is_encoder=is_encoder,
         n_masks=2 if values.whole("attention.sliding_window") else 1,
@@ -318,20 +321,36 @@ _NO_ATTENTION = ("attn_norm", "attn_gate", "attn_post_norm")
 """Tensors named so that layers without attention have too."""
 
 
-def _head(values: _Values) -> tuple[int, int]:
-    """Elements of one head's key and value (llama.cpp's llama-model.cpp, load_hparams)."""
+def _head_lengths(values: _Values) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Elements of one head's key and value, and the same for layers with a sliding window.
+
+    As in llama.cpp's llama-model.cpp, load_hparams.
+    """
     n_head = values.whole("attention.head_count")
     if not n_head:
-        return 0, 0
+        return (0, 0), (0, 0)
     per_head = values.whole("embedding_length") // n_head
-    return (
-        values.whole("attention.key_length", per_head),
-        values.whole("attention.value_length", per_head),
+    key = values.whole("attention.key_length", per_head)
+    value = values.whole("attention.value_length", per_head)
+    return (key, value), (
+        values.whole("attention.key_length_swa", key),
+        values.whole("attention.value_length_swa", value),
     )
 
 
-def _heads(values: _Values, n_layer: int, attends: set[int]) -> int:
-    """Heads that have keys in one cell, over all layers (llama-hparams.cpp, n_embd_k_gqa).
+def _sliding(values: _Values, n_layer: int) -> list[bool]:
+    """Which layers have a sliding window, as far as the file lists them.
+
+    What a single number there means depends on the architecture.
+    """
+    key = "attention.sliding_window_pattern"
+    if not isinstance(values.metadata.get(f"{values.architecture}.{key}"), tuple):
+        return [False] * n_layer
+    return [bool(slides) for slides in values.by_layer(key, n_layer)]
+
+
+def _heads(values: _Values, n_layer: int, attends: set[int]) -> list[int]:
+    """Heads of each layer that have keys in one cell (llama-hparams.cpp, n_embd_k_gqa).
 
     Layers without attention have no cells, nor have the last ones of models that share them.
     """
@@ -339,8 +358,8 @@ def _heads(values: _Values, n_layer: int, attends: set[int]) -> int:
     if f"{values.architecture}.attention.head_count_kv" in values.metadata:
         kind = "head_count_kv"
     n_head_kv = values.by_layer(f"attention.{kind}", n_layer)
-    shared = values.whole("attention.shared_kv_layers")
-    return sum(n_head_kv[i] for i in range(n_layer - min(shared, n_layer)) if i in attends)
+    own = n_layer - min(values.whole("attention.shared_kv_layers"), n_layer)
+    return [n if i in attends and i < own else 0 for i, n in enumerate(n_head_kv)]
 
 
 def _state(values: _Values) -> int:

@@ -117,6 +117,8 @@ class Ticket:
     """Nobody asks: a model whose worker died is to be there again, if it is in nobody's way."""
     owner: str = ""
     """Whose request it is: owners take turns. Empty where nobody is told apart."""
+    displaced: list[Resident] = field(default_factory=list)
+    """Who made room for it: they come back if it cannot be loaded."""
 
     def wants_the_same(self, other: Ticket) -> bool:
         """Whether one load would serve, or fail, both."""

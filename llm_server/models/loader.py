@@ -51,6 +51,8 @@ class Loader:
     totals: Totals = field(default_factory=Totals)
     """What all workers have done."""
     loading: ModelFile | None = None
+    """What is being loaded, or about to be after a pause."""
+    pausing: bool = False
     loads_text: bool = False
     """Whether `loading` will write texts, and no vectors."""
     fraction: float = 0.0
@@ -59,18 +61,33 @@ class Loader:
     """Why the last load failed, if it did."""
     _crashes: dict[str, Crashes] = field(default_factory=dict)
 
+    def pause_s(self, model: ModelFile) -> float:
+        """Seconds that earlier crashes of a model still hold its next load up."""
+        crashes = self._crashes.get(model.name)
+        return max(0.0, crashes.not_before - time.monotonic()) if crashes else 0.0
+
+    async def pause(self, model: ModelFile) -> None:
+        """Let that time pass. May be cancelled for the load of another model."""
+        if not (seconds := self.pause_s(model)):
+            return
+        self.loading, self.fraction, self.loads_text = model, 0.0, False
+        self.pausing = True
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self.loading, self.pausing = None, False
+
     async def load(self, plan: Plan) -> Worker:
-        """A new worker with the model loaded, after the pause that earlier crashes earned it."""
-        crashes = self._crashes.setdefault(plan.model.name, Crashes())
+        """A new worker with the model loaded."""
         self.loading, self.fraction = plan.model, 0.0
         self.loads_text = not embeds(plan.facts, plan.config)
+        started = time.monotonic()
         try:
-            await asyncio.sleep(max(0.0, crashes.not_before - time.monotonic()))
-            started = time.monotonic()
             worker = await self._start(plan)
         except ServerError as error:
             if not isinstance(error, RemoteError):
                 # One that was refused in good order may be tried again at once: it costs little.
+                crashes = self._crashes.setdefault(plan.model.name, Crashes())
                 crashes.note(time.monotonic(), 0.0)
             self.refused(plan.model, error)
             raise

@@ -261,12 +261,13 @@ def _check_kv_types(facts: Facts, config: LoadConfig) -> None:
             "or type_v to f16.",
             param="load_model_configs.flash_attn",
         )
-    lengths = {"type_k": facts.shape.key_length, "type_v": facts.shape.value_length}
-    for name, length in lengths.items():
+    shape = facts.shape
+    for name, lengths in (("type_k", shape.key_lengths), ("type_v", shape.value_lengths)):
         kind: KvType = getattr(config, name)
-        if not in_blocks(length, kind):
+        odd = [length for length in lengths if not in_blocks(length, kind)]
+        if odd:
             raise InvalidRequest(
-                f"The heads of this model are {length} numbers long, which {kind} cannot divide "
+                f"The heads of this model are {odd[0]} numbers long, which {kind} cannot divide "
                 f"into its blocks: set {name} (or kv_type) to f16.",
                 param=f"load_model_configs.{name}",
             )

@@ -31,7 +31,7 @@ from llm_server.models.plan import Plan, Planner
 from llm_server.models.policy import MAX_REVIVALS
 from llm_server.models.registry import ModelFile
 from llm_server.models.residents import Residents
-from llm_server.models.status import State, Status, Unloaded
+from llm_server.models.status import Status, Unloaded, state_of
 from llm_server.worker.config import LoadConfig
 from llm_server.worker.totals import Totals
 
@@ -154,7 +154,8 @@ class Pool:
     async def unload(self, model: str) -> Unloaded:
         """End the worker of a model after its requests, also if its file is gone.
 
-        One that is being loaded comes first to what wanted it. Raises ModelNotFound.
+        One that is being loaded comes first to what wanted it; one that made room for a load does
+        not come back if that fails. Raises ModelNotFound.
         """
         file = await self._choice.to_unload(model)
         for ticket in [t for t in self._waiting if t.revives and t.model.name == file.name]:
@@ -164,6 +165,8 @@ class Pool:
             await asyncio.wait([self._bringing])
         resident = self._residents.get(file)
         if resident is None:
+            for displaced in self._brought_for.displaced if self._brought_for else ():
+                displaced.leaving += displaced.model.name == file.name
             return Unloaded(file.name, was_loaded=False)
         await self._residents.let_go([resident])
         self._advance()
@@ -177,7 +180,7 @@ class Pool:
         loaded = shown.worker.loaded if shown else None
         model = shown.model if shown else loading
         return Status(
-            state=self._state(bool(usable)),
+            state=state_of(self._closing, bool(usable), loading, self._loader.last_error),
             model=model.name if model else None,
             n_ctx=loaded.n_ctx if loaded else 0,
             parallel=loaded.parallel if loaded else self._parallel(),
@@ -239,11 +242,18 @@ class Pool:
                 self._waiting.remove(ticket)
                 self._grant(ticket, resident)
         if self._waiting and self._bringing is None:
-            due = min(self._waiting, key=lambda ticket: self._last_turn.get(ticket.owner, 0.0))
+            due = min(self._waiting, key=self._rank)
             self._last_turn[due.owner] = time.monotonic()
             self._brought_for = due
             self._bringing = asyncio.get_running_loop().create_task(self._bring(due))
             self._bringing.add_done_callback(self._brought)
+        elif self._bringing is not None and self._loader.pausing:
+            if not all(self._loader.pause_s(ticket.model) for ticket in self._waiting):
+                self._bringing.cancel()
+
+    def _rank(self, ticket: Ticket) -> tuple[bool, float]:
+        """Who is due: models that need no pause first, then owners in turn."""
+        return self._loader.pause_s(ticket.model) > 0, self._last_turn.get(ticket.owner, 0.0)
 
     def _satisfies(self, resident: Resident, ticket: Ticket) -> bool:
         return resident.takes(ticket) and self.planner.in_force(
@@ -267,7 +277,7 @@ class Pool:
                 and self._bringing is not None
                 and self._brought_for is not None
                 and self._brought_for.wants_the_same(ticket)
-                and self._loader.loading is None
+                and (self._loader.loading is None or self._loader.pausing)
             ):
                 self._bringing.cancel()
             self._advance()
@@ -289,21 +299,21 @@ class Pool:
         """Load what `ticket` asks for; on failure refuse those who wait for the same."""
         if ticket.revives:
             ticket.model = await self._choice.as_it_is(ticket.model)
+        await self._loader.pause(ticket.model)
         old = self._residents.get(ticket.model)
         base = old.plan.asked if old is not None else None
         keep_alive_s = old.keep_alive_s if old and not old.leaving else self._keep_alive_s
-        gone: list[Resident] = []
         try:
             plan = await self._planned(ticket, base)
-            gone = self._residents.in_the_way(plan, self.planner.budget)
+            gone = ticket.displaced = self._residents.in_the_way(plan, self.planner.budget)
             if ticket.revives and (gone or any(t.model != ticket.model for t in self._waiting)):
                 self._drop_revival(ticket)
                 return
             await self._residents.let_go(gone)
-            await self._load_or_make_room(plan, keep_alive_s, gone)
+            await self._load_or_retry(plan, keep_alive_s, gone)
         except ServerError as error:
             self._refuse_waiting(error, ticket.wants_the_same)
-            await self._put_back(gone)
+            await self._put_back(ticket.displaced)
 
     async def _planned(self, ticket: Ticket, base: LoadConfig | None) -> Plan:
         try:
@@ -328,9 +338,7 @@ class Pool:
         if len(self._registry.models()) > len(self.loaded) and not self._closing:
             self._loader.make_ready(lambda: bool(self._bringing or self._residents.n_running))
 
-    async def _load_or_make_room(
-        self, plan: Plan, keep_alive_s: float, gone: list[Resident]
-    ) -> None:
+    async def _load_or_retry(self, plan: Plan, keep_alive_s: float, gone: list[Resident]) -> None:
         """Load; if the memory falls short, once more without the idle models, now `gone`, too."""
         try:
             await self._load(plan, keep_alive_s)
@@ -389,12 +397,3 @@ class Pool:
         """How many requests run at once, over all loaded models."""
         loaded = [resident.worker.loaded.parallel for resident in self._residents]
         return sum(loaded) or self.planner.defaults.parallel or DEFAULT_PARALLEL
-
-    def _state(self, usable: bool) -> State:
-        if self._closing:
-            return "stopping"
-        if usable:
-            return "ready"
-        if self._loader.loading is not None:
-            return "loading"
-        return "failed" if self._loader.last_error is not None else "empty"

@@ -37,3 +37,14 @@ class Status:
     """Why the last load failed, if it is the last thing that happened."""
     sandbox: str | None = None
     """What the worker gave up: `full`, `partial (...)` or `off`; None while there is none."""
+
+
+def state_of(closing: bool, usable: bool, loading: object, failed: object) -> State:
+    """The pool in a word: whether a model is loaded, else what is being loaded, or has failed."""
+    if closing:
+        return "stopping"
+    if usable:
+        return "ready"
+    if loading is not None:
+        return "loading"
+    return "failed" if failed is not None else "empty"

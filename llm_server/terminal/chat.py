@@ -38,20 +38,13 @@ class Chat:
         """Until the person leaves."""
         while True:
             try:
-                text = _read_message(read_line)
+                if not self._go_on(_read_message(read_line)):
+                    return
             except EOFError:
                 self._screen.note("")
                 return
-            except KeyboardInterrupt:
+            except KeyboardInterrupt:  # May also come while an answer is being stopped.
                 self._screen.note("(/bye or Ctrl-D leaves)")
-                continue
-            if text.startswith("/"):
-                name, _, argument = text[1:].partition(" ")
-                if name == "bye":
-                    return
-                self._command(name.strip(), argument.strip())
-            elif text.strip():
-                self._exchange(text.strip())
 
     def ask(self, text: str) -> str:
         """Send a message and show its answer, which Ctrl-C stops. The figures of it, in a line.
@@ -77,6 +70,17 @@ class Chat:
             self._screen.end_line()
         self._turns += [turn, {"role": "assistant", "content": "".join(said)}]
         return " · ".join(filter(None, notes))
+
+    def _go_on(self, text: str) -> bool:
+        """Do what a message or a command asks for. Whether the conversation goes on."""
+        if text.startswith("/"):
+            name, _, argument = text[1:].partition(" ")
+            if name == "bye":
+                return False
+            self._command(name.strip(), argument.strip())
+        elif text.strip():
+            self._exchange(text.strip())
+        return True
 
     def _exchange(self, text: str) -> None:
         try:

@@ -60,7 +60,7 @@ def make_ready(command: Load, model: Model, digest: bytes) -> Ready:
     """All that serves `model`, whose content `digest` stands for (`model_fingerprint`).
 
     Raises:
-        ModelLoadFailed: it is a reranker, or an adapter or a template does not fit it.
+        ModelLoadFailed: it is a reranker, or an adapter, a template or a setting does not fit it.
         TemplateError: its chat template cannot be compiled.
         InsufficientMemory: the context does not fit into the memory.
     """
@@ -196,6 +196,7 @@ def open_context(
 
     Raises:
         InsufficientMemory: it does not fit into the memory.
+        ModelLoadFailed: llama.cpp refuses the settings.
     """
     n_ctx = config.n_ctx or model.n_ctx_train
     if n_ctx > model.n_ctx_train:
@@ -205,12 +206,23 @@ def open_context(
     config = msgspec.structs.replace(config, n_threads=config.n_threads or physical_cores())
     try:
         context = Context(model, config, n_ctx, parallel, adapters, n_idle=n_idle)
-    except ContextError:
+    except ContextError as error:
+        if error.reason:
+            raise _refused(error.reason) from None
         raise InsufficientMemory(
             f"A context of {n_ctx} tokens does not fit into the memory. Ask for a smaller n_ctx.",
             param="load_model_configs.n_ctx",
         ) from None
     return context
+
+
+def _refused(reason: str) -> ModelLoadFailed:
+    """Why llama.cpp makes no context of the settings, and what to change where that is known."""
+    message, param = f"llama.cpp cannot load this model as asked for: {reason}.", ""
+    for name, subject in (("type_k", "K cache"), ("type_v", "V cache")):
+        if subject in reason:
+            message, param = f"{message} Set {name} (or kv_type) to f16.", f".{name}"
+    return ModelLoadFailed(message, param=f"load_model_configs{param}")
 
 
 def state_fingerprint(digest: bytes, command: Load, context: Context) -> bytes:

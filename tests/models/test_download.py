@@ -222,6 +222,11 @@ def test_a_full_disk_is_told_before_anything_is_asked(
     big = Remote(f"{server.url}/{NAME}", NAME, size=free)
     with pytest.raises(DownloadError, match="MB free"):
         download.check_space(tmp_path / "not yet there", [big])
+    # What is here of one file makes no room for another.
+    with (tmp_path / "other.gguf").open("wb") as file:
+        file.truncate(1 << 33)
+    with pytest.raises(DownloadError, match=f"{free / 1e6:,.0f} MB are to be downloaded"):
+        download.check_space(tmp_path, [Remote(f"{server.url}/other.gguf", "other.gguf"), big])
     assert server.requests == []
 
 

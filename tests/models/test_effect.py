@@ -192,3 +192,12 @@ def test_heads_that_are_no_whole_blocks_are_not_quantized(tmp_path: Path, flash_
     assert not made.in_force(plan(made), LOADED, {"type_k": "q4_0"})
     # What makes vectors keeps nothing that could be quantized.
     assert plan(made, type_k="q8_0", pooling="mean").config.pooling == "mean"
+
+
+def test_heads_of_layers_with_a_sliding_window_are_whole_blocks_too(tmp_path: Path) -> None:
+    told = {"llama.attention.key_length": 64, "llama.attention.key_length_swa": 48}
+    made = planner(tmp_path, told)
+    with pytest.raises(InvalidRequest, match="48 numbers long") as caught:
+        plan(made, type_k="q8_0")
+    assert caught.value.info.param == "load_model_configs.type_k"
+    assert plan(made, type_v="q8_0").config.type_v == "q8_0"

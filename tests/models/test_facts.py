@@ -46,7 +46,7 @@ def test_layers_with_a_state_have_no_cells(hybrid_gguf: Path, recurrent_gguf: Pa
     assert (hybrid.k_elements, hybrid.v_elements) == (HEAD, HEAD)  # One of three layers attends.
     assert hybrid.state_elements == 2 * N_EMBD * 2  # l_cache - 1 rows in each of the others.
     assert (recurrent.k_elements, recurrent.v_elements) == (0, 0)
-    assert (hybrid.key_length, recurrent.key_length) == (HEAD, 0)
+    assert (hybrid.key_lengths, recurrent.key_lengths) == ((HEAD, HEAD), (0, 0))
     d_inner, d_state, d_conv = 2 * N_EMBD, 16, 4
     assert recurrent.state_elements == 2 * ((d_conv - 1) * d_inner + d_state * d_inner)
 
@@ -61,7 +61,25 @@ def test_latent_attention_keeps_one_vector(tmp_path: Path) -> None:
     }
     shape = of_bytes(tmp_path, mla, layers).shape
     assert (shape.k_elements, shape.v_elements) == (576, 0)
-    assert (shape.key_length, shape.value_length) == (576, 512)
+    assert (shape.key_lengths, shape.value_lengths) == ((576, 576), (512, 512))
+
+
+def test_layers_with_a_sliding_window_may_have_heads_of_another_length(tmp_path: Path) -> None:
+    layers: list[TensorEntry] = [(f"blk.{i}.attn_k.weight", (8,), F32) for i in range(3)]
+    told = {
+        "llama.block_count": 3,
+        "llama.attention.head_count_kv": [4, 4, 1],
+        "llama.attention.key_length": 64,
+        "llama.attention.key_length_swa": 24,
+        "llama.attention.value_length_swa": 16,
+    }
+    listed = {"llama.attention.sliding_window_pattern": [True, True, False]}
+    shape = of_bytes(tmp_path, told | listed, layers).shape
+    assert (shape.k_elements, shape.v_elements) == (8 * 24 + 64, 8 * 16 + 32)
+    assert (shape.key_lengths, shape.value_lengths) == ((64, 24), (32, 16))
+    # A number instead of a list means other layers in other architectures.
+    shape = of_bytes(tmp_path, told | {"llama.attention.sliding_window_pattern": 3}, layers).shape
+    assert (shape.k_elements, shape.v_elements) == (9 * 64, 9 * 32)
 
 
 def test_shared_layers_have_no_cells_of_their_own(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def demo() -> Facts:
         ("wordy_gguf", LoadConfig(pooling="last", flash_attn="off", parallel=4)),
         ("encoder_gguf", LoadConfig()),
         ("encoder_gguf", LoadConfig(n_ctx=100_000)),
-        ("encoder_gguf", LoadConfig(n_ctx=1024, flash_attn="off")),
+        ("encoder_gguf", LoadConfig(n_ctx=1000, flash_attn="off")),
     ],
 )
 def test_estimates_are_near_what_real_workers_take(

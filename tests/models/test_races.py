@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from llm_server.errors import ModelLoadFailed, RemoteError, ServerError
 from llm_server.models.lease import Lease
 from llm_server.models.loader import Loader
+from llm_server.models.policy import Crashes
 from llm_server.models.pool import Pool
 from llm_server.worker.client import Worker
 from llm_server.worker.messages import Load
@@ -86,6 +88,46 @@ def test_a_model_that_is_unloaded_while_it_is_being_put_back_goes_afterwards(
         gate.touch()
         assert (await unloading).was_loaded
         assert names(pool) == []
+
+    with_pool(tmp_path, test, memory=SCARCE)
+
+
+def test_the_pause_after_crashes_is_nobody_elses(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf", "c.gguf")
+    pauses = {"c.gguf": Crashes(9, time.monotonic() + 1000)}
+
+    async def test(pool: Pool) -> None:
+        await answers(pool, "a")
+        pausing = asyncio.create_task(pool.acquire("c"))
+        await until(lambda: pool.status().loading == "c.gguf")
+        # Nobody has made room so far, and others are loaded first.
+        assert names(pool) == ["a.gguf"]
+        assert await answers(pool, "b") == "b.gguf"
+        await until(lambda: pool.status().loading == "c.gguf")
+        # It ends when whoever asked has left.
+        pausing.cancel()
+        await turns(3)
+        assert (pool.status().loading, pool.status().waiting) == (None, 0)
+
+    loader = Loader(start_worker=FAKE_START, _crashes=pauses)
+    with_pool(tmp_path, test, memory=SCARCE, loader=loader)
+
+
+def test_a_model_that_is_unloaded_after_it_made_room_stays_away_when_the_load_fails(
+    tmp_path: Path,
+) -> None:
+    add_models(tmp_path, "a.gguf", "gate-broken.gguf")
+
+    async def test(pool: Pool) -> None:
+        await answers(pool, "a")
+        failing = asyncio.create_task(pool.acquire("gate-broken"))
+        await until(lambda: pool.status().loading == "gate-broken.gguf")
+        assert not (await pool.unload("a")).was_loaded
+        (tmp_path / "gate-broken.gguf.open").touch()
+        with pytest.raises(RemoteError):
+            await failing
+        assert pool.status().loading is None and names(pool) == []
+        assert await answers(pool, "a") == "a.gguf"
 
     with_pool(tmp_path, test, memory=SCARCE)
 

@@ -26,8 +26,14 @@ def live(tmp_path: Path) -> Iterator[Live]:
 class Talk:
     """What a person types, and what the terminal then shows."""
 
-    def __init__(self, live: Live, styled: bool = False, system: str = "") -> None:
-        self.out = io.StringIO()
+    def __init__(
+        self,
+        live: Live,
+        styled: bool = False,
+        system: str = "",
+        out: io.StringIO | None = None,
+    ) -> None:
+        self.out = out or io.StringIO()
         self.client = ChatClient(str(live.client.base_url))
         self.prompts: list[str] = []
         self.chat = Chat(self.client, Screen(self.out, styled), "a.gguf", system)
@@ -141,6 +147,23 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(live: Live) -> None:
     assert "stopped" in shown
     assert '"hang"' in shown and '"one "' in shown
     until(live.is_quiet)
+
+
+def test_ctrl_c_again_while_the_answer_is_being_stopped_does_not_leave(live: Live) -> None:
+    class Terminal(io.StringIO):
+        """Where Ctrl-C is pressed once an answer begins, and again at the end of its line."""
+
+        def write(self, text: str) -> int:
+            written = super().write(text)
+            if text in pressed:
+                pressed.remove(text)
+                raise KeyboardInterrupt
+            return written
+
+    pressed = ["one ", "\n"]
+    talk = Talk(live, out=Terminal())
+    assert '"report"' in talk("hang", "report")
+    assert not pressed
 
 
 def test_what_the_server_refuses_is_told_in_its_words(live: Live) -> None:

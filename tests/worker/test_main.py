@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -140,6 +141,29 @@ def test_a_model_that_llama_cpp_does_not_know_is_refused_in_its_words(
     assert failed.error.message == (
         "llama.cpp cannot load this model: unknown model architecture: 'lla?ma9'."
     )
+
+
+def test_settings_that_llama_cpp_refuses_are_told_with_what_to_change(
+    worker: Process, attention_gguf: Path
+) -> None:
+    config = LoadConfig(n_threads=1, n_ctx=512, type_v="q8_0", flash_attn="off")
+    failed = worker.load(attention_gguf, config)
+    assert isinstance(failed, LoadFailed)
+    assert (failed.error.status, failed.error.param) == (400, "load_model_configs.type_v")
+    assert failed.error.message == (
+        "llama.cpp cannot load this model as asked for: quantized V cache requires flash_attn to "
+        "be enabled. Set type_v (or kv_type) to f16."
+    )
+
+
+def test_a_context_that_the_memory_does_not_hold_is_told_as_that(
+    worker: Process, attention_gguf: Path
+) -> None:
+    resource.prlimit(worker.popen.pid, resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    failed = worker.load(attention_gguf, LoadConfig(n_threads=1, n_ctx=1 << 24))
+    assert isinstance(failed, LoadFailed)
+    assert (failed.error.status, failed.error.code) == (503, "insufficient_memory")
+    assert failed.error.param == "load_model_configs.n_ctx"
 
 
 def test_requests_are_answered_and_the_same_again(loaded: Process) -> None:
