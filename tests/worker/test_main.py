@@ -169,6 +169,7 @@ def test_an_over_long_prompt_is_refused_in_openai_words(loaded: Process) -> None
         assert (end.error.status, end.error.code) == (400, "context_length_exceeded")
         assert "maximum context length is 512 tokens" in end.error.message
         assert end.error.details["n_ctx"] == 512
+        assert ("in at least" in end.error.message) == (id == 1)
 
 
 def test_a_very_long_run_of_one_character_does_not_crash_the_tokenizer(
