@@ -15,7 +15,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from llm_server.worker.config import CacheConfig, LoadConfig
+from llm_server.worker.config import CacheConfig, FlashAttention, KvType, LoadConfig
 from llm_server.worker.frames import (
     decode_events,
     encode_command,
@@ -114,6 +114,19 @@ def test_it_loads_and_says_what_is_in_force(worker: Process, attention_gguf: Pat
     assert isinstance(loaded, Loaded)
     assert (loaded.n_ctx, loaded.n_ctx_train, loaded.parallel) == (512, 4096, 32)
     assert loaded.description.startswith("qwen2 137K ") and loaded.flash_attn == "on"
+
+
+@pytest.mark.parametrize(
+    "types", [("f16", "f16"), ("q8_0", "f16"), ("f16", "q8_0"), ("q4_0", "q4_0")]
+)
+@pytest.mark.parametrize("asked", ["auto", "on"])
+def test_flash_attention_is_told_for_quantized_values_too(
+    worker: Process, attention_gguf: Path, types: tuple[KvType, KvType], asked: FlashAttention
+) -> None:
+    type_k, type_v = types
+    config = LoadConfig(n_ctx=512, n_threads=1, type_k=type_k, type_v=type_v, flash_attn=asked)
+    loaded = worker.load(attention_gguf, config)
+    assert isinstance(loaded, Loaded) and loaded.flash_attn == "on"
 
 
 def test_n_ctx_zero_is_what_it_was_trained_for(worker: Process, attention_gguf: Path) -> None:
