@@ -14,7 +14,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llm_server.chat.syntax.reader import overlap
 
 MAX_STEPS = 512
-_SIGNS = ["}", "]", ")", '"', ",", "0", "1", "t", "f", "n", "{", "[", "a", "-"]
+_SIGNS = ["}", "]", ")", '"', ",", ":", "0", "1", "t", "f", "n", "{", "[", "a", "-"]
 """What ends something comes before what goes on for ever, as digits do."""
 _LAST = ["\n", " "]
 _REPEATS = 4  # what comes so often would go on for ever: a digit, a letter
@@ -67,7 +67,7 @@ class WayOut:
         while not may_end(matcher):
             if len(path) > MAX_STEPS or matcher.is_error():
                 return None
-            tokens = matcher.compute_ff_tokens() or self._step(matcher)
+            tokens = matcher.compute_ff_tokens() or self._step(matcher, path)
             if tokens and path[-_REPEATS * len(tokens) :] == tokens * _REPEATS:
                 tokens = self._any(matcher, tokens[0]) or tokens
             if not tokens or not matcher.consume_tokens(tokens):
@@ -93,17 +93,15 @@ class WayOut:
                 return rest
         return []
 
-    def _step(self, matcher: LLMatcher) -> list[int]:
+    def _step(self, matcher: LLMatcher, path: list[int]) -> list[int]:
         """What to try next: the first option after which little is allowed."""
         for ending in self._endings:
             if (after := self._after(matcher, ending)) and may_end(after):
                 return ending
-        if not self._end_of_text(matcher):
-            if option := self._completed(matcher):
-                return option
-            for tool in self._tools:
-                if (after := self._after(matcher, tool)) and self._n_allowed(after) <= self._narrow:
-                    return tool
+        if not self._end_of_text(matcher) and (
+            option := self._completed(matcher) or self._tool(matcher, path)
+        ):
+            return option
         possible: list[list[int]] = []
         for option in self._options:
             after = self._after(matcher, option)
@@ -119,6 +117,15 @@ class WayOut:
         for text in self._texts:
             if (after := self._after(matcher, text)) and (end := self._end_of_text(after)):
                 return text + end
+        return []
+
+    def _tool(self, matcher: LLMatcher, path: list[int]) -> list[int]:
+        """A tool that may be named here, but none twice: it may fit into a name without quotes."""
+        for tool in self._tools:
+            if path[-len(tool) :] == tool or not (after := self._after(matcher, tool)):
+                continue
+            if self._n_allowed(after) <= self._narrow:
+                return tool
         return []
 
     def _end_of_text(self, matcher: LLMatcher) -> list[int]:

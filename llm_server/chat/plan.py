@@ -174,7 +174,7 @@ class Planner:
             keys = {key for tool in tools for key in _names(tool["function"].get("parameters"))}
             around = [*args.wrappers.values(), args.member, args.item]
             ends = [wrapper.post for wrapper in around if wrapper is not None]
-            for key in sorted(keys)[:256]:
+            for key in sorted(keys)[:256] or [""]:
                 posts.update(text_of(fill(post, {Slot.KEY: key})) for post in ends)
         end = "".join(part for part in self._syntax.calls.end if isinstance(part, str))
         functions = [tool["function"] for tool in tools]

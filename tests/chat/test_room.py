@@ -169,6 +169,17 @@ def test_texts_end_as_their_pattern_wants(form: dict[str, str], begun: bool) -> 
     assert cut
 
 
+@pytest.mark.parametrize("wish", ["", 'ab:<|"|>cd<|"|>,', "abc"])
+def test_members_of_any_name_end_too(wish: str) -> None:
+    """The name of the tool would fit into theirs, which have no quotes in this syntax."""
+    anything = {"type": "object", "properties": {}}
+    request = ChatRequest(QUESTION, [tool("fn", anything)], tool_choice="required")
+    source = TEMPLATES["google-gemma-4-31B-it-interleaved"]
+    begun = "<|tool_call>call:fn{" + wish
+    _, _, ((name, arguments),), cut = said(request, begun + "x" * 300, 120, source=source)
+    assert name == "fn" and isinstance(json.loads(arguments), dict) and cut
+
+
 def test_numbers_end_like_everything_else() -> None:
     kinds = {"a": "number", "b": "integer", "c": "number"}
     schema = {
