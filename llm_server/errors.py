@@ -103,14 +103,20 @@ class UnsupportedMediaType(InvalidRequest):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """The prompt is longer than the context. Message in OpenAI's words: agents match on it."""
+    """The prompt is longer than the context. Message in OpenAI's words: agents match on it.
+
+    `at_least`: the prompt has not been tokenized, as no fewer tokens can make so long a text.
+    """
 
     code = "context_length_exceeded"
 
-    def __init__(self, n_prompt_tokens: int, n_ctx: int, *, param: str = "messages") -> None:
+    def __init__(
+        self, n_prompt_tokens: int, n_ctx: int, *, param: str = "messages", at_least: bool = False
+    ) -> None:
+        resulted = f"resulted in {'at least ' if at_least else ''}{n_prompt_tokens} tokens"
         super().__init__(
             f"This model's maximum context length is {n_ctx} tokens. However, your {param} "
-            f"resulted in {n_prompt_tokens} tokens. Please reduce the length of the {param}.",
+            f"{resulted}. Please reduce the length of the {param}.",
             param=param,
             details={"n_prompt_tokens": n_prompt_tokens, "n_ctx": n_ctx},
         )

@@ -14,7 +14,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llm_server.chat.syntax.reader import overlap
 
 MAX_STEPS = 512
-_SIGNS = ["}", "]", ")", '"', ",", "0", "1", "t", "f", "n", "{", "[", "a", "-"]
+_SIGNS = ["}", "]", ")", '"', ",", ":", "0", "1", "t", "f", "n", "{", "[", "a", "-"]
 """What ends something comes before what goes on for ever, as digits do."""
 _LAST = ["\n", " "]
 _REPEATS = 4  # what comes so often would go on for ever: a digit, a letter
@@ -24,10 +24,10 @@ class WayOut:
     """Finds endings for matchers of one tokenizer.
 
     `tokens` makes tokens of a text in the middle of an answer. `closers` are texts that close a
-    value, `endings` such that close a call. What ends the grammar is tried first: a sign may lead
-    from where a call could end into the next one, for ever. `tools` are the names of tools, the one
-    with the shortest call first, and `n_call` is about how many tokens the shortest call of the
-    last one takes.
+    value, `texts` such that may have to stand before, and `endings` such that close a call. What
+    ends the grammar is tried first: a sign may lead from where a call could end into the next one,
+    for ever. `tools` are the names of tools, the one with the shortest call first, and `n_call` is
+    about how many tokens the shortest call of the last one takes.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class WayOut:
         tokenizer: LLTokenizer,
         tokens: Callable[[str], list[int]],
         closers: Sequence[str],
+        texts: Sequence[str] = (),
         endings: Sequence[str] = (),
         tools: Sequence[str] = (),
         n_call: int = 0,
@@ -48,6 +49,8 @@ class WayOut:
         )
         self._tokens = tokens
         self._closers = closers
+        self._ends = [t for text in ('"', *closers) if (t := tokens(text))]
+        self._texts = [t for text in texts if (t := tokens(text))]
         self._endings = [t for text in endings if (t := tokens(text))]
         self._options = [t for t in (*map(tokens, closers), *signs, *self._endings, *last) if t]
         self._tools = [t for tool in tools if (t := tokens(tool))]
@@ -64,7 +67,7 @@ class WayOut:
         while not may_end(matcher):
             if len(path) > MAX_STEPS or matcher.is_error():
                 return None
-            tokens = matcher.compute_ff_tokens() or self._step(matcher)
+            tokens = matcher.compute_ff_tokens() or self._step(matcher, path)
             if tokens and path[-_REPEATS * len(tokens) :] == tokens * _REPEATS:
                 tokens = self._any(matcher, tokens[0]) or tokens
             if not tokens or not matcher.consume_tokens(tokens):
@@ -90,14 +93,15 @@ class WayOut:
                 return rest
         return []
 
-    def _step(self, matcher: LLMatcher) -> list[int]:
+    def _step(self, matcher: LLMatcher, path: list[int]) -> list[int]:
         """What to try next: the first option after which little is allowed."""
         for ending in self._endings:
             if (after := self._after(matcher, ending)) and may_end(after):
                 return ending
-        for tool in self._tools:
-            if (after := self._after(matcher, tool)) and self._n_allowed(after) <= self._narrow:
-                return tool
+        if not self._end_of_text(matcher) and (
+            option := self._completed(matcher) or self._tool(matcher, path)
+        ):
+            return option
         possible: list[list[int]] = []
         for option in self._options:
             after = self._after(matcher, option)
@@ -107,6 +111,29 @@ class WayOut:
                 return option
             possible.append(option)
         return possible[0] if possible else self._any(matcher)
+
+    def _completed(self, matcher: LLMatcher) -> list[int]:
+        """What ends a text that may not end yet, as by its pattern something has still to come."""
+        for text in self._texts:
+            if (after := self._after(matcher, text)) and (end := self._end_of_text(after)):
+                return text + end
+        return []
+
+    def _tool(self, matcher: LLMatcher, path: list[int]) -> list[int]:
+        """A tool that may be named here, but none twice: it may fit into a name without quotes."""
+        for tool in self._tools:
+            if path[-len(tool) :] == tool or not (after := self._after(matcher, tool)):
+                continue
+            if self._n_allowed(after) <= self._narrow:
+                return tool
+        return []
+
+    def _end_of_text(self, matcher: LLMatcher) -> list[int]:
+        """What closes a text that may end here; nothing else leaves so little to come."""
+        for end in self._ends:
+            if (after := self._after(matcher, end)) and self._n_allowed(after) <= self._narrow:
+                return end
+        return []
 
     def _after(self, matcher: LLMatcher, tokens: list[int]) -> LLMatcher | None:
         """The matcher behind these tokens; None if they may not come."""

@@ -373,9 +373,15 @@ def _check(matcher: LLMatcher, param: str, probe: bool) -> None:
 
 
 def _first_line(text: str) -> str:
-    """What llguidance says is wrong, without the place in our grammar that it quotes below."""
-    line = next((part for part in text.splitlines() if part.strip()), "")
-    line = _PLACE.sub("", line)
+    """What llguidance says is wrong, without the place in our grammar that it quotes below.
+
+    Of a pattern that does not parse it tells the pattern in the next line, and further down why.
+    """
+    lines = [part.strip() for part in text.splitlines() if part.strip()]
+    line = _PLACE.sub("", lines[0]) if lines else ""
+    why = next((part for part in lines if part.startswith("error: ")), "")
+    if line == "regex parse error:" and why:
+        line = f"the pattern `{lines[1][:100]}` has an {why}"
     return "".join(c if c.isprintable() else " " for c in line[:200])
 
 

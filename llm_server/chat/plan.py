@@ -17,6 +17,7 @@ from llguidance import LLMatcher
 from llm_server.chat.closing import WayOut
 from llm_server.chat.constraint import Constraint
 from llm_server.chat.edges import NOWHERE, Edge, anything, blank
+from llm_server.chat.examples import endings
 from llm_server.chat.grammar import Grammars, Lark, Spelling, check_schema
 from llm_server.chat.phases import Opening, Plan, Trigger
 from llm_server.chat.room import Room
@@ -139,7 +140,7 @@ class Planner:
             spelled,
             self.grammars.tokenize,
             Room(
-                partial(self._way_out, demand.tools),
+                partial(self._way_out, demand),
                 spelled,
                 [tool["function"]["name"].encode() for tool in demand.tools],
             ),
@@ -165,14 +166,15 @@ class Planner:
                     )
                 check_schema(self.grammars, function["parameters"], lenient=lenient, param=param)
 
-    def _way_out(self, tools: list[JsonObject]) -> WayOut:
+    def _way_out(self, demand: Demand) -> WayOut:
+        tools = demand.tools
         args = self._syntax.calls.args
         posts: set[str] = set()
         if isinstance(args, ParamArgs):
             keys = {key for tool in tools for key in _names(tool["function"].get("parameters"))}
             around = [*args.wrappers.values(), args.member, args.item]
             ends = [wrapper.post for wrapper in around if wrapper is not None]
-            for key in sorted(keys)[:256]:
+            for key in sorted(keys)[:256] or [""]:
                 posts.update(text_of(fill(post, {Slot.KEY: key})) for post in ends)
         end = "".join(part for part in self._syntax.calls.end if isinstance(part, str))
         functions = [tool["function"] for tool in tools]
@@ -181,6 +183,7 @@ class Planner:
             self.grammars.tokenizer,
             self._tokens,
             sorted(posts - {""}, key=len),
+            endings([demand.request.response_format.schema, tools]),
             [end[i:] for i in range(len(end))] if tools else [],
             sorted(sizes, key=sizes.__getitem__),
             max(sizes.values(), default=0),

@@ -21,6 +21,8 @@ ModelsDir = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON for programs instead of a table")]
 
+_ANY_WIDTH = 10_000
+
 
 def settings(**given: Any) -> Settings:
     """The settings a server would have, with the options that were given."""
@@ -37,7 +39,10 @@ def console(stderr: bool = False) -> Console:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout; what does not fit is folded and never cut off. Empty names, no header."""
+    """A table on stdout; what a terminal has no room for is folded and never cut off.
+
+    In a pipe or a file nothing is, so that each row is a line. Empty names, no header.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -46,7 +51,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(_printable(cell)) for cell in row))
-    console().print(table)
+    shown = console()
+    if not shown.is_terminal:
+        shown.width = _ANY_WIDTH
+    shown.print(table)
 
 
 def _printable(text: str) -> str:

@@ -18,7 +18,8 @@ _GGML_INFO = 2
 _GGML_CONT = 5
 
 _BUFFER = re.compile(r"\s(\S+)\s+(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
-_FLASH_ATTENTION = "Flash Attention enabled"
+_FLASH_ATTENTION = re.compile(r"(?:Flash Attention|flash_attn +=) enabled$")
+"""Found to be possible, or taken before a context was made, as quantized values need it."""
 _REFUSAL = re.compile(
     r"(?:error loading model|failed to apply lora adapter"
     r"|llama_init_from_model(?:: failed to initialize the context)?): (.+)"
@@ -45,7 +46,7 @@ class _Lines:
                 if kind == "compute":
                     self.buffers[where, kind] = 0  # Made anew when there are adapters.
                 self.buffers[where, kind] += int(float(mib) * (1 << 20))
-            if line.endswith(_FLASH_ATTENTION):
+            if _FLASH_ATTENTION.search(line):
                 self.flash_attention = True
             if self.level == logging.ERROR and (refused := _REFUSAL.search(line)):
                 self.refusal = refused[1]

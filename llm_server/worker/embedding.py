@@ -130,7 +130,8 @@ class TextPreparer:
         if isinstance(text, str):
             n_bytes, longest = len(text.encode()), self._vocab.max_token_bytes
             if n_bytes > CHEAP_BYTES and n_bytes // longest >= self._n_ctx:
-                raise ContextLengthExceeded(n_bytes // longest, self._n_ctx, param=param)
+                fewest = n_bytes // longest
+                raise ContextLengthExceeded(fewest, self._n_ctx, param=param, at_least=True)
             text = self._vocab.tokenize(text, parse_special=True, add_special=True)
             if not text:
                 raise InvalidRequest(f"{param} has no tokens.", param=param)

@@ -173,8 +173,8 @@ class Preparer:
     def _refuse_longer(self, n_bytes: int, param: str = "messages") -> None:
         """A bound before a text is tokenized: some tokenizers are quadratic in its length."""
         n_ctx = self._context.n_ctx
-        if n_bytes > CHEAP_BYTES and (at_least := n_bytes // self._vocab.max_token_bytes) >= n_ctx:
-            raise ContextLengthExceeded(at_least, n_ctx, param=param)
+        if n_bytes > CHEAP_BYTES and (fewest := n_bytes // self._vocab.max_token_bytes) >= n_ctx:
+            raise ContextLengthExceeded(fewest, n_ctx, param=param, at_least=True)
 
     def _text_of(self, prompt: str | list[int]) -> str:
         if isinstance(prompt, str):
@@ -206,7 +206,7 @@ class Preparer:
         n_bytes, longest = len(text.encode()), self._vocab.max_token_bytes
         reasonable = max(MAX_TOLD_BYTES, self._context.n_ctx * longest)
         if n_bytes > min(reasonable, MAX_RENDERED_BYTES):
-            raise ContextLengthExceeded(n_bytes // longest, self._context.n_ctx)
+            raise ContextLengthExceeded(n_bytes // longest, self._context.n_ctx, at_least=True)
         return Told(id, text, n_tokens=len(self._tokens_of(segments, asked.request.cache_salt)))
 
     def _tokenize(self, segments: Sequence[Segment], namespace: str) -> list[int]:

@@ -772,6 +772,20 @@ def test_a_bad_tool_is_named() -> None:
     assert caught.value.info.param == "tools[2].function.parameters"
 
 
+def test_a_pattern_that_does_not_parse_is_told_with_its_error() -> None:
+    d, _ = build()
+    for pattern, error in (("a(b", "unclosed group"), ("*", "missing expression")):
+        schema = {"type": "object", "properties": {"x": {"type": "string", "pattern": pattern}}}
+        wanted = ResponseFormat("json_schema", schema)
+        for request in (
+            ChatRequest(QUESTION, response_format=wanted),
+            ChatRequest(QUESTION, [tool("bad", schema)], tool_choice="required"),
+        ):
+            with pytest.raises(InvalidRequest) as caught:
+                d.prepare(1, request)
+            assert f"`{pattern}` has an error: " in str(caught.value) and error in str(caught.value)
+
+
 def test_choices_that_no_tool_satisfies_are_refused() -> None:
     d, _ = build()
     for request in (

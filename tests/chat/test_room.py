@@ -12,7 +12,8 @@ import pytest
 from llm_server.chat.room import MARGIN
 from llm_server.worker.messages import ChatRequest, ResponseFormat
 from tests.chat.generation import allows
-from tests.chat.test_constraint import HERMES_MARKERS, QUESTION, build
+from tests.chat.published import TEMPLATES
+from tests.chat.test_constraint import CHATML, HERMES_MARKERS, QUESTION, build
 from tests.chat.test_syntax import fold, tool
 
 FORM = {
@@ -30,10 +31,14 @@ CALL = '<tool_call>\n{"name": "set_timer", "arguments": {"minutes": 12}}\n</tool
 
 
 def said(
-    request: ChatRequest, wish: str, max_tokens: int, markers: Sequence[str] = HERMES_MARKERS
+    request: ChatRequest,
+    wish: str,
+    max_tokens: int,
+    markers: Sequence[str] = HERMES_MARKERS,
+    source: str = CHATML,
 ) -> tuple[str, str, list[tuple[str | None, str]], bool]:
     """Text, content, calls and whether it was cut, of a model that wants to say `wish`."""
-    d, vocabulary = build(markers=list(markers))
+    d, vocabulary = build(source, list(markers))
     prepared = d.prepare(1, request)
     constraint = prepared.constraint
     assert constraint is not None
@@ -127,6 +132,52 @@ def test_json_keeps_what_was_written() -> None:
         answer = json.loads(text)
         jsonschema.validate(answer, schema)
         assert cut and answer["a"] == "word" and answer["f"] == ""
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"format": "email"},
+        {"format": "uri"},
+        {"format": "duration"},
+        {"pattern": "@"},
+        {"pattern": "[A-Z]"},
+        {"pattern": r"\.(md|txt)$"},
+        {"pattern": r"^\S+@\S+\.\S+$"},
+        {"pattern": r"^[\w.%+-]+@[\w.-]+\.[a-z]{2,}$"},
+        {"pattern": r"^\w+=\w+(;\w+=\w+)*$"},
+    ],
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_texts_end_as_their_pattern_wants(form: dict[str, str], begun: bool) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"text": {"type": "string"}, "it": {"type": "string", **form}},
+        "required": ["text", "it"],
+        "additionalProperties": False,
+    }
+    form_of_answer = ChatRequest(QUESTION, response_format=ResponseFormat("json_schema", schema))
+    wish = '{"text":"","it":"' if begun else '{"text":"'
+    text, *_, cut = said(form_of_answer, wish + "P" + "1" * 100, 80)
+    jsonschema.validate(json.loads(text), schema)
+    assert cut
+    call = ChatRequest(QUESTION, [tool("note", schema)], tool_choice="required")
+    wish = "<tool_call>\n<function=note>\n<parameter=text>\n" + "</parameter>\n" * begun
+    source = TEMPLATES["Qwen3-Coder"]
+    _, _, ((_, arguments),), cut = said(call, wish + "P" + "1" * 200, 250, source=source)
+    jsonschema.validate(json.loads(arguments), schema)
+    assert cut
+
+
+@pytest.mark.parametrize("wish", ["", 'ab:<|"|>cd<|"|>,', "abc"])
+def test_members_of_any_name_end_too(wish: str) -> None:
+    """The name of the tool would fit into theirs, which have no quotes in this syntax."""
+    anything = {"type": "object", "properties": {}}
+    request = ChatRequest(QUESTION, [tool("fn", anything)], tool_choice="required")
+    source = TEMPLATES["google-gemma-4-31B-it-interleaved"]
+    begun = "<|tool_call>call:fn{" + wish
+    _, _, ((name, arguments),), cut = said(request, begun + "x" * 300, 120, source=source)
+    assert name == "fn" and isinstance(json.loads(arguments), dict) and cut
 
 
 def test_numbers_end_like_everything_else() -> None:

@@ -125,6 +125,15 @@ def test_list_shows_each_model_once_and_says_what_is_wrong(folder: Path) -> None
     assert "F32" in row and "4096" in row
 
 
+def test_in_a_pipe_each_row_is_a_line(folder: Path) -> None:
+    name = f"{'Long-Name-' * 12}Instruct.gguf"
+    (folder / "whole.gguf").rename(folder / name)
+    listed = cli(folder, "list").output.splitlines()
+    assert any(line.startswith(f"{name} ") and "F32" in line for line in listed)
+    shown = cli(folder, "show", name).output.splitlines()
+    assert ["files", str(folder / name)] in [line.split() for line in shown]
+
+
 def test_list_tells_of_links_it_does_not_follow(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "linked.gguf").symlink_to(Path(__file__))
     assert "linked.gguf is a link out of this folder" in cli(folder, "list").output

@@ -16,7 +16,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from llm_server.worker.config import CacheConfig, LoadConfig
+from llm_server.worker.config import CacheConfig, FlashAttention, KvType, LoadConfig
 from llm_server.worker.frames import (
     decode_events,
     encode_command,
@@ -117,6 +117,19 @@ def test_it_loads_and_says_what_is_in_force(worker: Process, attention_gguf: Pat
     assert loaded.description.startswith("qwen2 137K ") and loaded.flash_attn == "on"
 
 
+@pytest.mark.parametrize(
+    "types", [("f16", "f16"), ("q8_0", "f16"), ("f16", "q8_0"), ("q4_0", "q4_0")]
+)
+@pytest.mark.parametrize("asked", ["auto", "on"])
+def test_flash_attention_is_told_for_quantized_values_too(
+    worker: Process, attention_gguf: Path, types: tuple[KvType, KvType], asked: FlashAttention
+) -> None:
+    type_k, type_v = types
+    config = LoadConfig(n_ctx=512, n_threads=1, type_k=type_k, type_v=type_v, flash_attn=asked)
+    loaded = worker.load(attention_gguf, config)
+    assert isinstance(loaded, Loaded) and loaded.flash_attn == "on"
+
+
 def test_n_ctx_zero_is_what_it_was_trained_for(worker: Process, attention_gguf: Path) -> None:
     loaded = worker.load(attention_gguf, LoadConfig(n_threads=1))
     assert isinstance(loaded, Loaded)
@@ -193,6 +206,7 @@ def test_an_over_long_prompt_is_refused_in_openai_words(loaded: Process) -> None
         assert (end.error.status, end.error.code) == (400, "context_length_exceeded")
         assert "maximum context length is 512 tokens" in end.error.message
         assert end.error.details["n_ctx"] == 512
+        assert ("in at least" in end.error.message) == (id == 1)
 
 
 def test_a_very_long_run_of_one_character_does_not_crash_the_tokenizer(
