@@ -129,6 +129,12 @@ VALUES: list[dict[str, Any]] = [
     },
     {"type": "array", "items": {"$ref": "#/properties/q"}, "maxItems": 2},
     {"$ref": "#/$defs/tree"},
+    {"const": {"a": 1, "b": ["x", 2, []]}},
+    {"enum": [{"a": "x"}, [1, "y"], [], 3]},
+    {"const": {}},
+    {"type": "array", "items": {"type": "integer"}, "maxItems": 1},
+    {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 1},
+    {"type": "array", "items": {"type": "integer"}, "maxItems": 0},
 ]
 NESTED = ["google-gemma-4-31B-it-interleaved", "MiniMax-M3", "Qwen3-Coder"]
 
@@ -148,6 +154,18 @@ def test_what_a_strict_tool_says_of_values_holds(schema: dict[str, Any], name: s
     }
     dialogue = dialogue_of(name)
     check(dialogue, dialogue._vocabulary, whole, strict=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("others", [{"type": "integer"}, {"type": "string", "enum": ["a", "b"]}])
+@pytest.mark.parametrize("name", NESTED)
+def test_parameters_of_any_name_are_of_the_schema_for_them(
+    name: str, others: dict[str, Any]
+) -> None:
+    if name not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    dialogue = dialogue_of(name)
+    schema = {"type": "object", "additionalProperties": others}
+    check(dialogue, dialogue._vocabulary, schema, strict=True)  # type: ignore[arg-type]
 
 
 def check(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 
 from llm_server.chat.grammar import Lark
@@ -19,8 +18,8 @@ from llm_server.chat.syntax.alternatives import (
 from llm_server.chat.syntax.format import Kind, ParamArgs, Wrapper
 from llm_server.chat.syntax.formats import FORMATS
 from llm_server.chat.syntax.literal import Slot, fill, text_of
-from llm_server.chat.syntax.patterns import search_regex
-from llm_server.chat.syntax.values import JsonValue, kinds_of, read_value
+from llm_server.chat.syntax.patterns import escaped, search_regex
+from llm_server.chat.syntax.values import JsonValue, count_of, kinds_of, read_value
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import JsonObject
 
@@ -91,8 +90,11 @@ class ParamGrammar:
         if any(isinstance(part, Slot) for part in wrapper.post):
             return ""
         pre = self._lark.text(text_of(self._args.pre))
-        values = [self._text(wrapper, "", {})]
-        if not self._writes_text:
+        if isinstance(others := self._schema.get("additionalProperties"), dict) and others:
+            values = self._values("", others)
+        elif self._writes_text:
+            values = [self._text(wrapper, "", {})]
+        else:
             values = self._grouped("", {}, frozenset(self._args.wrappers))
         one = self._lark.rule(f"{pre} {_NAME} ( {' | '.join(values)} )")
         between = self._lark.text(text_of(self._args.separator))
@@ -101,6 +103,10 @@ class ParamGrammar:
     def parameter(self, key: str, schema: JsonValue) -> str:
         """An expression for one parameter."""
         head = self._lark.text(text_of(self._args.pre) + key)
+        return self._lark.rule(f"{head} ( {' | '.join(self._values(key, schema))} )")
+
+    def _values(self, key: str, schema: JsonValue) -> list[str]:
+        """Expressions for what may follow the name of a parameter."""
         branches = [(part, self._kinds(part)) for part in self._alternatives.of(schema)]
         kinds = frozenset[str]().union(*(found for _, found in branches))
         texts = [part for part, found in branches if "string" in found and self._writes_text]
@@ -115,7 +121,7 @@ class ParamGrammar:
         for part, found in branches:
             rest = found - {"string"} if self._writes_text else found
             options += self._grouped(key, part, rest)
-        return self._lark.rule(f"{head} ( {' | '.join(dict.fromkeys(options))} )")
+        return list(dict.fromkeys(options))
 
     def _grouped(self, key: str, schema: JsonValue, kinds: frozenset[str]) -> list[str]:
         """Expressions for values of some kinds, those wrapped alike together."""
@@ -164,7 +170,7 @@ class ParamGrammar:
                 return ""
             if not bounds:
                 return f"{mid} ( {' | '.join(self._lark.text(text + post) for text in texts)} )"
-            bounds.append(f"/{'|'.join(map(_escaped, texts))}/")
+            bounds.append(f"/{'|'.join(map(escaped, texts))}/")
         return f"{mid} {self._lark.any_text_until(post, self._body(bounds, post))}"
 
     def _reads_back(self, text: str, kinds: frozenset[str]) -> bool:
@@ -198,13 +204,13 @@ class ParamGrammar:
 
     def _body(self, bounds: list[str], post: str) -> str:
         """A regular expression for the texts within `bounds` before `post`."""
-        escaped = self._args.escape in ("xml", "cdata")
-        parts = ["/[^<&]*/" if escaped else "/(?s:.*)/", *bounds]
+        in_xml = self._args.escape in ("xml", "cdata")
+        parts = ["/[^<&]*/" if in_xml else "/(?s:.*)/", *bounds]
         lead, _ = self._lark.leading(post)
         if len(parts) == 1 and lead:
             return parts[0]
         # A text that holds its own end would be cut there.
-        parts.append(f"~/(?s:.*){_escaped(post.strip())}(?s:.*)/")
+        parts.append(f"~/(?s:.*){escaped(post.strip())}(?s:.*)/")
         return self._lark.terminal(" & ".join(parts))
 
     def _value(self, schema: JsonValue, kinds: Sequence[Kind]) -> str:
@@ -281,6 +287,9 @@ class ParamGrammar:
             return [self._lark.text(self._args.words[2])]
         if depth >= MAX_DEPTH:
             return []
+        if values is not None:
+            of_kind = list if kind == "array" else dict
+            return [self._exactly(value, depth) for value in values if isinstance(value, of_kind)]
         return [self._array(schema, depth) if kind == "array" else self._object(schema, depth)]
 
     def _dialect_text(self, schema: JsonObject) -> str:
@@ -292,8 +301,22 @@ class ParamGrammar:
             return " | ".join(self._lark.text(v) for v in values if isinstance(v, str) and v)
         if values is not None:
             texts = [value for value in values if isinstance(value, str)]
-            bounds.append(f"/{'|'.join(map(_escaped, texts))}/")
+            bounds.append(f"/{'|'.join(map(escaped, texts))}/")
         return self._lark.terminal(" & ".join(["/[^<>\\]]+/", *bounds]))
+
+    def _exactly(self, value: list[JsonValue] | JsonObject, depth: int) -> str:
+        """This array or object and no other."""
+        if isinstance(value, dict):
+            members = {key: {"const": part} for key, part in value.items()}
+            only = {"properties": members, "required": [*value], "additionalProperties": False}
+            return self._object(only, depth)
+        items = [self._inner({"const": part}, depth) or self._nothing() for part in value]
+        if self._args.item is None:
+            listed = ' "," '.join(items)
+            return f'"[" {listed} "]"'
+        before = self._lark.text(text_of(self._args.item.mid))
+        after = self._lark.text(text_of(self._args.item.post))
+        return " ".join(f"{before} {item} {after}" for item in items) or '""'
 
     def _inner(self, schema: JsonValue, depth: int) -> str:
         kinds = sorted(kinds_of(schema, self._schema))
@@ -311,9 +334,9 @@ class ParamGrammar:
                     code="invalid_json_schema",
                 )
         inner = self._inner(schema.get("items"), depth)
-        low = max(_whole(part.get("minItems")) or 0 for part in parts_of(schema))
-        highs = [high for p in parts_of(schema) if (high := _whole(p.get("maxItems"))) is not None]
-        high = max(low, min(highs)) if highs else None
+        low = max(count_of(part.get("minItems")) or 0 for part in parts_of(schema))
+        highs = [count_of(part.get("maxItems")) for part in parts_of(schema)]
+        high = min((max(low, most) for most in highs if most is not None), default=None)
         if not inner and low:
             inner = self._nothing()
         elif not inner:
@@ -326,7 +349,7 @@ class ParamGrammar:
             return self._lark.rule(f"( {before} {inner} {after} ){_times(low, high)}")
         if high == 0:
             return '"[]"'
-        more = f'( "," {inner} ){_times(max(0, low - 1), None if high is None else high - 1)}'
+        more = f'( "," {inner} ){_times(max(0, low - 1), high and high - 1)}' if high != 1 else ""
         few = "" if low else '"" | '
         return self._lark.rule(f'"[" ( {few}{inner} {more} ) "]"')
 
@@ -361,11 +384,6 @@ class ParamGrammar:
         return self._lark.rule(f'"" | {one} ( "," {one} )*')
 
 
-def _whole(bound: JsonValue) -> int | None:
-    """A number of items; None for what is none."""
-    return int(bound) if isinstance(bound, int | float) and not isinstance(bound, bool) else None
-
-
 def _times(low: int, high: int | None) -> str:
     return f"{{{low},{'' if high is None else high}}}"
 
@@ -373,11 +391,6 @@ def _times(low: int, high: int | None) -> str:
 def _holds(values: Sequence[JsonValue], boolean: bool) -> bool:
     """Whether this very value is among them: for Python 1 is True."""
     return any(value is boolean for value in values)
-
-
-def _escaped(text: str) -> str:
-    """An expression for this text alone, ready to stand between slashes."""
-    return re.escape(text).replace("/", "\\/").replace("\\\n", "\\n")
 
 
 def _is_free(schema: JsonValue) -> bool:

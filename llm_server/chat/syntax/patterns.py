@@ -5,6 +5,8 @@ JSON Schema takes its regular expressions from ECMA 262; grammars take Rust's, w
 
 from __future__ import annotations
 
+import re
+
 from llm_server.errors import InvalidRequest
 
 _ANY = "(?s:.*)"
@@ -36,6 +38,11 @@ def search_regex(pattern: str, param: str) -> str:
 
 class _Unsupported(Exception):
     """The pattern holds what grammars cannot say."""
+
+
+def escaped(text: str) -> str:
+    """An expression for this text alone, ready to stand between slashes."""
+    return re.escape(text).replace("/", "\\/").replace("\\\n", "\\n")
 
 
 def _converted(pattern: str) -> str:

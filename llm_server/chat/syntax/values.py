@@ -255,6 +255,11 @@ def resolve(reference: str, root: JsonValue) -> JsonValue:
     return target
 
 
+def count_of(bound: JsonValue) -> int | None:
+    """A number of items that a schema tells; None for what is none."""
+    return int(bound) if isinstance(bound, int | float) and not isinstance(bound, bool) else None
+
+
 def _kind(value: JsonValue) -> str:
     if isinstance(value, bool):
         return "boolean"
