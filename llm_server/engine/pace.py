@@ -5,8 +5,6 @@ Pure arithmetic over durations that the engine measures; it knows no sequences.
 
 from __future__ import annotations
 
-import math
-
 TILE = 4
 """Rows that llama.cpp's CPU kernels compute together: 13 cost as much as 16."""
 
@@ -25,6 +23,7 @@ _LEAST_ALONE = 32
 """However slow the machine: smaller steps compute a prompt at a third of its speed, and who comes
 meanwhile waits no longer than some three times what a dozen rows of their own will take."""
 _SLACK = 7 / 6  # a wide step may be so much longer than one should be
+_WORTH = 1.25  # how much faster a prompt must become to be worth a longer gap
 _SMOOTHING = 0.3  # weight of the newest step in the running means
 _FASTEST_S = 1e-6  # a coarse clock may measure nothing at all
 _LINE_STEPS = 50  # over how many steps the cost of a row is put on a line
@@ -38,10 +37,9 @@ class Pace:
     `busy_s` is how long a step may take while others decode (it is their gap between tokens),
     `alone_s` while nobody does (it is how long a new request waits to be noticed), or fewer do than
     wait with short prompts; where it makes the step wide, a sixth more. A wide step that takes
-    longer is taken all the same if nobody decodes, up to twice `alone_s`; or if it is worth the
-    gap: where narrow ones would add a quarter to a prompt's time, up to `alone_s` (and the sixth);
-    where they would double it, up to twice `alone_s`; and where they take two thirds as long
-    themselves, as beside other programs.
+    longer is taken all the same, up to twice `alone_s`, if nobody decodes, or if narrow ones would
+    add a quarter to a prompt's time; and beyond that where a prompt would gain more by it than a
+    stream would lose.
     """
 
     def __init__(self, n_batch: int, *, busy_s: float = 0.22, alone_s: float = 0.5) -> None:
@@ -76,17 +74,11 @@ class Pace:
         n_narrow = max(least, min(WIDE, _rows_in(seconds, narrow_s, TILE)) - n_decoding)
         wide_step_s = _step_seconds(WIDE, wide_s)
         narrow_step_s = _step_seconds(n_narrow + n_decoding, narrow_s)
-        gain = n_wide / wide_step_s / (n_narrow / narrow_step_s) if busy else math.inf
-        pays = wide_step_s <= self._longest(gain, narrow_step_s)
-        return max(1, min(room, n_wide if pays else n_narrow))
-
-    def _longest(self, gain: float, narrow_step_s: float) -> float:
-        """Seconds that a wide step may take, if it computes a prompt `gain` times as fast as narrow
-        steps of `narrow_step_s` seconds would."""
-        if gain <= 1.25:
-            return 0.0
-        longest = 2 * self._alone_s if gain > 2 else self._alone_s * _SLACK
-        return max(longest, 1.5 * narrow_step_s)
+        longest = 2 * self._alone_s
+        if busy:
+            gain = n_wide / wide_step_s / (n_narrow / narrow_step_s)
+            longest = max(longest, gain * narrow_step_s) if gain > _WORTH else 0.0
+        return max(1, min(room, n_wide if wide_step_s <= longest else n_narrow))
 
     def learn(
         self, n_decoding: int, n_prompt: int, seconds: float, n_draft: int = 0, depth: float = 0.0

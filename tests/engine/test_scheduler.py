@@ -102,10 +102,9 @@ def test_a_step_is_wide_where_that_fits_the_target() -> None:
         (7, 7, WIDE - 1),  # 122 tokens a second by steps of 0.52 s, or 90 by steps of 0.21
         (4, 4, 43),  # 213 by steps of 0.3 s, or 199
         (4, 3, 59),  # 213, or 281
-        (8.5, 8, 15),  # 100, or 72; but steps of 0.63 s
-        (8.5, 30, WIDE - 1),  # 100, or 17
-        (14, 25, 12),  # nobody waits a second for a token
-        (14, 60, WIDE - 1),  # but where narrow steps take that, too
+        (13, 13, WIDE - 1),  # 66 by steps of 0.96 s, or 40 by steps of 0.3
+        (14, 14, 12),  # nobody waits a second for a token
+        (14, 25, WIDE - 1),  # but for 61 tokens a second instead of 21 by steps of 0.58 s
     ],
 )
 def test_a_wide_step_is_taken_where_it_is_worth_the_gap(
