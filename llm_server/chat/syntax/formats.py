@@ -43,3 +43,11 @@ FORMATS: dict[str, str] = {
     rf"|{_URI_SIGN}+{_URI_PATH}){_URI_END}",
 }
 """Formats by name, ready to stand between slashes."""
+
+
+def is_free(schema: object) -> bool:
+    """Whether any text fits a schema."""
+    if not isinstance(schema, dict):
+        return True
+    bounds = {"const", "enum", "pattern", "minLength", "maxLength", "allOf"}
+    return not bounds & schema.keys() and schema.get("format") not in FORMATS

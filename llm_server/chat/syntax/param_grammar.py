@@ -16,7 +16,7 @@ from llm_server.chat.syntax.alternatives import (
     values_of,
 )
 from llm_server.chat.syntax.format import Kind, ParamArgs, Wrapper
-from llm_server.chat.syntax.formats import FORMATS
+from llm_server.chat.syntax.formats import FORMATS, is_free
 from llm_server.chat.syntax.literal import Slot, fill, text_of
 from llm_server.chat.syntax.patterns import escaped, search_regex
 from llm_server.chat.syntax.values import JsonValue, count_of, kinds_of, read_value
@@ -116,7 +116,7 @@ class ParamGrammar:
             if (text := self._text(self._args.wrappers["string"], key, part, kinds))
         ]
         wrappers = self._args.wrappers
-        if wrappers["number"].mid == wrappers["string"].mid and any(map(_is_free, texts)):
+        if wrappers["number"].mid == wrappers["string"].mid and any(map(is_free, texts)):
             branches = []  # any text is allowed here already
         for part, found in branches:
             rest = found - {"string"} if self._writes_text else found
@@ -391,11 +391,3 @@ def _times(low: int, high: int | None) -> str:
 def _holds(values: Sequence[JsonValue], boolean: bool) -> bool:
     """Whether this very value is among them: for Python 1 is True."""
     return any(value is boolean for value in values)
-
-
-def _is_free(schema: JsonValue) -> bool:
-    """Whether any text fits a schema."""
-    if not isinstance(schema, dict):
-        return True
-    bounds = {"const", "enum", "pattern", "minLength", "maxLength", "allOf"}
-    return not bounds & schema.keys() and schema.get("format") not in FORMATS
