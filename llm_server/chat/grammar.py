@@ -18,6 +18,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance._lib import LLParserLimits
 from llguidance._tokenizer import TokenizerWrapper
 
+from llm_server.chat.endless import is_endless
 from llm_server.chat.schemas import enforceable, ignored_words
 from llm_server.chat.syntax.literal import loose_regex
 from llm_server.errors import InvalidRequest
@@ -337,6 +338,12 @@ def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param
     lark = Lark({})
     source = lark.source(lark.json(schema, spaced=False, lenient=lenient))
     grammars.check(source, param, probe=True)
+    if is_endless(schema):
+        raise _refused(
+            "Only values without end can satisfy this schema: what must hold another of its own "
+            "kind needs a way to stop, such as null.",
+            param,
+        )
 
 
 def _digits(number: object) -> int:

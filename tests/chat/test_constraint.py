@@ -683,6 +683,7 @@ def test_what_cannot_be_enforced_is_refused_by_its_name_or_ignored(
         ({"type": "object", "required": "a"}, "Expected array for 'required'"),
         ({"enum": []}, "Unsatisfiable schema"),
         ({"type": "integer", "multipleOf": 20_011}, "more than 20000"),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "Only values without end"),
     ],
 )
 def test_a_refused_schema_is_told_what_is_wrong_with_it(schema: Any, said: str) -> None:
