@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
-from llm_server.chat.schemas import DEFINITIONS, parts_of
+from llm_server.chat.schemas import DEFINITIONS, subschemas
 
 _PASSES = 32
 """Looks at all parts that are referred to. Most schemas take two, one of them to see that nothing
@@ -86,7 +86,7 @@ def _referred(schema: dict[str, Any]) -> dict[str, Any]:
         part = stack.pop()
         if isinstance(part, dict):
             # Definitions that nothing refers to say nothing, and may be anything.
-            stack += [inner for word, inner in parts_of(part) if word not in DEFINITIONS]
+            stack += [inner for word, inner in subschemas(part) if word not in DEFINITIONS]
             pointer = part.get("$ref")
             if isinstance(pointer, str) and pointer not in found:
                 found[pointer] = _at(schema, pointer)

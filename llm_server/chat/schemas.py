@@ -42,7 +42,7 @@ def ignored_words(schema: object) -> list[str]:
         if isinstance(part, dict):
             found |= {word for word in UNENFORCED & part.keys() if not _says_nothing(word, part)}
             found |= {word for word, _ in _irregular(part)}
-            stack += [value for _, value in parts_of(part)]
+            stack += [value for _, value in subschemas(part)]
     return sorted(found)
 
 
@@ -60,7 +60,7 @@ def enforceable(schema: Any) -> Any:
         for word, value in schema.items()
         if word not in UNENFORCED or not _says_nothing(word, schema)
     }
-    for word in {place for place, _ in parts_of(schema)}:
+    for word in {place for place, _ in subschemas(schema)}:
         value = kept[word]
         if isinstance(value, list):
             kept[word] = [enforceable(part) for part in value]
@@ -99,7 +99,7 @@ def _within_64_bits(word: str, value: Any) -> Any:
     return value
 
 
-def parts_of(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The schemas inside one, as far as grammars look into them, each with its word."""
     for word in _BY_NAME:
         if isinstance(named := schema.get(word), dict):
