@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from llm_server.llama import adapter, log, pages, rope
 from llm_server.llama.batch import Batch
+from llm_server.llama.dry import DrySamplers
 from llm_server.llama.lib import lib
 from llm_server.llama.model import Model
 from llm_server.worker.config import LoadConfig
@@ -57,7 +58,7 @@ class Context:
 
     Sequences in a batch have ids of `running`; those of `idle` may hold cached prefixes.
     `whole_state` says of which kind the memory is (see the module).
-    `batch` is what `decode` computes.
+    `batch` is what `decode` computes, `dry` has the samplers of that name.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Context:
         self._fresh = pages.mapped_since(before)
         self.model = model
         self.n_ctx: int = lib.llama_n_ctx(self._context)
+        self.dry = DrySamplers(model.vocab, self.n_ctx)
         self.n_batch: int = lib.llama_n_batch(self._context)
         self.n_ubatch: int = lib.llama_n_ubatch(self._context)
         self.max_outputs: int = params.n_outputs_max
@@ -239,6 +241,7 @@ class Context:
 
     def close(self) -> None:
         """Free the context. Safe to call twice."""
+        self.dry.close()
         if self._context:
             lib.llama_free(self._context)
             self._context = None

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_server.llama.context import Context
+from llm_server.llama.dry import within
 from llm_server.llama.lib import lib
 from llm_server.worker.messages import Sampling
 
@@ -31,7 +32,9 @@ class Sampler:
         """`history` are the prompt's tokens: penalties count them too, as in llama.cpp."""
         self._context = context
         self._chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        self.seed = sampling.seed if sampling.seed is not None else secrets.randbits(32)
+        seed = sampling.seed if sampling.seed is not None else secrets.randbits(32)
+        # llama.cpp takes the largest of its seeds for the wish to have one drawn.
+        self.seed = seed if seed != lib.LLAMA_DEFAULT_SEED else 0
         self._add_bias(sampling)
         if sampling.temperature <= 0:
             self._add_penalties(sampling)
@@ -88,7 +91,6 @@ class Sampler:
 
     def _reach(self, sampling: Sampling) -> int:
         """How many tokens back any sampler of the chain looks; 0 if none does."""
-        n_ctx = self._context.n_ctx
         penalties = (
             sampling.repeat_penalty != 1.0
             or sampling.frequency_penalty != 0.0
@@ -98,7 +100,7 @@ class Sampler:
             sampling.repeat_last_n if penalties else 0,
             sampling.dry_penalty_last_n if sampling.dry_multiplier else 0,
         ]
-        return max(n_ctx if n == -1 else n for n in reaches)
+        return max(within(n, self._context.n_ctx) for n in reaches)
 
     def _add_bias(self, sampling: Sampling) -> None:
         n_vocab = self._context.model.vocab.n_tokens
@@ -109,33 +111,20 @@ class Sampler:
             self._add(lib.llama_sampler_init_logit_bias(n_vocab, len(biases), array))
 
     def _add_penalties(self, sampling: Sampling) -> None:
-        n_ctx = self._context.n_ctx
         n_vocab = self._context.model.vocab.n_tokens
         if self._reach(sampling) == 0:
             return
-        last_n = n_ctx if sampling.repeat_last_n == -1 else sampling.repeat_last_n
         self._add(
             lib.llama_sampler_init_penalties(
                 n_vocab,
-                last_n,
+                within(sampling.repeat_last_n, self._context.n_ctx),
                 sampling.repeat_penalty,
                 sampling.frequency_penalty,
                 sampling.presence_penalty,
             )
         )
         if sampling.dry_multiplier:
-            breakers = [b.encode() for b in sampling.dry_sequence_breakers]
-            self._add(
-                lib.llama_sampler_init_dry(
-                    self._context.model.vocab.handle,
-                    sampling.dry_multiplier,
-                    sampling.dry_base,
-                    sampling.dry_allowed_length,
-                    n_ctx if sampling.dry_penalty_last_n == -1 else sampling.dry_penalty_last_n,
-                    (ctypes.c_char_p * len(breakers))(*breakers),
-                    len(breakers),
-                )
-            )
+            self._add(self._context.dry.copy(sampling))
 
     def _add_truncation(self, sampling: Sampling) -> None:
         if sampling.top_k > 0:

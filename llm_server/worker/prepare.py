@@ -7,7 +7,7 @@ a long run of one character does not overflow llama.cpp's recursive tokenizer.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -113,7 +113,7 @@ class Preparer:
         return Prompt(
             id,
             tokens,
-            make_sampler=lambda: Sampler(self._context, sampling, tokens),
+            make_sampler=self._maker(sampling, tokens),
             parser=prepared.parser,
             constraint=prepared.constraint,
             scores=self._scores(id, sampling),
@@ -137,7 +137,7 @@ class Preparer:
         return Prompt(
             id,
             tokens,
-            make_sampler=lambda: Sampler(self._context, sampling, tokens),
+            make_sampler=self._maker(sampling, tokens),
             parser=EchoedText(id, self._text_of(request.prompt)) if told else PlainText(id),
             scores=scores,
             echo=self._echo(request.prompt, tokens) if request.echo and scores else None,
@@ -147,6 +147,11 @@ class Preparer:
             boundaries=_near_end(len(tokens)),
             persist=request.persist,
         )
+
+    def _maker(self, sampling: Sampling, tokens: list[int]) -> Callable[[], Sampler]:
+        """How the engine makes the sampler; what takes long of it is done here and now."""
+        self._context.dry.build(sampling)
+        return lambda: Sampler(self._context, sampling, tokens)
 
     def _prompt_tokens(self, request: CompletionRequest) -> list[int]:
         vocab, prompt, suffix = self._vocab, request.prompt, request.suffix

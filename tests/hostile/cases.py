@@ -210,6 +210,8 @@ _MESSAGES = [
         }.items()
         for value in values
     ),
+    _chat("M6", "penalty of all there is", {"repeat_penalty": 2, "repeat_last_n": 2**31 - 1}, OK),
+    _chat("M6", "DRY of all there is", {"dry_multiplier": 1, "dry_penalty_last_n": 2**31 - 1}, OK),
     _chat("M7", "key abc", {"logit_bias": {"abc": 1}}, _value("logit_bias.abc")),
     _chat("M7", "key -1", {"logit_bias": {"-1": 1}}, _value("logit_bias.-1")),
     _chat("M7", "key far out", {"logit_bias": {"999999999": 1}}, _value("logit_bias")),

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 
 from llm_server.llama.context import Context
+from llm_server.llama.lib import lib
 from llm_server.llama.sampler import Sampler
 from llm_server.worker.messages import Sampling
 from tests.engine.real import Runner, open_context
@@ -147,6 +149,49 @@ def test_repeat_penalty_reaches_back_into_the_prompt(context: Context) -> None:
         sampler = Sampler(context, penal, history)
         assert (sampler.sample(row) == best) is expected, piece
         sampler.close()
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        {"repeat_penalty": 1.8, "repeat_last_n": 2**31 - 1},
+        {"dry_multiplier": 4.0, "dry_penalty_last_n": 2**31 - 1},
+    ],
+)
+def test_a_penalty_that_looks_back_further_than_there_is_takes_no_memory_for_it(
+    context: Context, penalty: dict[str, float]
+) -> None:
+    before = psutil.Process().memory_info().vms
+    sampler = Sampler(context, with_(WILD, **penalty), [1, 2, 3])
+    assert psutil.Process().memory_info().vms - before < 2**30
+    sampler.close()
+
+
+@pytest.mark.parametrize("sampling", [WILD, with_(WILD, mirostat=2)])
+def test_the_largest_seed_is_a_seed(context: Context, sampling: Sampling) -> None:
+    """llama.cpp's LLAMA_DEFAULT_SEED, which means to draw one there."""
+    runner = Runner(context)
+    largest = with_(sampling, seed=2**32 - 1)
+    assert runner.answer(TEXT, largest) == runner.answer(TEXT, largest)
+
+
+def test_a_kind_of_dry_sampler_is_built_once(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[object] = []
+    build = lib.llama_sampler_init_dry
+    monkeypatch.setattr(
+        lib, "llama_sampler_init_dry", lambda *given: built.append(given) or build(*given)
+    )
+    loop = Sampling(temperature=0, max_tokens=24, dry_multiplier=4.0, dry_allowed_length=1)
+    context.dry.build(loop)
+    runner = Runner(context)
+    # What one copy has seen is nothing to the next.
+    assert runner.answer(TEXT, loop) == runner.answer(TEXT, loop)
+    assert len(built) == 1
+    for n in range(20):
+        context.dry.build(with_(loop, dry_base=1.5 + n))
+    assert runner.answer(TEXT, loop) and len(built) == 22
 
 
 @pytest.mark.parametrize("masked", [False, True])
