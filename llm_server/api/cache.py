@@ -22,6 +22,7 @@ from llm_server.api.wire import ModelName
 from llm_server.cache import survey
 from llm_server.cache.index import Stored
 from llm_server.cache.survey import Survey
+from llm_server.models.registry import Registry
 from llm_server.worker.config import CacheConfig
 
 router = APIRouter()
@@ -73,7 +74,8 @@ class CacheJson(msgspec.Struct):
 
 
 class ClearBody(Wire):
-    """`POST /api/cache/clear`: a model's id as `/api/cache` lists it, or `*` for all."""
+    """`POST /api/cache/clear`: a model by its name, or by its id as `/api/cache` lists it; `*` for
+    all."""
 
     model: ModelName
 
@@ -98,17 +100,31 @@ async def look(request: Request) -> Response:
 
 
 @router.post(
-    "/api/cache/clear", openapi_extra=operation(ClearedJson, body=ClearBody, example={"model": "*"})
+    "/api/cache/clear",
+    openapi_extra=operation(ClearedJson, body=ClearBody, example={"model": "*"}),
 )
 async def clear(request: Request) -> Response:
     """Delete the stored prompts of one model, or of all. What is in memory stays."""
     wanted = await read_body(request, partial(validated, ClearBody))
-    config = context_of(request).cache
-    chunks, n_bytes = 0, 0
-    if config is not None:
-        model = None if wanted.model == "*" else wanted.model
-        chunks, n_bytes = await asyncio.to_thread(survey.clear, Path(config.folder), model)
-    return json_response(ClearedJson(chunks, n_bytes))
+    context = context_of(request)
+    if context.cache is None:
+        return json_response(ClearedJson(0, 0))
+    folder = Path(context.cache.folder)
+    return json_response(await asyncio.to_thread(_clear, folder, wanted.model, context.registry))
+
+
+def _clear(folder: Path, name: str, registry: Registry) -> ClearedJson:
+    """Raises ModelNotFound."""
+    if name == "*":
+        return ClearedJson(*survey.clear(folder))
+    found = survey.survey(folder)
+    ids = {id for id in found.records if name in (id, found.name(id))}
+    if not ids:
+        # Another spelling of a name, or a model that has nothing stored.
+        registry.scan()
+        named = registry.find(name).name
+        ids = {id for id in found.records if found.name(id) == named}
+    return ClearedJson(*survey.clear(folder, ids))
 
 
 def _cache_json(found: Survey, config: CacheConfig | None, hits: int, misses: int) -> CacheJson:

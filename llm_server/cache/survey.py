@@ -6,7 +6,7 @@ using it meanwhile: to it, a cleared chunk is a miss.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,16 +113,16 @@ def damage(file: Stored) -> str | None:
     return None
 
 
-def clear(folder: Path, model: str | None = None) -> tuple[int, int]:
-    """Delete every chunk, or those of one model: (how many, their bytes).
+def clear(folder: Path, models: Collection[str] | None = None) -> tuple[int, int]:
+    """Delete every chunk, or those in some models' folders: (how many, their bytes).
 
     Raises:
         OSError: one cannot be deleted.
     """
     chunks = ChunkFolder(folder, _NO_MODEL, Files())
     found = chunks.scan()
-    victims = [file for file in found.stored if model is None or model_of(file) == model]
-    leftovers = [path for path, _ in found.temporary] if model is None else []
+    victims = [file for file in found.stored if models is None or model_of(file) in models]
+    leftovers = [path for path, _ in found.temporary] if models is None else []
     for path in [*(file.path for file in victims), *leftovers]:
         chunks.remove(path)
     chunks.remove_empty(found.folders)

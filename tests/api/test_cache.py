@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from llm_server.cache.chunkfile import PARENT_BYTES, Chunk
 from llm_server.cache.folder import LEDGER
 from llm_server.cache.keys import Kind
@@ -14,7 +16,7 @@ from tests.fake_live import add_models, live_server
 
 def test_size_heads_and_clearing(tmp_path: Path) -> None:
     models, cache = tmp_path / "models", tmp_path / "cache"
-    add_models(models, "a.gguf")
+    add_models(models, "a.gguf", "empty.gguf")
     keys = [bytes([i]) * 32 for i in range(4)]
     parents = [key[:PARENT_BYTES] for key in keys]
     heads = [Chunk(keys[i + 1], parents[i], Kind.RANGE, 256 * i, 256, True) for i in (0, 1)]
@@ -35,10 +37,26 @@ def test_size_heads_and_clearing(tmp_path: Path) -> None:
         assert (head["hits"], head["used"]) == (7, 4e9)
         assert (head["name"], model["name"], model["id"]) == ("a.gguf", "a.gguf", head["model"])
         other = live.post("/api/cache/clear", {"model": "another"})
-        assert other.json()["chunks"] == 0
+        assert (other.status_code, other.json()["error"]["code"]) == (404, "model_not_found")
+        without = live.post("/api/cache/clear", {"model": "empty.gguf"})
+        assert without.json() == {"chunks": 0, "bytes": 0, "status": "ok"}
+        assert live.client.get("/api/cache").json()["bytes"] == 100
         cleared = live.post("/api/cache/clear", {"model": "*"}).json()
         assert cleared == {"chunks": 4, "bytes": 100, "status": "ok"}
         assert live.client.get("/api/cache").json()["bytes"] == 0
+
+
+@pytest.mark.parametrize("name", ["a.gguf", "a", MODEL])
+def test_the_prompts_of_one_model_are_cleared_by_its_name_or_its_id(
+    tmp_path: Path, name: str
+) -> None:
+    models, cache = tmp_path / "models", tmp_path / "cache"
+    add_models(models, "a.gguf")
+    add_chunk(cache, Chunk(bytes([1]) * 32, bytes(PARENT_BYTES), Kind.RANGE, 0, 100), 10)
+    (cache / MODEL / LEDGER).write_text(json.dumps({"model": "a.gguf", "heads": {}}))
+    with live_server(models, cache_dir=cache) as live:
+        cleared = live.post("/api/cache/clear", {"model": name}).json()
+        assert cleared == {"chunks": 1, "bytes": 10, "status": "ok"}
 
 
 def test_without_a_cache_on_disk(tmp_path: Path) -> None:
