@@ -6,8 +6,9 @@ import logging
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from llm_server.errors import ErrorInfo, InvalidRequest, ServerError
 
@@ -68,7 +69,19 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     return error_response(msgspec.structs.replace(info.info, status=404))
 
 
+class _NoResponse(Response):
+    """Sends nothing."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pass
+
+
 async def on_unexpected(request: Request, error: Exception) -> Response:
-    """Handler of everything else; the outermost layer logs it."""
+    """Handler of everything else; the outermost layer logs it.
+
+    That a client has left is no mistake of the server's, and nobody is there to be told.
+    """
+    if isinstance(error, ClientDisconnect):
+        return _NoResponse()
     request.app.state.context.pool.totals.add_error(INTERNAL)
     return error_response(INTERNAL)

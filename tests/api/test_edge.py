@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from llm_server.api.edge import Edge
-from tests.fake_live import Live
-from tests.raw import talk
+from tests.api.test_metrics import scrape
+from tests.fake_live import Live, until
+from tests.raw import connect, talk
 
 
 def assert_error(response: httpx.Response, status: int, code: str) -> None:
@@ -62,6 +63,28 @@ def test_head_of_an_endless_stream_ends(live: Live) -> None:
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
     ]
     assert talk(str(live.client.base_url), b"".join(requests)).statuses == [200, 200]
+
+
+def test_a_client_that_leaves_is_no_mistake_of_the_servers(live: Live) -> None:
+    begun = (
+        b"POST /setModel HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 100\r\n\r\n{"
+    )
+    streamed = b"HEAD /api/status HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n"
+
+    def errors() -> int:
+        return len(live.client.get("/api/status").json()["errors"])
+
+    def gone() -> float:
+        return scrape(live).get(("llm_http_responses_total", "/setModel", "499"), 0.0)
+
+    before = errors(), gone()
+    with connect(str(live.client.base_url)) as connection:
+        connection.sendall(streamed)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(begun)
+    until(lambda: gone() == before[1] + 1)
+    assert errors() == before[0]
 
 
 def test_what_is_streamed_behind_an_answered_head_is_given_up() -> None:
