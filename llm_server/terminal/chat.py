@@ -5,7 +5,7 @@ It knows neither where lines come from nor how a terminal is driven: the caller 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from llm_server.terminal.client import Call, ChatClient, ChatError, End, Message, Text
@@ -47,9 +47,10 @@ class Chat:
                 self._screen.note("(/bye or Ctrl-D leaves)")
 
     def ask(self, text: str) -> str:
-        """Send a message and show its answer, which Ctrl-C stops. The figures of it, in a line.
+        """Send a message and show its answer. The figures of it, in a line.
 
-        Raises ChatError, after which the conversation is as it was before.
+        Raises ChatError, after which the conversation is as it was before, and KeyboardInterrupt
+        where Ctrl-C stopped it: what was said until then belongs to the conversation.
         """
         turn: Message = {"role": "user", "content": text}
         said: list[str] = []
@@ -65,11 +66,15 @@ class Chat:
                     elif isinstance(piece, End):
                         notes.append(figures(piece))
         except KeyboardInterrupt:
-            notes.append("stopped")
+            self._remember(turn, said)
+            raise
         finally:
             self._screen.end_line()
-        self._turns += [turn, {"role": "assistant", "content": "".join(said)}]
+        self._remember(turn, said)
         return " · ".join(filter(None, notes))
+
+    def _remember(self, turn: Message, said: Sequence[str]) -> None:
+        self._turns += [turn, {"role": "assistant", "content": "".join(said)}]
 
     def _go_on(self, text: str) -> bool:
         """Do what a message or a command asks for. Whether the conversation goes on."""
@@ -85,8 +90,8 @@ class Chat:
     def _exchange(self, text: str) -> None:
         try:
             self._screen.note(self.ask(text))
-        except ChatError as error:
-            self._screen.note(str(error))
+        except (ChatError, KeyboardInterrupt) as error:
+            self._screen.note(str(error) or "stopped")
         self._screen.note("")
 
     def _messages(self, turn: Message) -> list[Message]:

@@ -13,6 +13,11 @@ from typing import Any, Self, TypeAlias
 import httpx2
 
 _POLL_S = 0.05
+_ANSWERING = httpx2.Timeout(120, connect=5)
+"""A long prompt on a small machine may take minutes, but the server keeps the line alive."""
+_LOADING = httpx2.Timeout(None, connect=5)
+"""Nothing is said before a model is loaded, which may first wait for others' answers. Ctrl-C ends
+it."""
 
 
 class ChatError(Exception):
@@ -68,12 +73,10 @@ class ChatClient:
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        # A long prompt on a small machine may take minutes; the server keeps the line alive.
-        timeout = httpx2.Timeout(120, connect=5)
         # No proxy: this is for servers nearby.
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._http = httpx2.Client(
-            base_url=_root(url), headers=headers, timeout=timeout, trust_env=False
+            base_url=_root(url), headers=headers, timeout=_ANSWERING, trust_env=False
         )
 
     def __enter__(self) -> Self:
@@ -90,21 +93,25 @@ class ChatClient:
     def wait_ready(self, tell: Callable[[str], None]) -> str:
         """Until a model is loaded; its name. `tell` gets what the server says meanwhile.
 
-        Raises ChatError when no model is on its way.
+        Raises ChatError when no model can be loaded.
         """
         while True:
             health = self._json("GET", "/health", refused=(503,))
             message = str(health.get("message", ""))
             if health.get("status") == "ok":
                 return str(self._json("GET", "/").get("model") or "")
-            if health.get("status") not in ("loading", "starting"):
+            if health.get("status") not in ("loading", "empty"):
                 raise ChatError(message or "no model is loaded")
             tell(message)
+            if health.get("status") == "empty":
+                # Any request has a model loaded, and this one computes nothing.
+                self._json("POST", "/tokenize", {"content": ""}, timeout=_LOADING)
             time.sleep(_POLL_S)
 
     def load(self, model: str) -> str:
         """Load `model` and make it the current one; its full name. Raises ChatError."""
-        return str(self._json("POST", "/setModel", {"model_name": model})["model"])
+        body = {"model_name": model}
+        return str(self._json("POST", "/setModel", body, timeout=_LOADING)["model"])
 
     def answer(self, messages: Sequence[Message], model: str) -> Generator[Piece, None, None]:
         """The answer to `messages` as it comes. To stop it is to close the iterator.
@@ -126,10 +133,15 @@ class ChatClient:
                     yield from _pieces(json.loads(line.removeprefix("data: ")))
 
     def _json(
-        self, method: str, path: str, body: object = None, refused: Sequence[int] = ()
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        refused: Sequence[int] = (),
+        timeout: httpx2.Timeout = _ANSWERING,
     ) -> dict[str, Any]:
         with _plain_errors():
-            response = self._http.request(method, path, json=body)
+            response = self._http.request(method, path, json=body, timeout=timeout)
         if response.status_code != 200 and response.status_code not in refused:
             raise ChatError(_message(response))
         try:

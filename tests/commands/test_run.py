@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from typer.testing import CliRunner, Result
@@ -76,6 +77,25 @@ def test_a_model_of_a_running_server(url: str) -> None:
     result = run("c", "--url", url, text="hi")
     assert result.exit_code == 1
     assert result.stderr.startswith("llm-server: The model `c` does not exist.")
+
+
+def test_a_server_that_has_unloaded_its_model_loads_one(url: str) -> None:
+    httpx.post(f"{url}/models/unload", json={"model": "a"}).raise_for_status()
+    assert httpx.get(f"{url}/health").json()["status"] == "empty"
+    assert run("--url", url, text="hi").output == "hi \n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="about signals as Unix has them")
+def test_an_answer_that_ctrl_c_cut_off_in_a_pipe_is_no_success(url: str) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "--url", url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b"hang")
+        process.stdin.close()
+        assert process.stdout.read(4) == b"one "
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
 
 
 def test_a_server_that_asks_for_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
