@@ -319,24 +319,34 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "bad_words": ([],),
     "continue_final_message": (False,),
+    "documents": ([],),
     "dynatemp_range": (0,),
+    "functions": ([],),
+    "grammar": ("",),
     "ignore_eos": (False,),
     "include_stop_str_in_output": (False,),
+    "json_schema": ({},),
     "length_penalty": (1,),
+    "min_tokens": (0,),
+    "n_keep": (0,),
     "n_predict": (-1,),
+    "parallel_tool_calls": (False, True),
+    "response_format": ({"type": "text"},),
+    "samplers": ([],),
     "stop_token_ids": ([],),
+    "tfs_z": (1,),
+    "tools": ([],),
+    "top_n_sigma": (-1,),
     "use_beam_search": (False,),
 }
 """Known fields, not honoured yet, with the values that ask for nothing beyond the usual."""
 
 REFUSED = frozenset(
     "allowed_token_ids audio chat_format chat_parser chat_template chat_template_kwargs "
-    "context_management conversation documents ebnf enable_thinking function_call functions "
-    "grammar guided_choice guided_grammar guided_json guided_regex image_url json_schema lora "
-    "max_new_tokens messages min_tokens moderation n_discard n_keep parallel_tool_calls prediction "
-    "previous_response_id prompt prompt_embeds reasoning reasoning_budget reasoning_effort regex "
-    "response_format samplers stop_sequences structured_outputs suffix tfs_z thinking "
-    "thinking_budget thinking_budget_tokens tool_choice tools top_n_sigma truncate_prompt_tokens "
-    "web_search_options".split()
+    "context_management conversation ebnf enable_thinking function_call guided_choice "
+    "guided_grammar guided_json guided_regex image_url lora max_new_tokens messages moderation "
+    "n_discard prediction previous_response_id prompt prompt_embeds reasoning reasoning_budget "
+    "reasoning_effort regex stop_sequences structured_outputs suffix thinking thinking_budget "
+    "thinking_budget_tokens tool_choice truncate_prompt_tokens web_search_options".split()
 )
 """Known fields that would change the answer, where they are not honoured: refused unless null."""

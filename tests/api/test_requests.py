@@ -9,6 +9,7 @@ import pytest
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 
+from llm_server.api.completions import completion_call
 from llm_server.api.parameters import SamplingFields, Wire
 from llm_server.api.requests import Call, chat_call, restore_call, set_model_call
 from llm_server.api.responses import responses_call
@@ -454,7 +455,10 @@ def test_template_variables_come_from_a_list() -> None:
         {"chat_template": "x"},
         {"lora": []},
         {"n_discard": 1},
-        {"functions": []},
+        {"functions": [{"name": "f"}]},
+        {"min_tokens": 3},
+        {"samplers": ["top_k"]},
+        {"tfs_z": 0.9},
         {"audio": {}},
         {"structured_outputs": {"regex": "[0-9]+"}},
         {"regex": "[0-9]+"},
@@ -535,7 +539,7 @@ def test_values_that_ask_for_nothing_special_are_fine() -> None:
             "response_format": {"type": "text"},
             "parallel_tool_calls": True,
             "tool_choice": "auto",
-            "grammar": None,
+            "grammar": "",
             "user": "u",
             "metadata": {"__class__": "x"},
             "store": False,
@@ -548,9 +552,22 @@ def test_values_that_ask_for_nothing_special_are_fine() -> None:
             "length_penalty": 1.0,
             "add_generation_prompt": True,
             "continue_final_message": False,
+            "min_tokens": 0,
+            "tfs_z": 1.0,
+            "top_n_sigma": -1,
+            "n_keep": 0,
+            "json_schema": {},
+            "functions": [],
+            "samplers": [],
+            "documents": [],
         }
     )
     assert call == chat_call({"messages": HELLO})
+
+
+def test_what_a_completion_cannot_have_is_taken_where_it_asks_for_nothing() -> None:
+    nothing = {"tools": [], "response_format": {"type": "text"}, "parallel_tool_calls": True}
+    assert completion_call({"prompt": "x", **nothing}) == completion_call({"prompt": "x"})
 
 
 def test_unknown_fields_are_ignored_by_name() -> None:
