@@ -11,7 +11,14 @@ from typing import Protocol
 
 import msgspec
 
-from llm_server.errors import ErrorInfo, RemoteError, ServerError
+from llm_server.errors import (
+    ErrorInfo,
+    InvalidRequest,
+    ModelLoadFailed,
+    RemoteError,
+    ServerError,
+)
+from llm_server.models.lease import Overrides
 from llm_server.models.memory import embeds
 from llm_server.models.plan import Plan
 from llm_server.models.policy import Crashes
@@ -104,10 +111,17 @@ class Loader:
         )
         return worker
 
-    def refused(self, model: ModelFile, error: ServerError) -> None:
-        """Log and keep why `model` could not be loaded."""
-        self.last_error = error.info
-        logger.error("cannot load %s: %s", model.name, error)
+    def refused(
+        self, model: ModelFile, error: ServerError, wanted: Overrides | None = None
+    ) -> None:
+        """Log and keep why `model` could not be loaded.
+
+        That somebody `wanted` in vain what cannot be says nothing of the model.
+        """
+        in_vain = isinstance(error, InvalidRequest) and not isinstance(error, ModelLoadFailed)
+        if not (wanted and in_vain):
+            self.last_error = error.info
+            logger.error("cannot load %s: %s", model.name, error)
 
     def note_crash(self, model: ModelFile, worker: Worker, since: float) -> int:
         """A worker that was loaded at `since` is dead. How many crashes in a row that makes."""

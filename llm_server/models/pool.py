@@ -320,7 +320,7 @@ class Pool:
             asked = self.planner.asked(ticket.model, ticket.overrides, base)
             return await asyncio.to_thread(self.planner.plan, ticket.model, asked)
         except ServerError as error:
-            self._loader.refused(ticket.model, error)
+            self._loader.refused(ticket.model, error, ticket.overrides)
             raise
 
     def _brought(self, task: asyncio.Task[None]) -> None:

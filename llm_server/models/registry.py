@@ -318,14 +318,10 @@ def _files(folder: Path, follow: bool, seen: _Seen) -> Iterator[tuple[str, Path,
         changed = _changed(current)
         recent = time.time_ns() - changed < RECENT_S * 1e9
         seen.folders[current] = -1 if recent else changed
-        try:
-            entries = list(os.scandir(current))
-        except OSError:
-            continue  # Missing, or not ours to read: the same as empty.
-        for entry in entries:
+        for entry in _entries(current):
             # The depth ends loops of links.
             if _is_folder(entry, follow):
-                if depth < MAX_DEPTH and not entry.name.startswith("."):
+                if depth < MAX_DEPTH:
                     pending.append((Path(entry.path), f"{prefix}{entry.name}/", depth + 1))
             elif entry.name.endswith((".gguf", _TEMPLATE)):
                 info = _status(entry)
@@ -335,6 +331,17 @@ def _files(folder: Path, follow: bool, seen: _Seen) -> Iterator[tuple[str, Path,
                     seen.leading_out.append(prefix + entry.name)
                 else:
                     yield prefix + entry.name, Path(entry.path), info
+            elif root is not None and _is_folder(entry, follow=True) and _leads_out(entry, root):
+                seen.leading_out.append(prefix + entry.name)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, but for what is hidden, as the `._x.gguf` that macOS writes beside
+    x.gguf on disks of other systems. Nothing if the folder is missing or not ours to read."""
+    try:
+        return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError:
+        return []
 
 
 def _parts(path: Path) -> Iterator[tuple[str, Path, os.stat_result]]:

@@ -146,7 +146,7 @@ def test_defaults_are_openais() -> None:
         ({"echo": True, "suffix": "x"}, ("invalid_value", "echo")),
         ({"logprobs": 21}, ("invalid_value", "logprobs")),
         ({"logprobs": True}, ("invalid_type", "logprobs")),
-        ({"tools": []}, ("unsupported_parameter", "tools")),
+        ({"tools": [1]}, ("unsupported_parameter", "tools")),
         ({"response_format": {}}, ("unsupported_parameter", "response_format")),
         ({"stream_options": {}}, ("invalid_value", "stream_options")),
     ],

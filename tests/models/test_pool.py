@@ -232,6 +232,18 @@ def test_a_failing_load_beside_leaves_the_old_worker_alone(tmp_path: Path, name:
     with_pool(tmp_path, test, memory=AMPLE)
 
 
+def test_settings_asked_for_in_vain_say_nothing_about_the_model(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        with pytest.raises(InvalidRequest):
+            await pool.acquire("a", {"flash_attn": "off", "type_v": "q8_0"})
+        status = pool.status()
+        assert (status.state, status.error) == ("empty", None)
+
+    with_pool(tmp_path, test, memory=AMPLE)
+
+
 def test_a_failing_load_instead_brings_the_old_model_back(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "broken.gguf")
 

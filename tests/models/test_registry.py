@@ -155,13 +155,22 @@ def test_links_out_of_the_folder_are_named(tmp_path: Path) -> None:
     (tmp_path / "in/sub/x.gguf").symlink_to(tmp_path / "x.gguf")
     (tmp_path / "in/same.gguf").symlink_to("a.gguf")
     (tmp_path / "in/dangling.gguf").symlink_to("nothing.gguf")
+    (tmp_path / "in/nowhere").symlink_to("nothing")
+    (tmp_path / "in/again").symlink_to("sub")
+    add_models(tmp_path, "big/b.gguf")
+    (tmp_path / "in/big").symlink_to(tmp_path / "big")
     registry = scanned(tmp_path / "in")
     assert [model.name for model in registry.models()] == ["a.gguf", "same.gguf"]
-    assert registry.leading_out == ["sub/x.gguf"]
+    assert registry.leading_out == ["big", "sub/x.gguf"]
     (tmp_path / "in/turning").symlink_to("turning")
     followed = Registry(tmp_path / "in", follow_symlinks=True)
     followed.scan()
-    assert followed.leading_out == [] and followed.knows("x")
+    assert followed.leading_out == [] and followed.knows("x") and followed.knows("big/b.gguf")
+
+
+def test_hidden_files_are_no_models(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "._a.gguf", ".hidden/b.gguf")
+    assert [model.name for model in scanned(tmp_path).models()] == ["a.gguf"]
 
 
 def test_a_scan_notices_changes(tmp_path: Path) -> None:
