@@ -145,13 +145,11 @@ def list_models(models_dir: ModelsDir = None, json: Json = False) -> None:
 def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> None:
     """Show what a model or a LoRA adapter is and what it needs.
 
-    By its header alone, with an estimate of the memory a model would take here. A chat template is
-    printed.
+    By its header alone, with an estimate of the memory a model would take in a server with these
+    settings. A chat template is printed.
     """
-    from llm_server import machine
+    from llm_server.config import make_planner
     from llm_server.errors import ServerError
-    from llm_server.models import memory
-    from llm_server.worker.config import LoadConfig
 
     registry = _registry(models_dir, name)
     if (companion := adapters.find(registry, name)) is not None:
@@ -160,10 +158,10 @@ def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> N
     try:
         model = registry.find(name)
         facts = registry.facts(model)
+        planner = make_planner(output.settings(models_dir=models_dir, model_name=name), registry)
+        plan = planner.weigh(model)
     except ServerError as error:
         output.fail(str(error))
-    config = memory.settled(facts, LoadConfig(), machine.memory().available)
-    needed = memory.estimate(facts, config)
     about = {
         **_summary(registry, model),
         "title": facts.name,
@@ -172,8 +170,8 @@ def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> N
         "pooling": facts.pooling,
         "sampling": facts.sampling,
         "files": [str(path) for path in model.parts],
-        "n_ctx": config.n_ctx,
-        "memory": needed.total,
+        "n_ctx": plan.config.n_ctx,
+        "memory": plan.memory.total,
     }
     if json:
         output.print_json(about)
@@ -189,7 +187,7 @@ def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> N
     if facts.sampling:
         lines["sampling"] = ", ".join(f"{name} {value:g}" for name, value in facts.sampling.items())
     lines["size"] = output.cell("size", about)
-    lines["memory"] = f"about {output.size_text(needed.total)} with n_ctx {config.n_ctx}"
+    lines["memory"] = f"about {output.size_text(plan.memory.total)} with n_ctx {plan.config.n_ctx}"
     lines["files"] = "\n".join(about["files"])
     output.print_table(["", ""], lines.items())
 

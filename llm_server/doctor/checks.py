@@ -8,6 +8,7 @@ import shlex
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,11 +151,15 @@ def port_finding(host: str, port: int) -> Finding:
 
 
 def _server_at(host: str, port: int) -> str | None:
-    """Name and version of the llm-server that listens there."""
+    """Name of the llm-server that listens there, with its version if it tells that to everybody."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"http://{host}:{port}/", timeout=3) as response:
             said = json.loads(response.read(1 << 16))
+    except urllib.error.HTTPError as error:
+        # It asks for a key, and is known by the id of the request that all its answers have.
+        ours = error.code == 401 and str(error.headers.get("x-request-id")).startswith("req_")
+        return "llm-server" if ours else None
     except (OSError, ValueError):
         return None
     if not isinstance(said, dict) or said.get("name") != "llm-server":

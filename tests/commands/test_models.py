@@ -164,6 +164,18 @@ def test_show(folder: Path) -> None:
     assert said["files"] == [str(folder / "whole.gguf")]
 
 
+def test_show_estimates_what_the_settings_say(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = folder / "llm-server.toml"
+    config.write_text("[models.whole.load]\nn_ctx = 512\n")
+    monkeypatch.setenv("LLM_SERVER_CONFIG", str(config))
+    shown = json.loads(cli(folder, "show", "whole", "--json").stdout)
+    fitting = json.loads(cli(folder, "fit", "whole", "--json").stdout)
+    assert shown["n_ctx"] == fitting["n_ctx"] == 512
+    assert shown["memory"] == fitting["memory"]["total"]
+
+
 def test_show_tells_the_sampling_that_a_file_recommends(tmp_path: Path) -> None:
     said = {"general.sampling.temp": 0.7, "general.sampling.top_k": 20}
     (tmp_path / "a.gguf").write_bytes(gguf(TINY | said))

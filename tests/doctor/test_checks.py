@@ -98,7 +98,8 @@ def test_a_port_in_use_by_another_program() -> None:
     assert found.fix is not None and found.fix.startswith("export LLM_SERVER_PORT=")
 
 
-def test_a_port_in_use_by_this_server_is_no_fault(tmp_path: Path) -> None:
-    with live_server(tmp_path, wait=False) as live:
+@pytest.mark.parametrize("keys", [(), ("a-key",)])
+def test_a_port_in_use_by_this_server_is_no_fault(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    with live_server(tmp_path, wait=False, api_key=keys) as live:
         found = checks.port_finding("127.0.0.1", live.client.base_url.port or 0)
     assert found.status == "ok" and "llm-server" in found.detail
