@@ -31,6 +31,11 @@ def content_kind(value: object) -> str:
     return "(parts)" if isinstance(value, list) else "(text)"
 
 
+def choice_kind(value: object) -> str:
+    """A tag for a word or an object that says more."""
+    return "(object)" if isinstance(value, dict) else "(text)"
+
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveProbability = Annotated[float, Field(gt=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from llm_server.api.parameters import MAX_INT32, Wire
+from llm_server.api.parameters import MAX_INT32, Wire, choice_kind, content_kind
 from llm_server.api.wire import (
     MAX_MESSAGES,
     MAX_TOOLS,
@@ -39,17 +39,13 @@ def _part_kind(value: object) -> str:
     return "(refusal)" if refused else "(text)"
 
 
-def _text_or_parts(value: object) -> str:
-    return "(parts)" if isinstance(value, list) else "(text)"
-
-
 Part = Annotated[
     Annotated[TextContent, Tag("(text)")] | Annotated[RefusalContent, Tag("(refusal)")],
     Discriminator(_part_kind),
 ]
 ItemText = Annotated[
     Annotated[str, Tag("(text)")] | Annotated[list[Part], Field(fail_fast=True), Tag("(parts)")],
-    Discriminator(_text_or_parts),
+    Discriminator(content_kind),
 ]
 
 
@@ -127,10 +123,6 @@ class FlatToolChoice(Wire):
     name: Annotated[str, Field(min_length=1, max_length=256)]
 
 
-def _choice_kind(value: object) -> str:
-    return "(object)" if isinstance(value, dict) else "(text)"
-
-
 class TextFormat(Wire):
     """What the text of the answer must be, with the schema beside the type."""
 
@@ -163,14 +155,14 @@ class ResponsesBody(GenerationFields):
         | Annotated[
             list[Item], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES), Tag("(parts)")
         ],
-        Discriminator(_text_or_parts),
+        Discriminator(content_kind),
     ]
     instructions: str | None = None
     tools: Annotated[list[FlatTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     tool_choice: Annotated[
         Annotated[Literal["auto", "none", "required"] | None, Tag("(text)")]
         | Annotated[FlatToolChoice, Tag("(object)")],
-        Discriminator(_choice_kind),
+        Discriminator(choice_kind),
     ] = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None

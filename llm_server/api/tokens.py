@@ -1,7 +1,7 @@
 """Questions about prompts: which tokens a text is, which text tokens are, how long a chat would be.
 
 Requests and answers are spelled as llama-server spells them, counting as OpenAI does. They pick
-and load models as chat does, and take no place among the requests that compute.
+and load models as chat does, and take no place in the worker among the requests that compute.
 """
 
 from __future__ import annotations

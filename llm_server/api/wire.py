@@ -17,6 +17,7 @@ from llm_server.api.parameters import (
     LoadFields,
     SamplingFields,
     Wire,
+    choice_kind,
     content_kind,
 )
 
@@ -138,14 +139,10 @@ class CacheOptions(Wire):
     prewarm: bool | None = None
 
 
-def _choice_kind(value: object) -> str:
-    return "(object)" if isinstance(value, dict) else "(text)"
-
-
 ToolChoice = Annotated[
     Annotated[Literal["auto", "none", "required"] | None, Tag("(text)")]
     | Annotated[NamedToolChoice, Tag("(object)")],
-    Discriminator(_choice_kind),
+    Discriminator(choice_kind),
 ]
 
 

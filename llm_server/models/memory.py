@@ -2,7 +2,7 @@
 
 The formulas are those by which llama.cpp sizes its buffers on the CPU; a test holds the sums
 against real loads. What a worker then really takes comes back from it and corrects the next
-estimate for the same model (`pool.py`).
+estimate for the same model (`plan.Planner.learn`).
 """
 
 from __future__ import annotations
