@@ -63,6 +63,18 @@ def test_hostile_output_stays_inert(page: Page) -> None:
     )
 
 
+def test_a_link_of_an_answer_opens_beside_the_chat(page: Page, live: Live) -> None:
+    ask(page, f"[health]({live.client.base_url}/health)")
+    expect(page.locator(".message.assistant .stats")).to_contain_text("tokens/s")
+    page.get_by_label("Message", exact=True).fill("not sent yet")
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="health").click()
+    expect(opened.value.locator("body")).to_contain_text("is loaded")
+    assert opened.value.evaluate("window.opener") is None
+    opened.value.close()
+    expect(page.get_by_label("Message", exact=True)).to_have_value("not sent yet")
+
+
 def test_a_call_is_a_card_and_its_result_goes_back(page: Page) -> None:
     settings(page, {"Tools": '{"name": "get_weather", "parameters": {"type": "object"}}'})
     ask(page, "tool")
