@@ -87,6 +87,28 @@ def test_a_call_is_a_card_and_its_result_goes_back(page: Page) -> None:
     expect(page.get_by_label("Result of")).to_have_count(0)
 
 
+@pytest.mark.parametrize("broken", [{"error": "The worker died."}, {"finish": "stopped"}])
+def test_a_call_that_broke_off_does_not_end_the_conversation(
+    page: Page, broken: dict[str, str]
+) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"c'}}
+    before: list[dict[str, Any]] = [
+        {"role": "user", "content": "tool"},
+        {"role": "assistant", "content": "", "tool_calls": [call], **broken},
+    ]
+    page.locator("input[type=file]").set_input_files(messages_file(before))
+    expect(page.locator(".call")).to_contain_text("weather")
+    expect(page.get_by_label("Result of")).to_have_count(0)
+    # As conversations were kept that offered to answer such a call.
+    before += [{"role": "tool", "tool_call_id": "call_1", "content": "sunny"}]
+    page.locator("input[type=file]").set_input_files(messages_file(before))
+    expect(page.locator(".message.tool .text")).to_have_text("sunny")
+    ask(page, "report")
+    answer = page.locator(".message.assistant").last
+    expect(answer.locator(".stats")).to_contain_text("tokens/s")
+    expect(answer).not_to_contain_text("call_1")
+
+
 def test_thoughts_are_folded(page: Page) -> None:
     ask(page, "think")
     thought = page.locator(".message.assistant details.thought")
