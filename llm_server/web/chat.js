@@ -4,7 +4,7 @@ import { ApiError, events, request, words } from "./api.js";
 import { button, h } from "./dom.js";
 import { subscribe } from "./live.js";
 import { LiveMessage, messageView } from "./message.js";
-import { loadModel, modelPicker } from "./models.js";
+import { modelPicker } from "./models.js";
 import { panel } from "./panel.js";
 import * as store from "./store.js";
 import { parseSchema, parseTools } from "./tools.js";
@@ -166,15 +166,9 @@ export function start(view) {
     }
   }
 
-  async function pick() {
-    const name = conversation.model = picker.element.value;
-    said.textContent = `Loading ${name} …`;
-    try {
-      await loadModel(name);
-      said.textContent = `${name} is ready.`;
-    } catch (error) {
-      said.textContent = `${name} could not be loaded. ${words(error)}`;
-    }
+  /** Remember the choice: the next message loads the model, not each that is passed over in the menu. */
+  function pick() {
+    conversation.model = picker.element.value;
     if (conversation.messages.length) persist();
   }
 
@@ -337,7 +331,7 @@ export function start(view) {
     known = key;
     const loading = status?.loading;
     if (loading) said.textContent = `Loading ${loading.model}: ${Math.round(loading.progress * 100)} %`;
-    else if (said.textContent.startsWith("Loading ") && status?.state === "ready") said.textContent = "";
+    else if (said.textContent.startsWith("Loading ")) said.textContent = "";
   });
   drawAll();
   return drawModels;

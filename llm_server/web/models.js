@@ -16,13 +16,13 @@ const PARTS = ["weights", "kv", "compute", "prompt_cache", "process"];
 const FIT_DELAY_MS = 250; // Typing a number is one question, not one a digit.
 
 /** Load a model, as POST /setModel does; progress is shown by the status of the page. */
-export function loadModel(name, settings) {
+function loadModel(name, settings) {
   const body = { model_name: name };
   if (settings && Object.keys(settings).length) body.load_model_configs = settings;
   return post("/setModel", body);
 }
 
-/** A menu of all models, on the default one until somebody chooses. */
+/** A menu of the models that make text, on the default one until somebody chooses. */
 export function modelPicker(props) {
   const picker = h("select", props);
   let chosen = false;
@@ -38,7 +38,7 @@ export function modelPicker(props) {
     sampling: () => sampling[picker.value] ?? {},
     /** Look for new models; `wanted` is chosen if it is there. */
     async refresh(wanted) {
-      const list = await modelList();
+      const list = (await modelList()).filter((model) => !model.problem && !model.pooling);
       const models = list.map((model) => model.id);
       sampling = Object.fromEntries(list.map((model) => [model.id, model.sampling]));
       const before = picker.value;
@@ -52,7 +52,7 @@ function named(part) {
   return part === "kv" ? "context" : part.replace("_", " ");
 }
 
-export async function modelList() {
+async function modelList() {
   return (await get("/models")).data;
 }
 

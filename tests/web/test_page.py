@@ -67,11 +67,11 @@ def test_a_link_of_an_answer_opens_beside_the_chat(page: Page, live: Live) -> No
     ask(page, f"[health]({live.client.base_url}/health)")
     expect(page.locator(".message.assistant .stats")).to_contain_text("tokens/s")
     page.get_by_label("Message", exact=True).fill("not sent yet")
-    with page.context.expect_page() as opened:
+    with page.context.expect_page() as beside:
         page.get_by_role("link", name="health").click()
-    expect(opened.value.locator("body")).to_contain_text("is loaded")
-    assert opened.value.evaluate("window.opener") is None
-    opened.value.close()
+    expect(beside.value.locator("body")).to_contain_text("is loaded")
+    assert beside.value.evaluate("window.opener") is None
+    beside.value.close()
     expect(page.get_by_label("Message", exact=True)).to_have_value("not sent yet")
 
 
@@ -181,20 +181,46 @@ def test_stop_regenerate_and_edit(page: Page, tmp_path: Path) -> None:
     expect(page.locator(".message.assistant .text")).to_contain_text("other words")
 
 
-def test_switching_models_while_one_streams(page: Page, live: Live, tmp_path: Path) -> None:
+def test_a_model_chosen_while_one_streams_is_loaded_when_it_is_asked(
+    page: Page, live: Live, tmp_path: Path
+) -> None:
     gate, loading = tmp_path / "gate", live.models / "gate-c.gguf.open"
+    before = live.loads()
     ask(page, f"gate:{gate}")
     expect(page.locator(".message.assistant .text")).not_to_be_empty()
-    page.get_by_role("combobox", name="Model").select_option("gate-c.gguf")
-    expect(page.locator("#chat .said")).to_have_text("Loading gate-c.gguf: 50 %")
-    loading.touch()
-    expect(page.locator("#chat .said")).to_have_text("gate-c.gguf is ready.")
-    loading.unlink()
+    menu = page.get_by_role("combobox", name="Model")
+    menu.focus()
+    for passed_over in ("b.gguf", "broken.gguf", "gate-c.gguf"):
+        page.keyboard.press("ArrowDown")
+        expect(menu).to_have_value(passed_over)
     gate.touch()
-    expect(page.locator("#state")).to_contain_text("gate-c.gguf")
     expect(page.locator(".message.assistant .stats")).to_contain_text("tokens/s")
     ask(page, "again")
-    expect(page.locator(".message.assistant h2").nth(1)).to_have_text("gate-c.gguf")
+    expect(page.locator("#chat .said")).to_have_text("Loading gate-c.gguf: 50 %")
+    expect(page.locator(".message.live .stats")).to_have_text("loading gate-c.gguf, 50%")
+    loading.touch()
+    expect(page.locator(".message.assistant .stats").nth(1)).to_contain_text("tokens/s")
+    loading.unlink()
+    expect(page.locator(".message.assistant h2")).to_have_text(["a.gguf", "gate-c.gguf"])
+    expect(page.locator("#chat .said")).to_be_empty()
+    assert live.loads()[len(before) :] == ["gate-c.gguf n_ctx=4096"]
+
+
+def test_a_load_that_fails_is_not_said_to_go_on(browser: Browser, tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "gate-broken.gguf")
+    with live_server(tmp_path) as live:
+        context = browser.new_context(base_url=str(live.client.base_url))
+        page = context.new_page()
+        page.goto("/ui")
+        page.get_by_role("combobox", name="Model").select_option("gate-broken.gguf")
+        live.post("/models/unload", {"model": "a.gguf"})
+        ask(page, "hello")
+        expect(page.locator("#chat .said")).to_contain_text("Loading gate-broken.gguf")
+        (tmp_path / "gate-broken.gguf.open").touch()
+        expect(page.locator(".message .bad")).to_have_text("It is broken.")
+        expect(page.locator("#state")).to_have_text("failed")
+        expect(page.locator("#chat .said")).to_be_empty()
+        context.close()
 
 
 def test_five_hundred_messages_come_back_and_stay_as_they_are(page: Page) -> None:
