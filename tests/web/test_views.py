@@ -41,6 +41,31 @@ def test_models_are_loaded_with_settings_beside_each_other_and_unloaded(page: Pa
     expect(b).to_contain_text("would take")
 
 
+def test_a_form_stays_as_it_is_while_models_come_and_go(page: Page, live: Live) -> None:
+    page.goto("/ui#models")
+    a, b = (page.locator("#models .rows > li", has_text=f"{name}.gguf") for name in "ab")
+    b.get_by_role("button", name="Load with settings").click()
+    n_ctx = b.locator("input[name=n_ctx]")
+    n_ctx.fill("1792")
+    live.post("/models/unload", {"model": "a.gguf"})
+    add_models(live.models, "another.gguf")
+    expect(a).to_contain_text("would take")
+    expect(n_ctx).to_be_focused()
+    expect(n_ctx).to_have_value("1792")
+    page.keyboard.press("Enter")
+    expect(page.locator("#models .said").first).to_contain_text("b.gguf could not be loaded.")
+    expect(page.locator("#models .rows > li b").nth(1)).to_have_text("another.gguf")
+    expect(n_ctx).to_be_focused()
+    expect(n_ctx).to_have_value("1792")
+    (live.models / "another.gguf").unlink()
+    b.get_by_role("button", name="Load", exact=True).click()
+    expect(page.locator("#models .said").first).to_have_text(
+        "b.gguf is loaded: context 4,096, 4 at once."
+    )
+    expect(page.locator("#models .rows > li b").nth(1)).to_have_text("b.gguf")
+    expect(n_ctx).to_have_value("1792")
+
+
 def test_menus_have_the_models_that_make_text(browser: Browser, tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf")
     add_models(tmp_path, "vectors.gguf", metadata={"llama.pooling_type": 1})
