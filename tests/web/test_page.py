@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.fake_live import Live, add_models, live_server
-from tests.web.browser import CHROMIUM, ask, settings
+from tests.web.browser import CHROMIUM, ask, hide, settings
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
@@ -262,6 +262,25 @@ def test_the_server_goes_and_comes_back(browser: Browser, tmp_path: Path) -> Non
         opened.get_by_role("button", name="Regenerate", exact=True).click()
         expect(opened.locator(".message.assistant .text")).to_contain_text("is anybody there")
     context.close()
+
+
+def test_tabs_that_are_not_seen_leave_the_connections_to_others(page: Page, live: Live) -> None:
+    for _ in range(6):  # as many connections as browsers have for one server
+        other = page.context.new_page()
+        other.goto("/ui")
+        expect(other.locator("#state")).to_contain_text("a.gguf")
+        hide(other, True)
+    ask(page, "hello")
+    expect(page.locator(".message.assistant .stats")).to_contain_text("tokens/s")
+    live.post("/models/unload", {"model": "a.gguf"})
+    expect(page.locator("#state")).to_have_text("empty")
+    expect(other.locator("#notice")).to_be_hidden()
+    expect(other.locator("#state")).to_contain_text("a.gguf")
+    hide(other, False)
+    expect(other.locator("#state")).to_have_text("empty")
+    for tab in page.context.pages:
+        if tab != page:
+            tab.close()
 
 
 def test_the_key_is_asked_for_once(browser: Browser, tmp_path: Path) -> None:
