@@ -33,7 +33,8 @@ class ModelJson(msgspec.Struct):
     """One model, in OpenAI's fields and in ours.
 
     `n_ctx` is the context in force, or the one it would be loaded with; `memory` the bytes it
-    takes, or would; `sampling` what requests get that leave it out, where it is not the usual.
+    takes, or would; `pooling` how it makes a vector of a text, null for one that makes text;
+    `sampling` what requests get that leave it out, where it is not the usual.
     What cannot be loaded has only a `problem`.
     """
 
@@ -51,6 +52,7 @@ class ModelJson(msgspec.Struct):
     chat_template: bool | None = None
     n_ctx: int | None = None
     memory: int | None = None
+    pooling: str | None = None
     sampling: dict[str, Any] = {}
     problem: str | None = None
 
@@ -247,6 +249,7 @@ def _model_json(
     described.chat_template = facts.template_sha256 is not None
     described.n_ctx = plan.effect.n_ctx
     described.memory = resident.memory if resident else plan.memory.total
+    described.pooling = facts.pooling if plan.config.pooling == "auto" else plan.config.pooling
     described.sampling = context.pool.planner.sampling(plan)
     return described
 

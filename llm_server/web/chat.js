@@ -4,7 +4,7 @@ import { ApiError, events, request, words } from "./api.js";
 import { button, h } from "./dom.js";
 import { subscribe } from "./live.js";
 import { LiveMessage, messageView } from "./message.js";
-import { loadModel, modelPicker } from "./models.js";
+import { modelPicker } from "./models.js";
 import { panel } from "./panel.js";
 import * as store from "./store.js";
 import { parseSchema, parseTools } from "./tools.js";
@@ -127,7 +127,7 @@ export function start(view) {
     return messageView(message, {
       edit: message.role === "user" ? (text) => resend(i, text) : null,
       regenerate: message.role === "assistant" && last ? () => cut(i) : null,
-      answerTools: message.tool_calls && last ? (results) => say(...results) : null,
+      answerTools: last && whole(message) && message.tool_calls ? (results) => say(...results) : null,
     }, body);
   }
 
@@ -166,15 +166,9 @@ export function start(view) {
     }
   }
 
-  async function pick() {
-    const name = conversation.model = picker.element.value;
-    said.textContent = `Loading ${name} …`;
-    try {
-      await loadModel(name);
-      said.textContent = `${name} is ready.`;
-    } catch (error) {
-      said.textContent = `${name} could not be loaded. ${words(error)}`;
-    }
+  /** Remember the choice: the next message loads the model, not each that is passed over in the menu. */
+  function pick() {
+    conversation.model = picker.element.value;
     if (conversation.messages.length) persist();
   }
 
@@ -223,7 +217,7 @@ export function start(view) {
   }
 
   function body(before) {
-    const said = before.filter((message) => !message.error || message.content).map(plain);
+    const said = plain(before);
     if (conversation.system.trim()) said.unshift({ role: "system", content: conversation.system });
     return {
       ...conversation.sampling, messages: said, model: picker.element.value || undefined, stream: true,
@@ -337,13 +331,27 @@ export function start(view) {
     known = key;
     const loading = status?.loading;
     if (loading) said.textContent = `Loading ${loading.model}: ${Math.round(loading.progress * 100)} %`;
-    else if (said.textContent.startsWith("Loading ") && status?.state === "ready") said.textContent = "";
+    else if (said.textContent.startsWith("Loading ")) said.textContent = "";
   });
   drawAll();
   return drawModels;
 }
 
-/** A message as the API takes it. */
-function plain({ role, content, tool_calls, tool_call_id }) {
-  return { role, content: content || (tool_calls ? null : ""), tool_calls, tool_call_id };
+/** Whether an answer came to its end: calls of others are half a call, perhaps. */
+function whole({ error, finish }) {
+  return !error && finish !== "stopped";
+}
+
+/** Messages as the API takes them: without calls that broke off, and without results of such. */
+function plain(messages) {
+  const called = new Set();
+  const taken = [];
+  for (const message of messages) {
+    const { role, content, tool_call_id: id } = message;
+    if ((message.error && !content) || (role === "tool" && !called.has(id))) continue;
+    const calls = whole(message) ? message.tool_calls : undefined;
+    for (const call of calls ?? []) called.add(call.id);
+    taken.push({ role, content: content || (calls ? null : ""), tool_calls: calls, tool_call_id: id });
+  }
+  return taken;
 }

@@ -25,7 +25,10 @@ _SCHEMES = {"http", "https", "mailto"}
 
 
 def render(text: str) -> str:
-    """`text` as HTML that is safe to insert: no script, no image, no style, no id."""
+    """`text` as HTML that is safe to insert: no script, no image, no style, no id.
+
+    Links open in a tab of their own, so that a running answer and an unsent text stay.
+    """
     # Imported at the first use: a start should not wait for it.
     import nh3
 
@@ -34,6 +37,7 @@ def render(text: str) -> str:
         tags=_TAGS,
         attributes=_ATTRIBUTES,
         url_schemes=_SCHEMES,
+        set_tag_attribute_values={"a": {"target": "_blank"}},
         link_rel="noopener noreferrer nofollow",
         strip_comments=True,
     )

@@ -16,13 +16,13 @@ const PARTS = ["weights", "kv", "compute", "prompt_cache", "process"];
 const FIT_DELAY_MS = 250; // Typing a number is one question, not one a digit.
 
 /** Load a model, as POST /setModel does; progress is shown by the status of the page. */
-export function loadModel(name, settings) {
+function loadModel(name, settings) {
   const body = { model_name: name };
   if (settings && Object.keys(settings).length) body.load_model_configs = settings;
   return post("/setModel", body);
 }
 
-/** A menu of all models, on the default one until somebody chooses. */
+/** A menu of the models that make text, on the default one until somebody chooses. */
 export function modelPicker(props) {
   const picker = h("select", props);
   let chosen = false;
@@ -38,7 +38,7 @@ export function modelPicker(props) {
     sampling: () => sampling[picker.value] ?? {},
     /** Look for new models; `wanted` is chosen if it is there. */
     async refresh(wanted) {
-      const list = await modelList();
+      const list = (await modelList()).filter((model) => !model.problem && !model.pooling);
       const models = list.map((model) => model.id);
       sampling = Object.fromEntries(list.map((model) => [model.id, model.sampling]));
       const before = picker.value;
@@ -52,7 +52,7 @@ function named(part) {
   return part === "kv" ? "context" : part.replace("_", " ");
 }
 
-export async function modelList() {
+async function modelList() {
   return (await get("/models")).data;
 }
 
@@ -60,18 +60,15 @@ export function start(view) {
   const memory = h("div", {});
   const said = h("p", { role: "status", className: "said" });
   const rows = h("ul", { className: "rows cards" });
-  const moments = new Map();
+  const none = h("p", { className: "quiet", hidden: true }, "No model yet. Put a .gguf file into the models folder.");
+  const kept = new Map(); // the row of each model: a form in it stays as it is while figures change
 
   async function refresh() {
     if (view.hidden) return;
     try {
       const [models, props] = await Promise.all([
         modelList(), get("/props")]);
-      show(rows, JSON.stringify([models, props.default]), () => {
-        moments.clear();
-        return models.length ? models.map((model) => row(model, props.default))
-          : h("li", { className: "quiet" }, "No model yet. Put a .gguf file into the models folder.");
-      });
+      drawRows(models, props.default);
       drawMoments();
       show(memory, JSON.stringify([props.budget, props.models.map((model) => [model.model, model.memory])]),
         () => memoryOf(props));
@@ -95,44 +92,74 @@ export function start(view) {
   }
 
   function drawMoments() {
-    for (const moment of moments.values()) moment.textContent = "";
+    for (const { moment } of kept.values()) moment.textContent = "";
     for (const model of live.status?.models ?? []) {
-      const moment = moments.get(model.model);
-      if (moment) moment.textContent = momentOf(model);
+      const row = kept.get(model.model);
+      if (row) row.moment.textContent = momentOf(model);
     }
   }
 
-  function row(model, standard) {
-    const loaded = model.state === "loaded";
+  function drawRows(models, standard) {
+    none.hidden = models.length > 0;
+    const ids = new Set(models.map((model) => model.id));
+    for (const [id, { element }] of kept) {
+      if (ids.has(id)) continue;
+      element.remove();
+      kept.delete(id);
+    }
+    let place = rows.firstElementChild;
+    for (const model of models) {
+      if (!kept.has(model.id)) kept.set(model.id, row(model.id));
+      const { element, draw } = kept.get(model.id);
+      draw(model, standard);
+      if (element === place) place = place.nextElementSibling;
+      else rows.insertBefore(element, place);
+    }
+  }
+
+  /** The row of a model, and how it is drawn anew; its moment is another's to write. */
+  function row(id) {
+    const about = h("div", { className: "grow" });
     const moment = h("p", { className: "quiet moment" });
-    moments.set(model.id, moment);
+    const form = h("div", { className: "load-form", hidden: true });
+    const loadButton = button("Load", () => load(id), { className: "primary" });
+    const open = button("Load with settings", () => {
+      if (!form.childElementCount) form.append(...loadForm(id));
+      form.hidden = !form.hidden;
+      open.ariaExpanded = String(!form.hidden);
+    }, { ariaExpanded: "false" });
+    const makeDefault = button("Make default", () => load(id));
+    const unloadButton = button("Unload", () => unload(id));
+    const element = h("li", {}, about,
+      h("div", { className: "actions" }, loadButton, open, makeDefault, unloadButton), form);
+    const draw = (model, standard) => {
+      const loaded = model.state === "loaded";
+      const isDefault = loaded && id === standard;
+      loadButton.hidden = loaded;
+      makeDefault.hidden = !loaded || isDefault;
+      unloadButton.hidden = moment.hidden = !loaded;
+      show(about, JSON.stringify([model, isDefault]), () => aboutOf(model, isDefault, moment));
+    };
+    return { element, moment, draw };
+  }
+
+  function aboutOf(model, isDefault, moment) {
     const facts = [
       model.size && bytes(model.size), model.n_params && `${(model.n_params / 1e6).toFixed(model.n_params < 1e7 ? 1 : 0)} M parameters`,
       model.quantization, model.architecture,
       model.n_ctx && `context ${count(model.n_ctx)} of ${count(model.n_ctx_train)}`,
-      model.memory && `${loaded ? "takes" : "would take"} ${bytes(model.memory)}`,
+      model.memory && `${model.state === "loaded" ? "takes" : "would take"} ${bytes(model.memory)}`,
     ].filter(Boolean);
-    const form = h("div", { className: "load-form", hidden: true });
-    const open = button("Load with settings", () => {
-      if (!form.childElementCount) form.append(...loadForm(model));
-      form.hidden = !form.hidden;
-      open.ariaExpanded = String(!form.hidden);
-    }, { ariaExpanded: "false" });
-    return h("li", {},
-      h("div", { className: "grow" },
-        h("b", {}, model.id), " ",
-        model.state === "available" ? null : h("span", { className: "tag" }, model.state), " ",
-        loaded && model.id === standard ? h("span", { className: "tag" }, "default") : null,
-        h("p", { className: "quiet" }, facts.join(" · ")), loaded ? moment : null,
-        model.problem ? h("p", { className: "bad" }, `Cannot be loaded: ${model.problem}`) : null),
-      h("div", { className: "actions" },
-        loaded ? null : button("Load", () => load(model.id), { className: "primary" }), open,
-        loaded && model.id !== standard ? button("Make default", () => load(model.id)) : null,
-        loaded ? button("Unload", () => unload(model.id)) : null),
-      form);
+    return [
+      h("b", {}, model.id), " ",
+      model.state === "available" ? null : h("span", { className: "tag" }, model.state), " ",
+      isDefault ? h("span", { className: "tag" }, "default") : null,
+      h("p", { className: "quiet" }, facts.join(" · ")), moment,
+      model.problem ? h("p", { className: "bad" }, `Cannot be loaded: ${model.problem}`) : null,
+    ];
   }
 
-  function loadForm(model) {
+  function loadForm(id) {
     const preview = h("p", { role: "status", className: "said" });
     const controls = LOAD_FIELDS.map(([name, label, kind, hint]) => {
       const control = Array.isArray(kind)
@@ -142,14 +169,14 @@ export function start(view) {
     });
     const form = h("form", { className: "grid", onsubmit: (event) => {
       event.preventDefault();
-      load(model.id, settingsOf(form));
+      load(id, settingsOf(form));
     } }, controls, h("div", { className: "actions" }, h("button", { className: "primary" }, "Load so")));
     let later = 0;
     form.addEventListener("input", () => {
       clearTimeout(later);
-      later = setTimeout(() => fit(model.id, form, preview), FIT_DELAY_MS);
+      later = setTimeout(() => fit(id, form, preview), FIT_DELAY_MS);
     });
-    fit(model.id, form, preview);
+    fit(id, form, preview);
     return [form, preview];
   }
 
@@ -200,7 +227,7 @@ export function start(view) {
 
   const progress = h("progress", { max: 1, hidden: true, "aria-label": "Loading" });
   const failure = h("p", { className: "bad" });
-  view.append(h("h1", {}, "Models"), memory, progress, said, failure, rows);
+  view.append(h("h1", {}, "Models"), memory, progress, said, failure, none, rows);
   let seen = "";
   subscribe(({ status }) => {
     progress.hidden = !status?.loading;

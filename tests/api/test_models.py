@@ -44,6 +44,16 @@ def test_a_model_that_is_loading_is_listed_so(tmp_path: Path) -> None:
         until(lambda: listed(live)["gate.gguf"]["state"] == "loaded")
 
 
+def test_the_list_says_which_models_make_vectors(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "vectors-b.gguf")
+    add_models(tmp_path, "c.gguf", metadata={"llama.pooling_type": 2})
+    with live_server(tmp_path) as live:
+        load = {"model_name": "vectors-b.gguf", "load_model_configs": {"pooling": "last"}}
+        assert live.post("/setModel", load).status_code == 200
+        pooling = [model["pooling"] for model in listed(live).values()]
+        assert pooling == [None, "cls", "last"]
+
+
 @one_machine("naming a model is one client's wish, and makes it nobody else's default")
 def test_two_models_answer_side_by_side(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "b.gguf")

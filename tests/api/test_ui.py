@@ -102,7 +102,7 @@ def test_hostile_output_of_a_model_stays_inert(live: Live, text: str) -> None:
     assert answer.status_code == 200
     for tag, attributes in Tags(answer.json()["html"][0]).found:
         assert tag in ALLOWED
-        assert set(attributes) <= {"href", "title", "rel", "class", "start"}
+        assert set(attributes) <= {"href", "title", "target", "rel", "class", "start"}
         assert not re.match(r"(?!https?:|mailto:)\s*\w+:", attributes.get("href") or "")
 
 

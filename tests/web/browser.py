@@ -64,3 +64,14 @@ def settings(page: Page, fields: dict[str, str]) -> None:
     page.get_by_role("button", name="Settings").click()
     for label, value in fields.items():
         page.locator("#chat").get_by_label(label).fill(value)
+
+
+def hide(page: Page, hidden: bool) -> None:
+    """What a browser does with tabs behind others; one without a screen shows all of them."""
+    page.evaluate(
+        """(hidden) => {
+            Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});
+            document.dispatchEvent(new Event('visibilitychange'));
+        }""",
+        hidden,
+    )

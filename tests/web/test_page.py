@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.fake_live import Live, add_models, live_server
-from tests.web.browser import CHROMIUM, ask, settings
+from tests.web.browser import CHROMIUM, ask, hide, settings
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
@@ -63,6 +63,18 @@ def test_hostile_output_stays_inert(page: Page) -> None:
     )
 
 
+def test_a_link_of_an_answer_opens_beside_the_chat(page: Page, live: Live) -> None:
+    ask(page, f"[health]({live.client.base_url}/health)")
+    expect(page.locator(".message.assistant .stats")).to_contain_text("tokens/s")
+    page.get_by_label("Message", exact=True).fill("not sent yet")
+    with page.context.expect_page() as beside:
+        page.get_by_role("link", name="health").click()
+    expect(beside.value.locator("body")).to_contain_text("is loaded")
+    assert beside.value.evaluate("window.opener") is None
+    beside.value.close()
+    expect(page.get_by_label("Message", exact=True)).to_have_value("not sent yet")
+
+
 def test_a_call_is_a_card_and_its_result_goes_back(page: Page) -> None:
     settings(page, {"Tools": '{"name": "get_weather", "parameters": {"type": "object"}}'})
     ask(page, "tool")
@@ -73,6 +85,28 @@ def test_a_call_is_a_card_and_its_result_goes_back(page: Page) -> None:
     expect(page.locator(".message.tool")).to_contain_text(["sunny"] * 2)
     expect(page.locator(".message.assistant")).to_have_count(2)
     expect(page.get_by_label("Result of")).to_have_count(0)
+
+
+@pytest.mark.parametrize("broken", [{"error": "The worker died."}, {"finish": "stopped"}])
+def test_a_call_that_broke_off_does_not_end_the_conversation(
+    page: Page, broken: dict[str, str]
+) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"c'}}
+    before: list[dict[str, Any]] = [
+        {"role": "user", "content": "tool"},
+        {"role": "assistant", "content": "", "tool_calls": [call], **broken},
+    ]
+    page.locator("input[type=file]").set_input_files(messages_file(before))
+    expect(page.locator(".call")).to_contain_text("weather")
+    expect(page.get_by_label("Result of")).to_have_count(0)
+    # As conversations were kept that offered to answer such a call.
+    before += [{"role": "tool", "tool_call_id": "call_1", "content": "sunny"}]
+    page.locator("input[type=file]").set_input_files(messages_file(before))
+    expect(page.locator(".message.tool .text")).to_have_text("sunny")
+    ask(page, "report")
+    answer = page.locator(".message.assistant").last
+    expect(answer.locator(".stats")).to_contain_text("tokens/s")
+    expect(answer).not_to_contain_text("call_1")
 
 
 def test_thoughts_are_folded(page: Page) -> None:
@@ -147,20 +181,46 @@ def test_stop_regenerate_and_edit(page: Page, tmp_path: Path) -> None:
     expect(page.locator(".message.assistant .text")).to_contain_text("other words")
 
 
-def test_switching_models_while_one_streams(page: Page, live: Live, tmp_path: Path) -> None:
+def test_a_model_chosen_while_one_streams_is_loaded_when_it_is_asked(
+    page: Page, live: Live, tmp_path: Path
+) -> None:
     gate, loading = tmp_path / "gate", live.models / "gate-c.gguf.open"
+    before = live.loads()
     ask(page, f"gate:{gate}")
     expect(page.locator(".message.assistant .text")).not_to_be_empty()
-    page.get_by_role("combobox", name="Model").select_option("gate-c.gguf")
-    expect(page.locator("#chat .said")).to_have_text("Loading gate-c.gguf: 50 %")
-    loading.touch()
-    expect(page.locator("#chat .said")).to_have_text("gate-c.gguf is ready.")
-    loading.unlink()
+    menu = page.get_by_role("combobox", name="Model")
+    menu.focus()
+    for passed_over in ("b.gguf", "broken.gguf", "gate-c.gguf"):
+        page.keyboard.press("ArrowDown")
+        expect(menu).to_have_value(passed_over)
     gate.touch()
-    expect(page.locator("#state")).to_contain_text("gate-c.gguf")
     expect(page.locator(".message.assistant .stats")).to_contain_text("tokens/s")
     ask(page, "again")
-    expect(page.locator(".message.assistant h2").nth(1)).to_have_text("gate-c.gguf")
+    expect(page.locator("#chat .said")).to_have_text("Loading gate-c.gguf: 50 %")
+    expect(page.locator(".message.live .stats")).to_have_text("loading gate-c.gguf, 50%")
+    loading.touch()
+    expect(page.locator(".message.assistant .stats").nth(1)).to_contain_text("tokens/s")
+    loading.unlink()
+    expect(page.locator(".message.assistant h2")).to_have_text(["a.gguf", "gate-c.gguf"])
+    expect(page.locator("#chat .said")).to_be_empty()
+    assert live.loads()[len(before) :] == ["gate-c.gguf n_ctx=4096"]
+
+
+def test_a_load_that_fails_is_not_said_to_go_on(browser: Browser, tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "gate-broken.gguf")
+    with live_server(tmp_path) as live:
+        context = browser.new_context(base_url=str(live.client.base_url))
+        page = context.new_page()
+        page.goto("/ui")
+        page.get_by_role("combobox", name="Model").select_option("gate-broken.gguf")
+        live.post("/models/unload", {"model": "a.gguf"})
+        ask(page, "hello")
+        expect(page.locator("#chat .said")).to_contain_text("Loading gate-broken.gguf")
+        (tmp_path / "gate-broken.gguf.open").touch()
+        expect(page.locator(".message .bad")).to_have_text("It is broken.")
+        expect(page.locator("#state")).to_have_text("failed")
+        expect(page.locator("#chat .said")).to_be_empty()
+        context.close()
 
 
 def test_five_hundred_messages_come_back_and_stay_as_they_are(page: Page) -> None:
@@ -202,6 +262,25 @@ def test_the_server_goes_and_comes_back(browser: Browser, tmp_path: Path) -> Non
         opened.get_by_role("button", name="Regenerate", exact=True).click()
         expect(opened.locator(".message.assistant .text")).to_contain_text("is anybody there")
     context.close()
+
+
+def test_tabs_that_are_not_seen_leave_the_connections_to_others(page: Page, live: Live) -> None:
+    for _ in range(6):  # as many connections as browsers have for one server
+        other = page.context.new_page()
+        other.goto("/ui")
+        expect(other.locator("#state")).to_contain_text("a.gguf")
+        hide(other, True)
+    ask(page, "hello")
+    expect(page.locator(".message.assistant .stats")).to_contain_text("tokens/s")
+    live.post("/models/unload", {"model": "a.gguf"})
+    expect(page.locator("#state")).to_have_text("empty")
+    expect(other.locator("#notice")).to_be_hidden()
+    expect(other.locator("#state")).to_contain_text("a.gguf")
+    hide(other, False)
+    expect(other.locator("#state")).to_have_text("empty")
+    for tab in page.context.pages:
+        if tab != page:
+            tab.close()
 
 
 def test_the_key_is_asked_for_once(browser: Browser, tmp_path: Path) -> None:

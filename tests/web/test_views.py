@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.cache.scenario import add_head
-from tests.fake_live import Live, chat_body
+from tests.fake_live import Live, add_models, chat_body, live_server
 from tests.web.browser import CHROMIUM, ask, opened, settings
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -39,6 +39,46 @@ def test_models_are_loaded_with_settings_beside_each_other_and_unloaded(page: Pa
     b.get_by_role("button", name="Unload").click()
     expect(b).not_to_contain_text("loaded")
     expect(b).to_contain_text("would take")
+
+
+def test_a_form_stays_as_it_is_while_models_come_and_go(page: Page, live: Live) -> None:
+    page.goto("/ui#models")
+    a, b = (page.locator("#models .rows > li", has_text=f"{name}.gguf") for name in "ab")
+    b.get_by_role("button", name="Load with settings").click()
+    n_ctx = b.locator("input[name=n_ctx]")
+    n_ctx.fill("1792")
+    live.post("/models/unload", {"model": "a.gguf"})
+    add_models(live.models, "another.gguf")
+    expect(a).to_contain_text("would take")
+    expect(n_ctx).to_be_focused()
+    expect(n_ctx).to_have_value("1792")
+    page.keyboard.press("Enter")
+    expect(page.locator("#models .said").first).to_contain_text("b.gguf could not be loaded.")
+    expect(page.locator("#models .rows > li b").nth(1)).to_have_text("another.gguf")
+    expect(n_ctx).to_be_focused()
+    expect(n_ctx).to_have_value("1792")
+    (live.models / "another.gguf").unlink()
+    b.get_by_role("button", name="Load", exact=True).click()
+    expect(page.locator("#models .said").first).to_have_text(
+        "b.gguf is loaded: context 4,096, 4 at once."
+    )
+    expect(page.locator("#models .rows > li b").nth(1)).to_have_text("b.gguf")
+    expect(n_ctx).to_have_value("1792")
+
+
+def test_menus_have_the_models_that_make_text(browser: Browser, tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    add_models(tmp_path, "vectors.gguf", metadata={"llama.pooling_type": 1})
+    (tmp_path / "torn.gguf").write_bytes(b"GGUF")
+    with live_server(tmp_path) as live:
+        context = browser.new_context(base_url=str(live.client.base_url))
+        with opened(context) as page:
+            for view in ("chat", "cache"):
+                page.goto(f"/ui#{view}")
+                expect(page.locator(f"#{view} select option")).to_have_text(["a.gguf"])
+            page.goto("/ui#models")
+            expect(page.locator("#models .rows > li")).to_have_count(3)
+        context.close()
 
 
 def test_what_a_loaded_model_does_and_how_long_it_stays(page: Page, live: Live) -> None:
