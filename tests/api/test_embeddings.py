@@ -77,7 +77,7 @@ def test_base64_is_the_same_numbers(live: Live) -> None:
             "load_model_configs.pooling",
             "invalid_value",
         ),
-        ({"input": "a", "tools": []}, "tools", "unsupported_parameter"),
+        ({"input": "a", "tools": [{}]}, "tools", "unsupported_parameter"),
     ],
 )
 def test_what_is_wrong_is_said(live: Live, body: dict[str, Any], param: str, code: str) -> None:
