@@ -11,15 +11,15 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
+from llm_server.cache.index import Hit
 from llm_server.cache.keys import CHUNK_TOKENS, Chain, Kind, root_key
 from llm_server.cache.ledger import Ledger
-from llm_server.cache.store import ChunkStore, Hit
+from llm_server.cache.store import ChunkStore
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +118,7 @@ class DiskTier:
         self._kind = Kind.CHECKPOINT if whole_state else Kind.RANGE
         self._size = size
         self._trusted = True
-        self._copies: deque[Copy] = deque()
-        self._queued: set[tuple[bytes, int]] = set()
+        self._copies: dict[bytes, Copy] = {}
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="cache-read", daemon=True).start()
 
@@ -216,11 +215,14 @@ class DiskTier:
             return
         chain = self._chain(tokens, namespace)
         for start, stop in self._pieces(chain, tail=tail):
-            name = (chain.key(self._kind, start, stop), stop)
-            if name in self._queued or self.store.holds(chain, start, stop, self._kind):
-                continue
-            self._queued.add(name)
-            self._copies.append(Copy(tokens[:stop], namespace, chain, start, stop, head))
+            key = chain.key(self._kind, start, stop)
+            waiting = self._copies.get(key)
+            if waiting is not None:
+                self._copies[key] = replace(waiting, head=waiting.head or head)
+            elif not self.store.holds(chain, start, stop, self._kind):
+                self._copies[key] = Copy(tokens[:stop], namespace, chain, start, stop, head)
+            elif head:
+                self.store.mark_head(chain, start, stop, self._kind)
 
     def has(self, tokens: Sequence[int], namespace: str) -> bool:
         """Whether all of these tokens are stored, tail included."""
@@ -230,9 +232,7 @@ class DiskTier:
 
     def next_copy(self) -> Copy:
         """The chunk to copy out next."""
-        copy = self._copies.popleft()
-        self._queued.discard((copy.chain.key(self._kind, copy.start, copy.stop), copy.stop))
-        return copy
+        return self._copies.pop(next(iter(self._copies)))
 
     def put(self, copy: Copy, payload: memoryview) -> None:
         """Hand a copied chunk to the store."""

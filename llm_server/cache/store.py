@@ -12,7 +12,6 @@ import functools
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,8 +22,8 @@ from llm_server.cache.counts import Counts
 from llm_server.cache.files import Files
 from llm_server.cache.folder import ChunkFolder, Scan
 from llm_server.cache.health import Health
-from llm_server.cache.index import Index
-from llm_server.cache.keys import TOKEN_BYTES, Chain, Kind
+from llm_server.cache.index import Hit, Index
+from llm_server.cache.keys import Chain, Kind
 from llm_server.cache.writer import Write, Writer
 
 logger = logging.getLogger(__name__)
@@ -42,31 +41,6 @@ MAX_NEW_SIBLINGS = 64
 """Headers that are read at once to learn tokens; further siblings have their turn later."""
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A stored chunk that a prompt can use. It must prove `parent`, the key of what comes before
-    it, and to begin with `packed`, tokens of the prompt."""
-
-    chunk: Chunk
-    parent: bytes
-    packed: bytes
-
-    @property
-    def start(self) -> int:
-        """Position of the chunk's first token."""
-        return self.chunk.start
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens that the payload holds."""
-        return self.chunk.n_tokens
-
-    @property
-    def n_used(self) -> int:
-        """Tokens of it that the prompt shares; cut the rest off after loading."""
-        return len(self.packed) // TOKEN_BYTES
 
 
 class Stats(Counts):
@@ -180,8 +154,7 @@ class ChunkStore:
         """The chunk of `chain` that ends at `stop`; if it is not known, by its name on the disk."""
         start = chain.chunk_start(stop)
         key, parent = chain.key(kind, start, stop), chain.keys[start // chain.size]
-        with self._lock:
-            known = self._index.get(key)
+        known = self._known(key)
         if known is not None or key in self._bad:
             return known
         wanted = Chunk(key, parent[:PARENT_BYTES], kind, start, stop - start)
@@ -204,8 +177,7 @@ class ChunkStore:
         # In this order: what the writer is done with meanwhile is in the index.
         if key in self._writer:
             return True
-        with self._lock:
-            known = self._index.get(key)
+        known = self._known(key)
         if known is not None and self._reading.attempt(lambda: self._folder.has_lost(known)):
             self._forget(known)
             return False
@@ -284,17 +256,31 @@ class ChunkStore:
             ValueError: [start, stop) is not a chunk of `chain` (`Chain.chunk_start`).
         """
         key = chain.key(kind, start, stop)
-        parent = chain.keys[start // chain.size]
+        if key in self._writer or self._known(key):
+            return not head or self.mark_head(chain, start, stop, kind)
         n_payload = memoryview(payload).nbytes
-        header = Header(self._fingerprint, parent, kind, start, chain.slice(start, stop), n_payload)
-        # In this order: what the writer is done with meanwhile is in the index.
-        if key in self._writer:
+        header = self._header(chain, start, stop, kind, n_payload)
+        return self._offer(Write(key, header, payload, head))
+
+    def mark_head(self, chain: Chain, start: int, stop: int, kind: Kind = Kind.RANGE) -> bool:
+        """Let a chunk that is stored, or about to be, be part of a head; returns as `put` does.
+
+        Raises:
+            ValueError: [start, stop) is not a chunk of `chain`.
+        """
+        key = chain.key(kind, start, stop)
+        known = self._known(key)
+        if known and known.head:
             return True
-        with self._lock:
-            known = self._index.get(key)
-        if known and (known.head or not head):
-            return True
-        write = Write(key, header, None if known else payload, head)
+        return self._offer(Write(key, self._header(chain, start, stop, kind), None, head=True))
+
+    def _header(
+        self, chain: Chain, start: int, stop: int, kind: Kind, n_payload: int = 0
+    ) -> Header:
+        parent, packed = chain.keys[start // chain.size], chain.slice(start, stop)
+        return Header(self._fingerprint, parent, kind, start, packed, n_payload)
+
+    def _offer(self, write: Write) -> bool:
         usable = not self._read_only and self._writing.usable and write.n_bytes <= self._budget
         if usable and self._writer.offer(write):
             return True
@@ -324,12 +310,10 @@ class ChunkStore:
         try:
             chunk = self._write(write)
         except (OSError, MemoryError) as error:
-            # A chunk that was to become a head may just have been evicted by another process.
-            if write.payload is not None or not isinstance(error, FileNotFoundError):
-                self._writing.failed(error)
-            self._forget(write.header.chunk)
+            self._writing.failed(error)
             chunk = None
         if chunk is None:
+            self._forget(write.header.chunk)
             self._count(dropped=1)
             return
         with self._lock:
@@ -340,18 +324,16 @@ class ChunkStore:
             self.refresh()
 
     def _write(self, write: Write) -> Chunk | None:
-        """The chunk that is on the disk now; None if there is no room for it.
+        """The chunk that is on the disk now; None if there is no room, or no payload, for it.
 
         Raises:
             OSError: it could not be written.
         """
-        if write.payload is None:
-            return self._folder.mark_head(write.header.chunk)
         there = None if write.key in self._bad else self._folder.find(write.header.chunk)
-        if there is not None:  # Another process was faster.
+        if there is not None:  # it is to become a head, or another process was faster
             with contextlib.suppress(FileNotFoundError):
                 return self._folder.mark_head(there) if write.head and not there.head else there
-        if not self._make_room(write.n_bytes):
+        if write.payload is None or not self._make_room(write.n_bytes):
             return None
         chunk = self._folder.write(write.header, write.payload, head=write.head)
         with self._lock:
@@ -389,6 +371,10 @@ class ChunkStore:
             self._stats.used_bytes = found.n_bytes
             self._unscanned = 0
             self._rescan_at = now + max(RESCAN_S, RESCAN_REST * (now - began))
+
+    def _known(self, key: bytes) -> Chunk | None:
+        with self._lock:
+            return self._index.get(key)
 
     def _forget(self, chunk: Chunk) -> None:
         with self._lock:

@@ -285,6 +285,30 @@ def test_a_stored_chunk_can_become_a_head(tmp_path: Path) -> None:
         assert recall(again, [1, 2]) == 2, "another process may know it by its old name"
 
 
+def test_a_chunk_on_its_way_to_the_disk_can_become_a_head(tmp_path: Path) -> None:
+    files = StuckFiles()
+    store = open_store(tmp_path, files)
+    for tokens in ([1], [2]):  # the first is being written, the second waits
+        keep(store, tokens)
+    for tokens in ([1], [2]):
+        keep(store, tokens, head=True)
+    files.release()
+    assert store.close(10)
+    assert ["-rh-" in path.name for path in chunk_files(tmp_path)] == [True, True]
+    assert recall(store, [1]) == recall(store, [2]) == 1
+
+
+def test_what_has_gone_meanwhile_does_not_become_a_head(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    keep(store, [1, 2])
+    assert store.flush(10)
+    chunk_files(tmp_path)[0].unlink()
+    store.mark_head(chain_of([1, 2]), 0, 2)
+    assert store.flush(10)
+    assert not store.holds(chain_of([1, 2]), 0, 2)
+    assert (chunk_files(tmp_path), store.stats().dropped) == ([], 1)
+
+
 def test_a_read_only_store_changes_nothing(tmp_path: Path) -> None:
     store = ChunkStore(tmp_path / "none", FINGERPRINT, BUDGET, read_only=True)
     assert keep(store, PROMPT) == [False] * 3

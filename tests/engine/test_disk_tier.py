@@ -18,6 +18,7 @@ from llm_server.cache.ledger import Ledger
 from llm_server.cache.store import ChunkStore
 from llm_server.cache.survey import survey
 from llm_server.worker.messages import Failed, Finished, Usage
+from tests.cache.scenario import chunk_files
 from tests.engine.fake_context import Bench, FakeContext, reference
 
 FINGERPRINT = bytes(32)
@@ -162,6 +163,28 @@ def test_persist_stores_all_of_a_prompt(server: Server) -> None:
     assert (usage.completion_tokens, usage.state_bytes) == (0, len(HEAD))
     server.restart(killed=True)
     assert server.ask(2, HEAD + prompt(5)).disk_tokens == len(HEAD)
+
+
+def test_what_was_stored_as_anything_becomes_a_head_when_it_is_asked_for(tmp_path: Path) -> None:
+    server = Server(tmp_path, policy="all")
+    server.ask(1, HEAD, max_tokens=1)
+    server.store.flush(10)
+    stored = chunk_files(tmp_path)
+    assert stored
+    server.ask(2, HEAD, max_tokens=0, persist=True)
+    server.store.flush(10)
+    assert len(chunk_files(tmp_path)) == len(stored)
+    assert all("-rh-" in path.name for path in chunk_files(tmp_path))
+
+
+def test_what_waits_to_be_copied_becomes_a_head_when_it_is_asked_for(server: Server) -> None:
+    server.disk.want(HEAD, "", head=False, tail=True)
+    server.disk.want(HEAD, "", head=True, tail=True)
+    copies = []
+    while server.disk.pending:
+        copies.append(server.disk.next_copy())
+    assert copies and all(copy.head for copy in copies)
+    assert len({copy.stop for copy in copies}) == len(copies)
 
 
 def test_the_same_prompt_finds_itself_after_it_was_stored(server: Server) -> None:
