@@ -51,12 +51,12 @@ class Admission:
                 return
             sequence.admit(lease)
             logger.debug(
-                "request %d: %d of %d tokens are in cells, %d pieces on disk; there the prompt "
-                "leaves the nearest one cached",
+                "request %d: %d of %d tokens are in cells, %d on disk; there the prompt leaves the "
+                "nearest one cached",
                 sequence.id,
                 lease.n_reused,
                 len(sequence.tokens),
-                len(lease.pieces),
+                lease.fetch.stop if lease.fetch else 0,
             )
             self.waiting.remove(sequence)
             running.append(sequence)
@@ -81,7 +81,8 @@ class Admission:
         return False
 
     def _looked_up(self, sequence: Sequence) -> bool:
-        """Whether all that the disk knows of a prompt has been read; begins to if need be.
+        """Whether what the disk knows of a prompt has been read, all or as much as is read ahead;
+        begins to if need be.
 
         What is read ahead is in memory a second time, so it is never more than there are cells.
         """

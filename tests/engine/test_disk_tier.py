@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from llm_server.cache.disk import DiskTier, Policy, chunk_tokens
 from llm_server.cache.idle import RENT_ROWS
 from llm_server.cache.ledger import Ledger
+from llm_server.cache.reading import READ_AHEAD, Fetch
 from llm_server.cache.store import ChunkStore
 from llm_server.cache.survey import survey
 from llm_server.worker.messages import Failed, Finished, Usage
@@ -44,8 +45,10 @@ class Server:
         policy: Policy = "auto",
         n_ctx: int = 4096,
         parallel: int = 8,
+        read_ahead: int = READ_AHEAD,
     ) -> None:
         self.folder = folder
+        self._read_ahead = read_ahead
         self.whole_state = whole_state
         self._policy = policy
         self._n_ctx, self._parallel = n_ctx, parallel
@@ -61,6 +64,7 @@ class Server:
             policy=self._policy,
             size=SIZE,
             ledger=ledger,
+            read_ahead=self._read_ahead,
         )
         self.context = FakeContext(
             self._n_ctx, self._parallel, n_seq=self._parallel * 3, whole_state=self.whole_state
@@ -402,6 +406,55 @@ def test_what_is_read_ahead_is_never_more_than_there_are_cells(tmp_path: Path) -
         assert server.bench.texts[100 + i] == reference(prompt(i, 150) + prompt(50 + i, 5), 9)
 
 
+def fetches(server: Server) -> list[Fetch]:
+    engine = server.bench.engine
+    held = [s.fetch for s in engine._admission.waiting]
+    held += [s.lease.fetch for s in engine._running if s.lease]
+    return [fetch for fetch in held if fetch]
+
+
+def test_no_more_is_read_ahead_than_may_be_however_long_prompts_are(tmp_path: Path) -> None:
+    piece = SIZE + 4
+    server = Server(tmp_path, n_ctx=10_000, read_ahead=3 * piece)
+    long = {id: prompt(id, 40 * SIZE) for id in range(6)}
+    for id, tokens in long.items():
+        server.ask(id, tokens, max_tokens=0, persist=True)
+    server.restart()
+    for id, tokens in long.items():
+        server.bench.submit(10 + id, [*tokens, 1, 2], max_tokens=3)
+    most = 0
+    while len(server.bench.ends) < 6:
+        if server.bench.engine.blocked:
+            assert server.woken.wait(10)
+            server.woken.clear()
+        most = max(most, sum(fetch.n_bytes for fetch in fetches(server)))
+        server.bench.step()
+    assert 0 < most <= 4 * piece, "and one that is attached while others wait"
+    for id, tokens in long.items():
+        end = server.bench.ends[10 + id]
+        assert isinstance(end, Finished) and end.usage.cached_tokens == len(tokens)
+        assert server.bench.texts[10 + id] == reference([*tokens, 1, 2], 3)
+
+
+def test_whoever_goes_leaves_room_for_what_others_read(tmp_path: Path) -> None:
+    server = Server(tmp_path, n_ctx=10_000, read_ahead=1)
+    long, other = prompt(1, 40 * SIZE), prompt(2, 40 * SIZE)
+    for id, tokens in enumerate([long, other]):
+        server.ask(id, tokens, max_tokens=0, persist=True)
+    server.restart()
+    server.context.on_load = lambda: server.bench.engine.cancel(10)
+    server.bench.submit(10, [*long, 1], max_tokens=3)
+    server.bench.submit(11, [*long[:-SIZE], 1], max_tokens=3)
+    server.bench.submit(12, [*other, 1], max_tokens=3)
+    server.bench.engine.cancel(11)
+    while not server.bench.engine._running:
+        server.woken.wait(0.01)
+        server.bench.step()
+    assert server.ask(13, [*other, 2], max_tokens=3).cached_tokens == len(other)
+    assert 10 not in server.bench.ends and 11 not in server.bench.ends
+    assert not fetches(server)
+
+
 def test_decoding_goes_on_while_a_long_prompt_is_restored(tmp_path: Path) -> None:
     server = Server(tmp_path)
     long = prompt(5, 1600)
@@ -440,6 +493,7 @@ def test_whatever_the_history_answers_are_exact(
         policy=policy,
         n_ctx=rng.randrange(150, 400),
         parallel=3,
+        read_ahead=rng.choice([1, 50, READ_AHEAD]),
     )
     stems = [prompt(s, rng.randrange(1, 90)) for s in range(3)]
     id = 0
