@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+from llm_server.cache.folder import TOUCH_S
 from llm_server.cache.keys import CHUNK_TOKENS, Chain, Kind, root_key
 from llm_server.cache.ledger import Ledger
 from llm_server.cache.reading import READ_AHEAD, WORTH_READING, Fetch, Reader
@@ -78,6 +80,8 @@ class DiskTier:
         self._size = size
         self._trusted = True
         self._copies: dict[bytes, Copy] = {}
+        self._touched: dict[bytes, float] = {}  # heads by their last chunk; the reader's alone
+        self._missing: deque[tuple[Sequence[int], str]] = deque()
         self._reader = Reader(store, self._kind, read_ahead)
 
     # ---- reading -------------------------------------------------------------------------------
@@ -107,12 +111,22 @@ class DiskTier:
 
     def count_hit(self, tokens: Sequence[int], namespace: str) -> None:
         """A request began with this head and did not compute it."""
-        if self._ledger is not None:
-            self._reader.do(partial(self._count_hit, self._ledger, tokens, namespace))
+        if self.policy != "off":
+            self._reader.do(partial(self._count_hit, tokens, namespace))
 
-    def _count_hit(self, ledger: Ledger, tokens: Sequence[int], namespace: str) -> None:
-        chain, n = self._chain(tokens, namespace), len(tokens)
-        ledger.hit(chain.key(self._kind, chain.chunk_start(n), n))
+    def _count_hit(self, tokens: Sequence[int], namespace: str) -> None:
+        """Note it, also where eviction looks: a head that stays in cells is never read."""
+        chain = self._chain(tokens, namespace)
+        pieces = self._pieces(chain, tail=True)
+        key = chain.key(self._kind, *pieces[-1])
+        if self._ledger is not None:
+            self._ledger.hit(key)
+        now = time.monotonic()
+        self._touched = {head: at for head, at in self._touched.items() if now - at < TOUCH_S}
+        if self._touched.setdefault(key, now) == now:
+            stored = [self.store.touch(chain, start, stop, self._kind) for start, stop in pieces]
+            if not all(stored):
+                self._missing.append((tokens, namespace))
 
     # ---- writing -------------------------------------------------------------------------------
 
@@ -138,6 +152,11 @@ class DiskTier:
                 self._copies[key] = Copy(tokens[:stop], namespace, chain, start, stop, head)
             elif head:
                 self.store.mark_head(chain, start, stop, self._kind)
+
+    def want_missing(self) -> None:
+        """Store the heads again that are used and were found to be stored no more."""
+        while self._missing:
+            self.want(*self._missing.popleft(), head=True, tail=True)
 
     def has(self, tokens: Sequence[int], namespace: str) -> bool:
         """Whether all of these tokens are stored, tail included."""

@@ -270,6 +270,7 @@ class PrefixCache:
         """
         if self._disk is None or self._disk.store.busy:
             return False
+        self._disk.want_missing()
         if not self._disk.pending:
             self._drop_left()
             endangered = self._endangered(busy)

@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from llm_server.cache.chunkfile import PARENT_BYTES, BadChunk, Chunk, Header
-from llm_server.cache.counts import Counts
+from llm_server.cache.counts import Stats
 from llm_server.cache.files import Files
 from llm_server.cache.folder import ChunkFolder, Scan
 from llm_server.cache.health import Health
@@ -41,14 +41,6 @@ MAX_NEW_SIBLINGS = 64
 """Headers that are read at once to learn tokens; further siblings have their turn later."""
 
 _T = TypeVar("_T")
-
-
-class Stats(Counts):
-    """Counters since the start, and what there is now: this model's `chunks`, all models'
-    `used_bytes` as far as known."""
-
-    chunks: int = 0
-    used_bytes: int = 0
 
 
 class ChunkStore:
@@ -182,6 +174,27 @@ class ChunkStore:
             self._forget(known)
             return False
         return known is not None
+
+    def touch(self, chain: Chain, start: int, stop: int, kind: Kind = Kind.RANGE) -> bool:
+        """Note a use of a chunk that was not read; False if it is not stored (any more).
+
+        Raises:
+            ValueError: [start, stop) is not a chunk of `chain`.
+        """
+        key = chain.key(kind, start, stop)
+        if key in self._writer:
+            return True
+        known = self._known(key)
+        if known is None or self._read_only:
+            return known is not None
+        try:
+            self._folder.touch(known)
+        except FileNotFoundError:
+            self._forget(known)
+            return False
+        except OSError:
+            pass  # a read-only folder still gives hits
+        return True
 
     def load(self, hit: Hit) -> memoryview | None:
         """The payload, read and verified, or None: then it is a miss, whatever `match` said."""

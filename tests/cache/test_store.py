@@ -266,6 +266,22 @@ def test_what_is_used_stays(tmp_path: Path) -> None:
     assert [recall(store, tokens) for tokens in prompts].count(0) >= 4
 
 
+def test_what_is_used_without_being_read_stays(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    keep(store, [1, 2])
+    keep(store, [3, 4], head=True)
+    assert store.flush(10)
+    for path in chunk_files(tmp_path):
+        os.utime(path, (0, 0))
+    for tokens in ([1, 2], [3, 4]):
+        assert store.touch(chain_of(tokens), 0, 2)
+    assert all(path.stat().st_mtime > 0 for path in chunk_files(tmp_path))
+    for path in chunk_files(tmp_path):
+        path.unlink()
+    assert not store.touch(chain_of([1, 2]), 0, 2)
+    assert not store.touch(chain_of([5, 6]), 0, 2)
+
+
 def test_a_chunk_larger_than_the_budget_is_not_kept(tmp_path: Path) -> None:
     store = open_store(tmp_path, budget_bytes=100)
     assert keep(store, [1]) == [False]

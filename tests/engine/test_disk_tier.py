@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -139,6 +140,35 @@ def test_requests_that_find_their_head_are_counted_over_restarts(server: Server)
     server.ask(4, HEAD + prompt(4), head=len(HEAD))
     server.restart()
     assert sorted(head.hits for head in survey(server.folder).heads()) == [0, 3]
+
+
+def test_a_head_that_stays_in_the_cells_is_not_the_first_to_be_evicted(server: Server) -> None:
+    server.ask(1, HEAD + prompt(1), head=len(HEAD))
+    server.store.flush(10)
+    for path in chunk_files(server.folder):
+        os.utime(path, (0, 0))
+    usage = server.ask(2, HEAD + prompt(2), head=len(HEAD))
+    assert (usage.cached_tokens, usage.disk_tokens) == (len(HEAD), 0)
+    server.disk.close(10)
+    stored = [path.stat().st_mtime for path in chunk_files(server.folder)]
+    assert stored and min(stored) > time.time() - 3600
+
+
+def test_a_head_that_stays_in_the_cells_is_stored_again_when_it_was_cleared(
+    server: Server,
+) -> None:
+    server.ask(1, HEAD + prompt(1), head=len(HEAD))
+    server.store.flush(10)
+    stored = chunk_files(server.folder)
+    for path in stored:
+        path.unlink()
+    server.ask(2, HEAD + prompt(2), head=len(HEAD))
+    noticed = threading.Event()
+    server.disk._reader.do(noticed.set)
+    assert noticed.wait(10)
+    server.ask(3, HEAD + prompt(3), head=len(HEAD))
+    server.store.flush(10)
+    assert set(stored) <= set(chunk_files(server.folder))
 
 
 def test_a_conversation_goes_on_after_a_restart_in_order(server: Server) -> None:
