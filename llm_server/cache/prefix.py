@@ -282,10 +282,9 @@ class PrefixCache:
         if not self._disk.pending:
             return False
         copy = self._disk.next_copy()
-        tree = self._trees.get(copy.namespace)
-        found = tree.match(copy.tokens, whole=self._memory.whole_state) if tree else (0, -1)
-        if found[0] == copy.stop:
-            self._disk.put(copy, self._memory.save(found[1], copy.start, copy.stop))
+        n, source = self._match(copy.tokens[: copy.stop], copy.namespace)
+        if n == copy.stop:
+            self._disk.put(copy, self._memory.save(source, copy.start, copy.stop))
         return True
 
     def close(self, deadline_s: float) -> None:
@@ -296,13 +295,18 @@ class PrefixCache:
         if self._disk is None:
             return
         end = time.monotonic() + deadline_s
+        self._save_wanted(self._disk, end)
         for sequence in reversed(self._idle):
             if not self._idle.passed(sequence):
                 self._disk.want(*self._idle.tokens(sequence), head=False, tail=True)
-        while self._disk.pending and (left := end - time.monotonic()) > 0:
-            if not self.save_some():
-                self._disk.store.flush(left)
+                self._save_wanted(self._disk, end)
         self._disk.close(max(0.0, end - time.monotonic()))
+
+    def _save_wanted(self, disk: DiskTier, end: float) -> None:
+        """Copy out what is wanted, until the time `end`."""
+        while disk.pending and (left := end - time.monotonic()) > 0:
+            if not self.save_some():
+                disk.store.flush(left)
 
     def _endangered(self, busy: bool) -> int | None:
         """The idle prefix that the disk should have now."""

@@ -271,8 +271,7 @@ class ChunkStore:
         key = chain.key(kind, start, stop)
         if key in self._writer or self._known(key):
             return not head or self.mark_head(chain, start, stop, kind)
-        n_payload = memoryview(payload).nbytes
-        header = self._header(chain, start, stop, kind, n_payload)
+        header = self._header(chain, start, stop, kind, memoryview(payload).nbytes)
         return self._offer(Write(key, header, payload, head))
 
     def mark_head(self, chain: Chain, start: int, stop: int, kind: Kind = Kind.RANGE) -> bool:
@@ -287,11 +286,9 @@ class ChunkStore:
             return True
         return self._offer(Write(key, self._header(chain, start, stop, kind), None, head=True))
 
-    def _header(
-        self, chain: Chain, start: int, stop: int, kind: Kind, n_payload: int = 0
-    ) -> Header:
+    def _header(self, chain: Chain, start: int, stop: int, kind: Kind, size: int = 0) -> Header:
         parent, packed = chain.keys[start // chain.size], chain.slice(start, stop)
-        return Header(self._fingerprint, parent, kind, start, packed, n_payload)
+        return Header(self._fingerprint, parent, kind, start, packed, size)
 
     def _offer(self, write: Write) -> bool:
         usable = not self._read_only and self._writing.usable and write.n_bytes <= self._budget
@@ -299,6 +296,10 @@ class ChunkStore:
             return True
         self._count(dropped=1)
         return False
+
+    def refuse(self, n: int) -> None:
+        """So many chunks are not put, for there is no room for them: they count as dropped."""
+        self._count(dropped=n)
 
     @property
     def busy(self) -> bool:

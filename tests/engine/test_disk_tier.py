@@ -221,6 +221,20 @@ def test_what_waits_to_be_copied_becomes_a_head_when_it_is_asked_for(server: Ser
     assert len({copy.stop for copy in copies}) == len(copies)
 
 
+def test_what_waits_for_a_disk_that_hangs_is_bounded(server: Server) -> None:
+    n = 0
+    while not server.store.stats().dropped:
+        server.disk.want([n] * 40_000, "", head=False, tail=False)
+        n += 1
+    copies = []
+    while server.disk.pending:
+        copies.append(server.disk.next_copy())
+    waited = {id(copy.tokens): copy.tokens for copy in copies}
+    assert n - 1 == len(waited) > 20, "the chunks of a prompt share its tokens"
+    server.disk.want([n] * 40_000, "", head=False, tail=False)
+    assert server.disk.pending, "it is on again"
+
+
 def test_the_same_prompt_finds_itself_after_it_was_stored(server: Server) -> None:
     server.ask(1, HEAD, max_tokens=0, boundaries=[50, len(HEAD) - 4], persist=True)
     server.restart(killed=True)
