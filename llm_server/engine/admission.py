@@ -40,9 +40,10 @@ class Admission:
         order = in_turn([want(s) for s in self.waiting], served=[s.owner for s in running])
         self.waiting = [self.waiting[i] for i in order]
         for sequence in list(self.waiting):
-            if self._follows_another(sequence, running) or not self._looked_up(sequence):
+            known = self._cache.match(sequence.reusable, sequence.namespace)
+            if self._follows_another(sequence, running, known) or not self._looked_up(sequence):
                 continue
-            if not self._fits(sequence, running):
+            if not self._fits(sequence, running, known):
                 if now - sequence.arrived > PATIENCE_S:
                     return  # cells come free for it, if nobody passes any more
                 continue
@@ -62,9 +63,11 @@ class Admission:
             running.append(sequence)
             running.sort(key=lambda s: s.arrived)
 
-    def _follows_another(self, sequence: Sequence, running: list[Sequence]) -> bool:
-        """Whether to wait for tokens that a running sequence is about to compute for both."""
-        known = self._cache.match(sequence.reusable, sequence.namespace)
+    def _follows_another(self, sequence: Sequence, running: list[Sequence], known: int) -> bool:
+        """Whether to wait for tokens that a running sequence is about to compute for both.
+
+        The first `known` tokens have cells.
+        """
         # One that reads from the disk leads too, but never two each other.
         reading = [] if sequence.fetch else [s for s in self.waiting if s.fetch]
         for leader in running + reading:
@@ -95,10 +98,10 @@ class Admission:
             )
         return sequence.fetch.done
 
-    def _fits(self, sequence: Sequence, running: list[Sequence]) -> bool:
+    def _fits(self, sequence: Sequence, running: list[Sequence], known: int) -> bool:
         """Whether its prompt, and those under way, find cells without preempting anybody."""
         if not running:
             return True
         under_way = sum(s.n_wanted for s in running)
-        new = len(sequence.tokens) - self._cache.match(sequence.reusable, sequence.namespace)
+        new = len(sequence.tokens) - known
         return self._cache.n_leased + under_way + new <= self._context.n_ctx
