@@ -141,7 +141,8 @@ class DiskTier:
     def want(self, tokens: Sequence[int], namespace: str, *, head: bool, tail: bool) -> None:
         """Store these tokens, as far as they are not stored; copied out by `next_copy`'s caller.
 
-        `tail`: also the part after the last full chunk. A whole state has no other part.
+        `tail`: also the part after the last full chunk. A whole state has no other part. What is
+        known to be stored is looked for in the folder, where others may have cleared it.
         """
         if self.policy == "off" or not tokens:
             return

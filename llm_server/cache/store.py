@@ -1,8 +1,8 @@
 """The disk tier of the prompt cache: KV memory by prefix, kept across restarts.
 
 It finds, loads and keeps payloads whose meaning only llama.cpp knows. Whatever happens to the
-disk, a caller sees a hit that is exact, or a miss: nothing here raises into a request, and nothing
-but `load` and a first look at siblings' tokens waits for the disk. Thread-safe.
+disk, a caller sees a hit that is exact, or a miss: nothing here raises into a request. What is kept
+is written later; every question about what is stored may wait for the disk. Thread-safe.
 """
 
 from __future__ import annotations
