@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from llm_server.cache.disk import DiskTier, Policy, chunk_tokens
 from llm_server.cache.idle import RENT_ROWS
 from llm_server.cache.ledger import Ledger
-from llm_server.cache.reading import READ_AHEAD, Fetch
+from llm_server.cache.reading import READ_AHEAD
 from llm_server.cache.store import ChunkStore
 from llm_server.cache.survey import survey
 from llm_server.worker.messages import Failed, Finished, Usage
@@ -426,102 +426,6 @@ def test_a_payload_that_llama_cpp_refuses_is_never_tried_again(server: Server) -
     usage = server.ask(2, HEAD + prompt(2))
     assert usage.disk_tokens == 0
     assert server.context.n_refused == 1
-
-
-def test_what_is_read_ahead_is_never_more_than_there_are_cells(tmp_path: Path) -> None:
-    server = Server(tmp_path, n_ctx=200, policy="all")
-    for i in range(12):
-        server.ask(i, prompt(i, 150), max_tokens=1)
-    server.restart()
-    for i in range(12):
-        server.bench.submit(100 + i, prompt(i, 150) + prompt(50 + i, 5), max_tokens=9)
-    most = 0
-    while len(server.bench.ends) < 12:
-        if server.bench.engine.blocked:
-            assert server.woken.wait(10)
-            server.woken.clear()
-        server.bench.step()
-        fetches = [s.fetch for s in server.bench.engine._admission.waiting if s.fetch]
-        most = max(most, sum(piece.n_cells for fetch in fetches for piece in fetch.pieces))
-    assert 0 < most <= 200
-    for i in range(12):
-        end = server.bench.ends[100 + i]
-        assert isinstance(end, Finished) and end.usage.disk_tokens >= 144
-        assert server.bench.texts[100 + i] == reference(prompt(i, 150) + prompt(50 + i, 5), 9)
-
-
-def fetches(server: Server) -> list[Fetch]:
-    engine = server.bench.engine
-    held = [s.fetch for s in engine._admission.waiting]
-    held += [s.lease.fetch for s in engine._running if s.lease]
-    return [fetch for fetch in held if fetch]
-
-
-def test_no_more_is_read_ahead_than_may_be_however_long_prompts_are(tmp_path: Path) -> None:
-    piece = SIZE + 4
-    server = Server(tmp_path, n_ctx=10_000, read_ahead=3 * piece)
-    long = {id: prompt(id, 40 * SIZE) for id in range(6)}
-    for id, tokens in long.items():
-        server.ask(id, tokens, max_tokens=0, persist=True)
-    server.restart()
-    for id, tokens in long.items():
-        server.bench.submit(10 + id, [*tokens, 1, 2], max_tokens=3)
-    most = 0
-    while len(server.bench.ends) < 6:
-        if server.bench.engine.blocked:
-            assert server.woken.wait(10)
-            server.woken.clear()
-        most = max(most, sum(fetch.n_bytes for fetch in fetches(server)))
-        server.bench.step()
-    assert 0 < most <= 4 * piece, "and one that is attached while others wait"
-    for id, tokens in long.items():
-        end = server.bench.ends[10 + id]
-        assert isinstance(end, Finished) and end.usage.cached_tokens == len(tokens)
-        assert server.bench.texts[10 + id] == reference([*tokens, 1, 2], 3)
-
-
-def test_whoever_goes_leaves_room_for_what_others_read(tmp_path: Path) -> None:
-    server = Server(tmp_path, n_ctx=10_000, read_ahead=1)
-    long, other = prompt(1, 40 * SIZE), prompt(2, 40 * SIZE)
-    for id, tokens in enumerate([long, other]):
-        server.ask(id, tokens, max_tokens=0, persist=True)
-    server.restart()
-    server.context.on_load = lambda: server.bench.engine.cancel(10)
-    server.bench.submit(10, [*long, 1], max_tokens=3)
-    server.bench.submit(11, [*long[:-SIZE], 1], max_tokens=3)
-    server.bench.submit(12, [*other, 1], max_tokens=3)
-    server.bench.engine.cancel(11)
-    while not server.bench.engine._running:
-        server.woken.wait(0.01)
-        server.bench.step()
-    assert server.ask(13, [*other, 2], max_tokens=3).cached_tokens == len(other)
-    assert 10 not in server.bench.ends and 11 not in server.bench.ends
-    assert not fetches(server)
-
-
-def test_decoding_goes_on_while_a_long_prompt_is_restored(tmp_path: Path) -> None:
-    server = Server(tmp_path)
-    long = prompt(5, 1600)
-    server.ask(1, long, max_tokens=0, persist=True)
-    server.restart(killed=True)
-    server.context.on_load = lambda: server.bench.clock.pass_(0.004)
-    stream = next(p for s in range(100) if len(reference(p := prompt(s), 30)) == 30)
-    server.bench.submit(2, stream, max_tokens=30)
-    while not server.bench.texts[2]:
-        server.bench.step()
-    server.woken.clear()
-    server.bench.submit(3, long + prompt(3), max_tokens=1)
-    server.bench.step()
-    assert server.woken.wait(10)
-    loads = []
-    while 3 not in server.bench.ends:
-        before = server.context.n_loads
-        server.bench.step()
-        loads.append(server.context.n_loads - before)
-        if 2 not in server.bench.ends:
-            assert server.context.steps[-1], "the stream was stalled"
-    assert sum(loads) == 100
-    assert max(loads) <= 7, "20 ms at 4 ms a piece, and the one that passes it"
 
 
 @settings(max_examples=40)
