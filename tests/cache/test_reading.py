@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from llm_server.cache.disk import DiskTier
 from llm_server.cache.files import Files
 from llm_server.cache.keys import Kind
 from llm_server.cache.reading import Fetch, Reader
-from tests.cache.scenario import SIZE, chain_of, keep, open_store
+from llm_server.cache.store import ChunkStore
+from tests.cache.scenario import BUDGET, FINGERPRINT, SIZE, chain_of, keep, open_store
 
 LONG = list(range(100, 100 + 20 * SIZE))
 SHORT = list(range(1, 5 * SIZE + 1))
@@ -105,7 +107,24 @@ def test_a_job_that_fails_ends_nobodys_reading(
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
-def test_a_disk_that_hangs_is_not_waited_for_at_the_end(bench: Bench) -> None:
-    long, _ = bench.fetch(LONG)
-    bench.reader.close(0)
-    assert not long.pieces
+class Store(ChunkStore):
+    """Remembers how long it was given to write what is left."""
+
+    deadline_s = 0.0
+
+    def close(self, deadline_s: float) -> bool:
+        self.deadline_s = deadline_s
+        return super().close(deadline_s)
+
+
+def test_a_read_that_hangs_leaves_time_to_write_at_the_end(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    keep(store, LONG)
+    store.close(10)
+    files = Gate()
+    store = Store(tmp_path, FINGERPRINT, BUDGET, files=files)
+    disk = DiskTier(store, FINGERPRINT, whole_state=False, size=SIZE)
+    disk.fetch(LONG, "", 0, lambda: None)
+    disk.close(0.4)
+    assert store.deadline_s > 0.1
+    files.let(1000)

@@ -1,4 +1,4 @@
-"""Prompts that are read from the disk ahead of the steps that attach them: how far, and for whom."""
+"""Prompts that are read from the disk before they are attached: how far ahead, and for whom."""
 
 from __future__ import annotations
 
