@@ -10,8 +10,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
-from llm_server.cache.disk import Fetch
 from llm_server.cache.prefix import Lease
+from llm_server.cache.reading import Fetch
 from llm_server.cache.tree import common_prefix
 from llm_server.engine.answer import (
     Answer,
@@ -214,7 +214,16 @@ class Sequence:
     @property
     def is_restoring(self) -> bool:
         """Whether tokens from the disk are still to be attached before it computes any."""
-        return self.lease is not None and bool(self.lease.pieces)
+        return self._attached is not None and not self._attached.is_over
+
+    @property
+    def can_restore(self) -> bool:
+        """Whether some of them have been read."""
+        return self._attached is not None and bool(self._attached.pieces)
+
+    @property
+    def _attached(self) -> Fetch | None:
+        return self.lease.fetch if self.lease else None
 
     @property
     def n_found(self) -> int:
@@ -296,6 +305,8 @@ class Sequence:
 
     def close(self) -> None:
         """Free what it holds outside the memory. Safe to call twice."""
+        if self.fetch is not None:
+            self.fetch.drop()
         self._answer.close()
 
     def usage(self) -> Usage:
