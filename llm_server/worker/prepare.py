@@ -213,6 +213,8 @@ class Preparer:
         n_ctx = self._context.n_ctx
         self._refuse_longer(sum(len(segment.text.encode()) for segment in segments))
         tokens = self._tokens_of(segments, namespace)
+        if not tokens:
+            raise InvalidRequest("The messages make an empty prompt.", param="messages")
         if len(tokens) >= n_ctx:
             raise ContextLengthExceeded(len(tokens), n_ctx)
         return tokens

@@ -209,6 +209,21 @@ def test_an_over_long_prompt_is_refused_in_openai_words(loaded: Process) -> None
         assert ("in at least" in end.error.message) == (id == 1)
 
 
+def test_a_chat_whose_prompt_is_empty_is_refused_and_harms_nobody(
+    worker: Process, attention_gguf: Path, tmp_path: Path
+) -> None:
+    template = tmp_path / "contents.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    worker.send(Load(str(attention_gguf), CONFIG, template_path=str(template)))
+    next(e for e in worker.events() if isinstance(e, Loaded))
+    worker.send(Submit(1, chat("")))
+    _, end = worker.end_of(1)
+    assert isinstance(end, Failed)
+    assert (end.error.status, end.error.param) == (400, "messages")
+    worker.send(Submit(2, chat("hello")))
+    assert isinstance(worker.end_of(2)[1], Finished)
+
+
 def test_a_very_long_run_of_one_character_does_not_crash_the_tokenizer(
     worker: Process, attention_gguf: Path
 ) -> None:
