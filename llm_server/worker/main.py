@@ -21,7 +21,9 @@ from llm_server.engine.engine import Engine
 from llm_server.engine.sequence import Prompt
 from llm_server.errors import ShuttingDown
 from llm_server.llama.embedding import EmbeddingContext
+from llm_server.logs import say
 from llm_server.worker.frames import (
+    FrameError,
     decode_command,
     encode_events,
     event_frames,
@@ -95,10 +97,14 @@ class Worker:
 
     def receive(self, source: BinaryIO) -> None:
         """The reading thread: commands until end of file, which means that the server is gone."""
-        while (frame := read_frame(source)) is not None:
-            self._inbox.put(decode_command(frame))
-        # Nobody is left to answer, and the main thread may be deep in a long computation.
-        os._exit(0)
+        try:
+            while (frame := read_frame(source)) is not None:
+                self._inbox.put(decode_command(frame))
+        except (FrameError, msgspec.DecodeError) as error:
+            say(f"worker {os.getpid()} ends: its commands are broken: {error}")
+        finally:
+            # Nobody is left to answer, and the main thread may be deep in a long computation.
+            os._exit(0)
 
     def prepare(self) -> None:
         """Start preparing what comes."""

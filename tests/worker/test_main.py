@@ -20,6 +20,7 @@ from llm_server.worker.config import CacheConfig, FlashAttention, KvType, LoadCo
 from llm_server.worker.frames import (
     decode_events,
     encode_command,
+    pack,
     read_frame,
     write_frame,
 )
@@ -275,6 +276,22 @@ def test_stop_fails_what_runs_and_exits(loaded: Process) -> None:
 def test_it_ends_when_its_pipe_closes(loaded: Process) -> None:
     assert loaded.popen.stdin is not None
     loaded.popen.stdin.close()
+    assert loaded.popen.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "closed"),
+    [(pack(b"x" * 100)[:50], True), (pack(b"\xc1"), False)],
+    ids=["broken_off", "none"],
+)
+def test_it_ends_when_its_commands_break_off_or_are_none(
+    loaded: Process, sent: bytes, *, closed: bool
+) -> None:
+    assert loaded.popen.stdin is not None
+    loaded.popen.stdin.write(sent)
+    loaded.popen.stdin.flush()
+    if closed:
+        loaded.popen.stdin.close()
     assert loaded.popen.wait(10) == 0
 
 

@@ -47,7 +47,7 @@ def test_an_end_is_taken_however_much_lies_unread(end: RequestEvent) -> None:
 
 
 def test_what_comes_at_once_is_no_fault_of_the_reader() -> None:
-    """The text of a whole prompt, which `echo` tells in one piece, and what the model says to it."""
+    """`echo` tells a whole prompt in one piece, together with what the model says to it."""
     prompt = Content(1, "x" * (2 * MAX_UNREAD))
     events = [Progress(1, 9, 9, 0), prompt, Content(1, "y")]
     unread = stream()
