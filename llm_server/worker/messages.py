@@ -357,6 +357,8 @@ class Usage(msgspec.Struct, frozen=True):
 class Timings(msgspec.Struct, frozen=True):
     """Where a request's time went, in milliseconds. `cache_ms` is attaching what was on disk.
 
+    `queue_ms` begins with the prepared prompt: rendering and tokenizing, and waiting for a thread
+    that does, belong to no stage.
     Of `draft_n` tokens that were guessed and computed, `draft_n_accepted` were right.
     """
 
