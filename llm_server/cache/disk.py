@@ -45,7 +45,7 @@ class Piece:
 
 @dataclass(slots=True)
 class Fetch:
-    """A prompt's look-up on disk. Read `pieces` once `done` is set; they are in order.
+    """A prompt's look-up on disk. Use `pieces` once `done` is set; they are in order.
 
     Its first `head` tokens are a head, as others may have stored it.
     """
@@ -66,7 +66,7 @@ class Fetch:
 
     @property
     def n_tokens(self) -> int:
-        """How many first tokens of the prompt the pieces, and what was known, bring."""
+        """How many first tokens of the prompt the pieces so far, and what was known, bring."""
         return self.pieces[-1].stop if self.pieces else 0
 
 
@@ -161,20 +161,19 @@ class DiskTier:
 
     def _read_all(self, fetch: Fetch, wake: Callable[[], None]) -> None:
         try:
-            fetch.pieces = self._read(fetch)
+            self._read(fetch)
         except Exception:
             # A cache that cannot be read is a miss, whatever the reason.
             logger.exception("a prompt could not be looked up on disk")
         fetch.done = True
         wake()
 
-    def _read(self, fetch: Fetch) -> list[Piece]:
+    def _read(self, fetch: Fetch) -> None:
         chain = self._chain(fetch.tokens, fetch.namespace)
         hits = self._hits(chain, fetch.head)
         n_found = hits[-1].start + hits[-1].n_used if hits else 0
-        pieces: list[Piece] = []
         if n_found - fetch.n_known < WORTH_READING:
-            return pieces
+            return
         for hit in hits:
             stop = hit.start + hit.n_used
             start, n_cells = hit.start, hit.n_tokens
@@ -185,8 +184,7 @@ class DiskTier:
             payload = self.store.load(hit)
             if payload is None:
                 break
-            pieces.append(Piece(start, stop, n_cells, payload))
-        return pieces
+            fetch.pieces.append(Piece(start, stop, n_cells, payload))
 
     def _hits(self, chain: Chain, head: int) -> list[Hit]:
         if self._kind is Kind.RANGE:

@@ -23,7 +23,7 @@ from llm_server.engine.rows import Decoder, Row
 from llm_server.engine.scheduler import Want, next_depth, plan
 from llm_server.engine.sequence import Prompt, Sequence
 from llm_server.errors import ErrorInfo, ServerError
-from llm_server.worker.messages import Cells, Failed, RequestEvent
+from llm_server.worker.messages import Cells, Failed, Progress, RequestEvent
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,11 @@ class Engine:
     def blocked(self) -> bool:
         """Whether it only waits for the disk: `step` would do nothing now."""
         return self._stalled and not self._running
+
+    @property
+    def reading(self) -> list[Progress]:
+        """How far the prompts are that are being read from the disk."""
+        return [s.read_so_far for s in self._admission.waiting if s.is_reading]
 
     @property
     def cells(self) -> Cells:

@@ -217,6 +217,17 @@ class Sequence:
         return self.lease is not None and bool(self.lease.pieces)
 
     @property
+    def is_reading(self) -> bool:
+        """Whether what the disk knows of it is still being read, before it gets a place."""
+        return self.fetch is not None and not self.fetch.done
+
+    @property
+    def read_so_far(self) -> Progress:
+        """How much of the prompt that is."""
+        n_read = self.fetch.n_tokens if self.fetch else 0
+        return Progress(self.id, self.n_prompt, min(n_read, self.n_prompt), self.n_found)
+
+    @property
     def n_found(self) -> int:
         """Tokens at the beginning of the prompt that were in cells or on disk."""
         return (self.n_cached or 0) + self.n_restored

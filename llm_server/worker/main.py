@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import BinaryIO, TypeAlias
 
 import msgspec
@@ -22,6 +22,7 @@ from llm_server.engine.sequence import Prompt
 from llm_server.errors import ShuttingDown
 from llm_server.llama.embedding import EmbeddingContext
 from llm_server.logs import say
+from llm_server.worker.disk_waits import Reading, Storing
 from llm_server.worker.frames import (
     FrameError,
     decode_command,
@@ -39,8 +40,6 @@ from llm_server.worker.messages import (
     Event,
     Failed,
     Finished,
-    Request,
-    RequestEvent,
     Stop,
     Submit,
     Told,
@@ -52,17 +51,14 @@ logger = logging.getLogger(__name__)
 
 _CELLS_S = 1.0  # while requests run, the cells in use are told at most this often
 _DISK_WAIT_S = 0.02  # how long an engine with nothing but writes to do waits for the disk
-_FLUSH_S = 30.0
+_DISK_TOLD_S = 2.0  # how often it is told that requests wait for the disk
 _REST_S = 0.5  # a worker without work for so long does what is left of its load
 
 Arrival: TypeAlias = Command | Work | Told | Failed | Finished | None
 
 
 class Worker:
-    """The main thread's side: what arrives in `inbox` goes to the engine, its events go out.
-
-    A request that asks to `persist` is finished only when its prompt is on disk, or cannot be.
-    """
+    """The main thread's side: what arrives in `inbox` goes to the engine, its events go out."""
 
     def __init__(self, ready: Ready, out: BinaryIO) -> None:
         self._threads = PreparingThreads(
@@ -73,12 +69,12 @@ class Worker:
         self._disk = ready.disk
         self._finishing = threading.Thread(target=ready.finish, name="finish", daemon=True)
         self._out = out
-        self._computed: queue.SimpleQueue[tuple[Finished, Prompt | None]] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._engine = self._engine_for(ready)
         self._preparing: dict[int, str] = {}  # the owners of what is being prepared
-        self._to_persist: dict[int, Prompt | None] = {}  # None until it is prepared
-        self._unsaved: list[tuple[Finished, Prompt | None]] = []
+        self._storing = Storing(ready.disk, self._inbox.put)
+        self._reading = Reading()
+        self._disk_told = 0.0
         self._stop: Stop | None = None
         self._reported = CacheStats()
         self._cells = Cells()
@@ -110,24 +106,15 @@ class Worker:
         """Start preparing what comes."""
         self._threads.start()
 
-    def flush(self) -> None:
-        """The flushing thread: requests that are finished once the disk has what was put."""
-        while True:
-            finished, prompt = self._computed.get()
-            if self._disk and prompt:
-                self._disk.store.flush(_FLUSH_S)
-                if not self._disk.has(prompt.tokens, prompt.namespace):
-                    finished = _stored_nothing(finished)
-            self._inbox.put(finished)
-
     def run(self) -> None:
         """Step until told to stop."""
         while self._stop is None:
             events: list[Event] = []
             for arrived in self._arrivals():
                 events += self._handle(arrived)
-            events += self._hold_back(self._engine.step())
-            self._write(events + self._changed_cells())
+            stepped = self._engine.step()
+            events += self._storing.hold_back(stepped, copied=not self._engine.unsaved)
+            self._write(events + self._waits() + self._changed_cells())
             if self._engine.idle:
                 self._engine.check()
                 self._report_cache()
@@ -161,38 +148,22 @@ class Worker:
                 return self._inbox.get(timeout=_REST_S)
             except queue.Empty:
                 self._finishing.start()
-        return self._inbox.get()
-
-    def _hold_back(self, events: Sequence[RequestEvent]) -> Iterator[RequestEvent]:
-        """All events but the ends of requests whose prompts are still to be stored."""
-        for event in events:
-            if isinstance(event, Finished) and event.id in self._to_persist:
-                self._unsaved.append((event, self._to_persist[event.id]))
-            else:
-                yield event
-            if isinstance(event, Finished | Failed):
-                self._to_persist.pop(event.id, None)
-        if not self._engine.unsaved:
-            for finished in self._unsaved:
-                self._computed.put(finished)
-            self._unsaved.clear()
+        return self._inbox.get(timeout=_DISK_TOLD_S if self._storing.holds else None)
 
     def _handle(self, arrived: Arrival) -> list[Event]:
         match arrived:
             case None:
                 return []  # the engine can go on
             case Finished():
-                return [arrived]
+                return [*self._storing.settle(arrived)]
             case Prompt() | Texts() | Told() | Failed():
                 return self._prepared(arrived)
             case Submit():
                 self._preparing[arrived.id] = arrived.owner
-                if isinstance(arrived.request, Request) and arrived.request.persist:
-                    self._to_persist[arrived.id] = None
                 self._threads.submit(arrived)
             case Cancel():
                 self._preparing.pop(arrived.id, None)
-                self._to_persist.pop(arrived.id, None)
+                self._storing.forget(arrived.id)
                 self._threads.cancel(arrived.id)
                 self._engine.cancel(arrived.id)
             case Stop():
@@ -207,18 +178,25 @@ class Worker:
         if owner is None:
             return []
         if isinstance(result, Told | Failed):
-            self._to_persist.pop(result.id, None)
             return [result]
         match self._engine, result:
             case Engine() as engine, Prompt() as prompt:
                 if prompt.persist:
-                    self._to_persist[prompt.id] = prompt
+                    self._storing.expect(prompt)
                 engine.submit(prompt, owner)
             case Embedder() as embedder, Texts() as texts:
                 embedder.submit(texts, owner)
             case _:
                 raise RuntimeError("what was prepared is for another kind of model")
         return []
+
+    def _waits(self) -> list[Event]:
+        """That requests wait for the disk, not too often: else they might be thought forgotten."""
+        now = time.monotonic()
+        if now - self._disk_told < _DISK_TOLD_S:
+            return []
+        self._disk_told = now
+        return [*self._reading.progress(self._engine.reading), *self._storing.progress]
 
     def _changed_cells(self) -> list[Event]:
         """The cells in use, if they are others than were told, and not too often."""
@@ -248,12 +226,6 @@ class Worker:
                 write_frame(self._out, body)
 
 
-def _stored_nothing(finished: Finished) -> Finished:
-    """That end of a request, with no bytes on the disk."""
-    usage = msgspec.structs.replace(finished.usage, state_bytes=0)
-    return msgspec.structs.replace(finished, usage=usage)
-
-
 def serve(ready: Ready, confinement: str, source: BinaryIO, out: BinaryIO) -> None:
     """Serve a model: commands come from `source`, events go to `out`.
 
@@ -261,7 +233,6 @@ def serve(ready: Ready, confinement: str, source: BinaryIO, out: BinaryIO) -> No
     """
     worker = Worker(ready, out)
     threading.Thread(target=worker.receive, args=(source,), name="commands", daemon=True).start()
-    threading.Thread(target=worker.flush, name="flush", daemon=True).start()
     threading.stack_size(STACK_BYTES)
     worker.prepare()
     loaded = msgspec.structs.replace(ready.loaded, sandbox=confinement)

@@ -38,6 +38,7 @@ from llm_server.worker.messages import (
     Loaded,
     LoadFailed,
     Message,
+    Progress,
     ResponseFormat,
     Sampling,
     Stop,
@@ -52,9 +53,9 @@ CONFIG = LoadConfig(n_threads=1, n_ctx=512)
 class Process:
     """A worker and the two ends of its pipes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *program: str) -> None:
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "llm_server.worker"],
+            [sys.executable, "-m", *(program or ["llm_server.worker"])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -455,3 +456,24 @@ def test_the_same_text_again_costs_its_last_tokens(
         _, end = worker.end_of(id)
         assert isinstance(end, Finished)
     assert end.usage.cached_tokens >= end.usage.prompt_tokens - 4
+
+
+@pytest.fixture
+def stuck(tmp_path: Path) -> Iterator[Process]:
+    """A worker whose disk is stuck until somebody writes to the FIFO `way` in the folder."""
+    os.mkfifo(tmp_path / "way")
+    process = Process("tests.worker.stuck_worker", str(tmp_path / "cache"), str(tmp_path / "way"))
+    yield process
+    process.popen.kill()
+    process.close()
+
+
+def test_a_worker_that_waits_for_its_disk_says_so(stuck: Process, tmp_path: Path) -> None:
+    warm = CompletionRequest(list(range(1, 31)), persist=True, sampling=Sampling(max_tokens=0))
+    stuck.send(Submit(1, warm))
+    events = stuck.events()
+    told = (event for event in events if isinstance(event, Progress | Finished))
+    assert [next(told) for _ in range(2)] == [Progress(1, 30, 30, 0)] * 2
+    with open(tmp_path / "way", "wb"):
+        end = next(event for event in told if isinstance(event, Finished))
+    assert end.usage.state_bytes == 30
