@@ -49,7 +49,7 @@ from llm_server.worker.preparing import PreparingThreads, Work
 
 logger = logging.getLogger(__name__)
 
-_CELLS_S = 1.0  # while requests run, the cells in use are told at most this often
+_TOLD_S = 1.0  # while requests run, cells and counters of the cache are told at most this often
 _DISK_WAIT_S = 0.02  # how long an engine with nothing but writes to do waits for the disk
 _DISK_TOLD_S = 2.0  # how often it is told that requests wait for the disk
 _REST_S = 0.5  # a worker without work for so long does what is left of its load
@@ -77,6 +77,8 @@ class Worker:
         self._disk_told = 0.0
         self._stop: Stop | None = None
         self._reported = CacheStats()
+        self._cache_told = 0.0
+        self._writing = False  # whether more is to be reported without another request
         self._cells = Cells()
         self._cells_told = 0.0
 
@@ -114,13 +116,13 @@ class Worker:
                 events += self._handle(arrived)
             stepped = self._engine.step()
             events += self._storing.hold_back(stepped, copied=not self._engine.unsaved)
-            self._write(events + self._waits() + self._changed_cells())
+            events += self._waits()
+            self._write(events + self._changed_cells() + self._changed_cache())
             if self._engine.idle:
                 self._engine.check()
-                self._report_cache()
         self._write(list(self._engine.fail_all(ShuttingDown("The server is shutting down."))))
         self._engine.close(self._stop.deadline_s)
-        self._report_cache()
+        self._write(self._cache_did())
         if self._finishing.ident is not None:
             # A thread that the interpreter ends inside native code takes the process down with it.
             self._finishing.join()
@@ -148,7 +150,8 @@ class Worker:
                 return self._inbox.get(timeout=_REST_S)
             except queue.Empty:
                 self._finishing.start()
-        return self._inbox.get(timeout=_DISK_TOLD_S if self._storing.holds else None)
+        waits = self._storing.holds or self._writing
+        return self._inbox.get(timeout=_TOLD_S if waits else None)
 
     def _handle(self, arrived: Arrival) -> list[Event]:
         match arrived:
@@ -203,7 +206,7 @@ class Worker:
         now = time.monotonic()
         if isinstance(self._engine, Embedder):
             return []
-        if not self._engine.idle and now - self._cells_told < _CELLS_S:
+        if not self._engine.idle and now - self._cells_told < _TOLD_S:
             return []
         cells = self._engine.cells
         if cells == self._cells:
@@ -211,14 +214,26 @@ class Worker:
         self._cells, self._cells_told = cells, now
         return [cells]
 
-    def _report_cache(self) -> None:
+    def _changed_cache(self) -> list[Event]:
+        """What the disk cache has done, if that was not told, and not too often."""
+        now = time.monotonic()
+        if not self._engine.idle and now - self._cache_told < _TOLD_S:
+            return []
+        self._cache_told = now
+        return self._cache_did()
+
+    def _cache_did(self) -> list[Event]:
+        """What the disk cache has done, if that was not told."""
         if self._disk is None:
-            return
+            return []
+        # In this order: what the writer is done with meanwhile is in the counters.
+        self._writing = self._disk.store.writing
         now = self._disk.store.stats()
         stats = CacheStats(**{name: getattr(now, name) for name in CacheStats.__struct_fields__})
-        if stats != self._reported:
-            self._reported = stats
-            self._write([stats])
+        if stats == self._reported:
+            return []
+        self._reported = stats
+        return [stats]
 
     def _write(self, events: list[Event]) -> None:
         if events:

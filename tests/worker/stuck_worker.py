@@ -1,6 +1,7 @@
 """A worker process on a fake context, whose cache folder takes nothing until a FIFO has a writer.
 
-Run as a program with the folder and the FIFO. It is loaded as it starts.
+Run as a program with the folder and the FIFO. It is loaded as it starts, every prompt is a head,
+and an answer ends at its `max_tokens` or, minutes later, where its context does.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class StuckFiles(Files):
 
 
 def main() -> None:
-    context = FakeContext()
+    context = FakeContext(n_ctx=100_000, model=lambda _: 7)
     context.model = SimpleNamespace(vocab=FakeVocabulary())  # type: ignore[attr-defined]
 
     def prepare(id: int, request: Asked) -> Prompt:
@@ -38,12 +39,13 @@ def main() -> None:
             make_sampler=lambda: FakeSampler(context),
             parser=Text(id),
             max_tokens=request.sampling.max_tokens,
+            head=len(request.prompt),
             persist=request.persist,
         )
 
     store = ChunkStore(Path(sys.argv[1]), bytes(32), 1 << 30, files=StuckFiles())
     disk = DiskTier(store, bytes(32), whole_state=False)
-    loaded = Loaded(n_ctx=256, n_ctx_train=256, parallel=8, n_vocab=64, description="fake")
+    loaded = Loaded(n_ctx=100_000, n_ctx_train=100_000, parallel=8, n_vocab=64, description="fake")
     ready = Ready(context, prepare, disk, loaded, 0, finish=lambda: None)  # type: ignore[arg-type]
     serve(ready, "off", os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"))
 

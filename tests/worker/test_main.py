@@ -25,6 +25,7 @@ from llm_server.worker.frames import (
     write_frame,
 )
 from llm_server.worker.messages import (
+    CacheStats,
     Cancel,
     Cells,
     ChatRequest,
@@ -477,3 +478,17 @@ def test_a_worker_that_waits_for_its_disk_says_so(stuck: Process, tmp_path: Path
     with open(tmp_path / "way", "wb"):
         end = next(event for event in told if isinstance(event, Finished))
     assert end.usage.state_bytes == 30
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_what_the_cache_has_written_is_told_soon(
+    stuck: Process, tmp_path: Path, *, busy: bool
+) -> None:
+    if busy:
+        stuck.send(Submit(1, CompletionRequest([1])))
+    head = CompletionRequest(list(range(1, 31)), sampling=Sampling(max_tokens=0))
+    stuck.send(Submit(2, head))
+    stuck.end_of(2)
+    with open(tmp_path / "way", "wb"):
+        told = (event for event in stuck.events() if isinstance(event, CacheStats))
+        assert next(stats.written for stats in told if stats.written) > 0
