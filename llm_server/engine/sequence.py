@@ -10,6 +10,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
+import msgspec
+
 from llm_server.cache.disk import Fetch
 from llm_server.cache.prefix import Lease
 from llm_server.cache.tree import common_prefix
@@ -23,6 +25,7 @@ from llm_server.engine.answer import (
 from llm_server.engine.draft import Lookup
 from llm_server.engine.logprobs import Logits, Scores
 from llm_server.worker.messages import (
+    Cancelled,
     Delta,
     Finished,
     Logprobs,
@@ -319,6 +322,14 @@ class Sequence:
             state_bytes=self.state_bytes,
             reasoning_tokens=self._answer.n_reasoning,
         )
+
+    def cancelled(self) -> Cancelled:
+        """What it took so far."""
+        usage = self.usage()
+        if self.is_prefilling:
+            n = max(self.n_computed, self.n_found)
+            usage = msgspec.structs.replace(usage, prompt_tokens=n)
+        return Cancelled(self.id, usage, self._timings())
 
     def _timings(self) -> Timings:
         now = time.monotonic()

@@ -17,7 +17,7 @@ import msgspec
 
 from llm_server.cache.disk import DiskTier
 from llm_server.engine.sequence import Prompt
-from llm_server.worker.messages import Failed, Finished, Progress, RequestEvent
+from llm_server.worker.messages import Event, Failed, Finished, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -65,16 +65,15 @@ class Storing:
             self._prompts[prompt.id] = prompt
 
     def forget(self, id: int) -> None:
-        """Nobody wants that request's end any more. Unknown ids are fine."""
+        """That request's end need not wait, unless it does so already. Unknown ids are fine."""
         self._prompts.pop(id, None)
-        self._held.pop(id, None)
 
     @property
     def holds(self) -> bool:
         """Whether an end waits."""
         return bool(self._held)
 
-    def hold_back(self, events: Iterable[RequestEvent], *, copied: bool) -> list[RequestEvent]:
+    def hold_back(self, events: Iterable[Event], *, copied: bool) -> list[Event]:
         """`events` but for the ends that are to wait, and those that have waited for too long.
 
         `copied`: all that is to be stored has been handed to the store.
@@ -90,7 +89,7 @@ class Storing:
             told += self.settle(_stored_nothing(late.end))
         return told
 
-    def settle(self, end: Finished) -> list[RequestEvent]:
+    def settle(self, end: Finished) -> list[Event]:
         """That end, if it still waits."""
         return [end] if self._held.pop(end.id, None) else []
 
@@ -103,7 +102,7 @@ class Storing:
             for id, usage in usages.items()
         ]
 
-    def _is_held(self, event: RequestEvent) -> bool:
+    def _is_held(self, event: Event) -> bool:
         """Whether it is an end that waits from now on."""
         if not isinstance(event, Finished | Failed):
             return False

@@ -158,7 +158,7 @@ class Worker:
             case None:
                 return []  # the engine can go on
             case Finished():
-                return [*self._storing.settle(arrived)]
+                return self._storing.settle(arrived)
             case Prompt() | Texts() | Told() | Failed():
                 return self._prepared(arrived)
             case Submit():

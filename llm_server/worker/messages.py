@@ -205,7 +205,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """Nobody wants the answer any more. Nothing more need come back for this id."""
+    """Nobody wants the answer any more. For this id nothing comes back but maybe a `Cancelled`, and
+    what was on its way."""
 
     id: int
 
@@ -380,6 +381,17 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
     timings: Timings
 
 
+class Cancelled(msgspec.Struct, frozen=True, tag=True):
+    """What a request for text took before it was cancelled: no end, for nobody waits for one.
+
+    `prompt_tokens` are those that were computed or reused.
+    """
+
+    id: int
+    usage: Usage
+    timings: Timings
+
+
 class Told(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """The answer to a `Question`, as far as it asked; `n_tokens` are those of `text`."""
 
@@ -399,4 +411,6 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 Delta: TypeAlias = Content | Reasoning | ToolCall
 RequestEvent: TypeAlias = Progress | Delta | Logprobs | Embedded | Finished | Told | Failed
-Event: TypeAlias = LoadProgress | Loaded | LoadFailed | CacheStats | Cells | RequestEvent
+Event: TypeAlias = (
+    LoadProgress | Loaded | LoadFailed | CacheStats | Cells | Cancelled | RequestEvent
+)

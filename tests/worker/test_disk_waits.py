@@ -16,10 +16,10 @@ from llm_server.errors import ServerError
 from llm_server.worker.disk_waits import READ_S, STORE_RATE, STORE_S, Reading, Storing
 from llm_server.worker.messages import (
     Content,
+    Event,
     Failed,
     Finished,
     Progress,
-    RequestEvent,
     Timings,
     Usage,
 )
@@ -62,10 +62,10 @@ class Desk:
         while self.disk.pending:
             self.disk.put(self.disk.next_copy(), memoryview(b"cells"))
 
-    def step(self, *events: RequestEvent, copied: bool = False) -> list[RequestEvent]:
+    def step(self, *events: Event, copied: bool = False) -> list[Event]:
         return self.storing.hold_back(events, copied=copied)
 
-    def settled(self) -> list[RequestEvent]:
+    def settled(self) -> list[Event]:
         """What comes of the next end that the thread is done with."""
         return self.storing.settle(self.done.get(timeout=30))
 
@@ -113,10 +113,6 @@ def test_failures_and_what_nobody_wants_are_not_held(tmp_path: Path) -> None:
     desk.storing.expect(prompt(2))
     desk.storing.forget(2)
     assert desk.step(end(2)) == [end(2)]
-    desk.hold(3)
-    desk.storing.forget(3)
-    desk.clock.pass_(1000)
-    assert desk.step() == []
 
 
 def test_without_a_disk_no_end_waits() -> None:
