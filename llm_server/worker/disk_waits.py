@@ -41,7 +41,7 @@ class _Held:
 
 class Storing:
     """Holds ends back until the disk has their prompts; it calls `done`, from its thread, with each
-    that need wait no longer. `disk` None: nothing is stored, and no end waits."""
+    that need wait no longer. Where nothing is stored (`disk` None), none waits."""
 
     def __init__(
         self,
@@ -51,7 +51,6 @@ class Storing:
     ) -> None:
         self._done = done
         self._clock = clock
-        self._has_disk = disk is not None
         self._prompts: dict[int, Prompt] = {}
         self._held: dict[int, _Held] = {}
         self._to_copy: list[_Held] = []
@@ -61,8 +60,7 @@ class Storing:
 
     def expect(self, prompt: Prompt) -> None:
         """That request's end is to wait for its prompt."""
-        if self._has_disk:
-            self._prompts[prompt.id] = prompt
+        self._prompts[prompt.id] = prompt
 
     def forget(self, id: int) -> None:
         """That request's end need not wait, unless it does so already. Unknown ids are fine."""
@@ -107,7 +105,7 @@ class Storing:
         if not isinstance(event, Finished | Failed):
             return False
         prompt = self._prompts.pop(event.id, None)
-        if prompt is None or isinstance(event, Failed):
+        if prompt is None or isinstance(event, Failed) or not event.usage.state_bytes:
             return False
         seconds = STORE_S + event.usage.state_bytes / STORE_RATE
         held = _Held(event, prompt, self._clock() + seconds)
