@@ -472,12 +472,11 @@ def stuck(tmp_path: Path) -> Iterator[Process]:
 def test_a_worker_that_waits_for_its_disk_says_so(stuck: Process, tmp_path: Path) -> None:
     warm = CompletionRequest(list(range(1, 31)), persist=True, sampling=Sampling(max_tokens=0))
     stuck.send(Submit(1, warm))
-    events = stuck.events()
-    told = (event for event in events if isinstance(event, Progress | Finished))
+    told = (event for event in stuck.events() if isinstance(event, Progress) and event.n_done)
     assert [next(told) for _ in range(2)] == [Progress(1, 30, 30, 0)] * 2
     with open(tmp_path / "way", "wb"):
-        end = next(event for event in told if isinstance(event, Finished))
-    assert end.usage.state_bytes == 30
+        _, end = stuck.end_of(1)
+    assert isinstance(end, Finished) and end.usage.state_bytes == 30
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
