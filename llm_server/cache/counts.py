@@ -18,3 +18,11 @@ class Counts(msgspec.Struct):
     evicted: int = 0
     corrupt: int = 0
     errors: int = 0
+
+
+class Stats(Counts):
+    """Counters since the start, and what there is now: this model's `chunks`, all models'
+    `used_bytes` as far as known."""
+
+    chunks: int = 0
+    used_bytes: int = 0

@@ -1,78 +1,41 @@
 """Between live cells and stored chunks: what to read for a prompt, what to write of one.
 
-Reads happen in a thread, ahead of the step that attaches them; copies out of the memory are made
-one chunk at a time between steps, and the store writes them in a thread of its own. It decides
-what is worth keeping and knows no sequences.
+Reads happen in a thread, ahead of the step that attaches them (`cache/reading`); copies out of the
+memory are made one chunk at a time between steps, and the store writes them in a thread of its own.
+It decides what is worth keeping and knows no sequences.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+from llm_server.cache.folder import TOUCH_S
 from llm_server.cache.keys import CHUNK_TOKENS, Chain, Kind, root_key
 from llm_server.cache.ledger import Ledger
-from llm_server.cache.store import ChunkStore, Hit
+from llm_server.cache.reading import READ_AHEAD, WORTH_READING, Fetch, Reader
+from llm_server.cache.store import ChunkStore
 
 logger = logging.getLogger(__name__)
-
-WORTH_READING = 16
-"""Tokens a read must save; fewer are computed as fast as they are fetched."""
 
 _PIECE_BYTES = 4 << 20
 """Most bytes to copy out between two steps: about 10 ms, at the 0.5 GB/s measured for scattered
 cells on two slow cores. A whole state cannot be copied in parts."""
+_WAITING_TOKENS = 1 << 20
+"""Tokens of the prompts that wait to be copied out, some 40 MB of numbers. There are seldom as many
+cells; more are refused, for the disk seems to hang."""
 
 Policy = Literal["all", "auto", "off"]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A payload from the disk: positions [start, stop) of it are wanted, it holds `n_cells`."""
-
-    start: int
-    stop: int
-    n_cells: int
-    payload: memoryview
-
-
-@dataclass(slots=True)
-class Fetch:
-    """A prompt's look-up on disk. Use `pieces` once `done` is set; they are in order.
-
-    Its first `head` tokens are a head, as others may have stored it.
-    """
-
-    tokens: Sequence[int]
-    namespace: str
-    n_known: int
-    head: int = 0
-    done: bool = False
-    pieces: list[Piece] = field(default_factory=list)
-
-    @property
-    def n_held(self) -> int:
-        """Cells' worth of payload in `pieces`; before they are there, the most it may be."""
-        if not self.done:
-            return len(self.tokens) - self.n_known
-        return sum(piece.n_cells for piece in self.pieces)
-
-    @property
-    def n_tokens(self) -> int:
-        """How many first tokens of the prompt the pieces so far, and what was known, bring."""
-        return self.pieces[-1].stop if self.pieces else 0
-
-
-@dataclass(frozen=True, slots=True)
 class Copy:
-    """A chunk of a prompt that is to be copied out of the memory and stored."""
+    """A chunk that is to be copied out of the memory and stored; `tokens` are the whole prompt."""
 
     tokens: Sequence[int]
     namespace: str
@@ -108,6 +71,7 @@ class DiskTier:
         policy: Policy = "auto",
         size: int = CHUNK_TOKENS,
         ledger: Ledger | None = None,
+        read_ahead: int = READ_AHEAD,
     ) -> None:
         self.store = store
         self._ledger = ledger
@@ -118,10 +82,10 @@ class DiskTier:
         self._kind = Kind.CHECKPOINT if whole_state else Kind.RANGE
         self._size = size
         self._trusted = True
-        self._copies: deque[Copy] = deque()
-        self._queued: set[tuple[bytes, int]] = set()
-        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name="cache-read", daemon=True).start()
+        self._copies: OrderedDict[bytes, Copy] = OrderedDict()
+        self._touched: dict[bytes, float] = {}  # heads by their last chunk; the reader's alone
+        self._missing: deque[tuple[Sequence[int], str]] = deque()
+        self._reader = Reader(store, self._kind, read_ahead)
 
     # ---- reading -------------------------------------------------------------------------------
 
@@ -133,13 +97,15 @@ class DiskTier:
         wake: Callable[[], None],
         head: int = 0,
     ) -> Fetch:
-        """Begin to look for more than the `n_known` first tokens; `wake` is called when done."""
-        fetch = Fetch(tokens, namespace, n_known, head)
-        if not self._trusted or len(fetch.tokens) - n_known < WORTH_READING:
-            fetch.done = True
-        else:
-            self._jobs.put(partial(self._read_all, fetch, wake))
-        return fetch
+        """Begin to look for more than the `n_known` first tokens; `wake` is called at any news.
+
+        The first `head` tokens are a head, as others may have stored it.
+        """
+        n_most = len(tokens) - n_known
+        if not self._trusted or n_most < WORTH_READING:
+            return Fetch()
+        chain = partial(self._chain, tokens, namespace)
+        return self._reader.fetch(chain, n_known=n_known, n_most=n_most, head=head, wake=wake)
 
     def distrust(self) -> None:
         """Read no more: a payload that proved itself was refused, so the fingerprint is wrong."""
@@ -148,55 +114,22 @@ class DiskTier:
 
     def count_hit(self, tokens: Sequence[int], namespace: str) -> None:
         """A request began with this head and did not compute it."""
+        if self.policy != "off":
+            self._reader.do(partial(self._count_hit, tokens, namespace))
+
+    def _count_hit(self, tokens: Sequence[int], namespace: str) -> None:
+        """Note it, also where eviction looks: a head that stays in cells is never read."""
+        chain = self._chain(tokens, namespace)
+        pieces = self._pieces(chain, tail=True)
+        key = chain.key(self._kind, *pieces[-1])
         if self._ledger is not None:
-            self._jobs.put(partial(self._count_hit, self._ledger, tokens, namespace))
-
-    def _count_hit(self, ledger: Ledger, tokens: Sequence[int], namespace: str) -> None:
-        chain, n = self._chain(tokens, namespace), len(tokens)
-        ledger.hit(chain.key(self._kind, chain.chunk_start(n), n))
-
-    def _work(self) -> None:
-        while True:
-            self._jobs.get()()
-
-    def _read_all(self, fetch: Fetch, wake: Callable[[], None]) -> None:
-        try:
-            self._read(fetch)
-        except Exception:
-            # A cache that cannot be read is a miss, whatever the reason.
-            logger.exception("a prompt could not be looked up on disk")
-        fetch.done = True
-        wake()
-
-    def _read(self, fetch: Fetch) -> None:
-        chain = self._chain(fetch.tokens, fetch.namespace)
-        hits = self._hits(chain, fetch.head)
-        n_found = hits[-1].start + hits[-1].n_used if hits else 0
-        if n_found - fetch.n_known < WORTH_READING:
-            return
-        for hit in hits:
-            stop = hit.start + hit.n_used
-            start, n_cells = hit.start, hit.n_tokens
-            if self._kind is Kind.CHECKPOINT:
-                start, n_cells = 0, stop
-            if stop <= fetch.n_known:
-                continue
-            payload = self.store.load(hit)
-            if payload is None:
-                break
-            fetch.pieces.append(Piece(start, stop, n_cells, payload))
-
-    def _hits(self, chain: Chain, head: int) -> list[Hit]:
-        if self._kind is Kind.RANGE:
-            self._jobs.put(partial(self._learn, chain))
-            return self.store.match(chain, head)
-        hit = self.store.checkpoint(chain, chain.n_tokens, head)
-        return [hit] if hit else []
-
-    def _learn(self, chain: Chain) -> None:
-        """Learn what else may go on from where a prompt went, until there is other work."""
-        if self._jobs.empty() and self.store.learn(chain):
-            self._jobs.put(partial(self._learn, chain))
+            self._ledger.hit(key)
+        now = time.monotonic()
+        self._touched = {head: at for head, at in self._touched.items() if now - at < TOUCH_S}
+        if self._touched.setdefault(key, now) == now:
+            stored = [self.store.touch(chain, start, stop, self._kind) for start, stop in pieces]
+            if not all(stored):
+                self._missing.append((tokens, namespace))
 
     # ---- writing -------------------------------------------------------------------------------
 
@@ -208,17 +141,31 @@ class DiskTier:
     def want(self, tokens: Sequence[int], namespace: str, *, head: bool, tail: bool) -> None:
         """Store these tokens, as far as they are not stored; copied out by `next_copy`'s caller.
 
-        `tail`: also the part after the last full chunk. A whole state has no other part.
+        `tail`: also the part after the last full chunk. A whole state has no other part. What is
+        known to be stored is looked for in the folder, where others may have cleared it.
         """
         if self.policy == "off" or not tokens:
             return
         chain = self._chain(tokens, namespace)
-        for start, stop in self._pieces(chain, tail=tail):
-            name = (chain.key(self._kind, start, stop), stop)
-            if name in self._queued or self.store.holds(chain, start, stop, self._kind):
-                continue
-            self._queued.add(name)
-            self._copies.append(Copy(tokens[:stop], namespace, chain, start, stop, head))
+        pieces = self._pieces(chain, tail=tail)
+        waiting_prompts = {id(copy.tokens): len(copy.tokens) for copy in self._copies.values()}
+        if waiting_prompts and len(tokens) + sum(waiting_prompts.values()) > _WAITING_TOKENS:
+            self.store.refuse(len(pieces))
+            return
+        for start, stop in pieces:
+            key = chain.key(self._kind, start, stop)
+            waiting = self._copies.get(key)
+            if waiting is not None:
+                self._copies[key] = replace(waiting, head=waiting.head or head)
+            elif not self.store.holds(chain, start, stop, self._kind):
+                self._copies[key] = Copy(tokens, namespace, chain, start, stop, head)
+            elif head:
+                self.store.mark_head(chain, start, stop, self._kind)
+
+    def want_missing(self) -> None:
+        """Store the heads again that are used and were found to be stored no more."""
+        while self._missing:
+            self.want(*self._missing.popleft(), head=True, tail=True)
 
     def has(self, tokens: Sequence[int], namespace: str) -> bool:
         """Whether all of these tokens are stored, tail included."""
@@ -228,9 +175,7 @@ class DiskTier:
 
     def next_copy(self) -> Copy:
         """The chunk to copy out next."""
-        copy = self._copies.popleft()
-        self._queued.discard((copy.chain.key(self._kind, copy.start, copy.stop), copy.stop))
-        return copy
+        return self._copies.popitem(last=False)[1]
 
     def put(self, copy: Copy, payload: memoryview) -> None:
         """Hand a copied chunk to the store."""
@@ -241,9 +186,7 @@ class DiskTier:
     def close(self, deadline_s: float) -> None:
         """Write what has been copied, for at most `deadline_s` seconds."""
         end = time.monotonic() + deadline_s
-        counted = threading.Event()
-        self._jobs.put(counted.set)
-        counted.wait(deadline_s)
+        self._reader.close(deadline_s / 4)
         self.store.close(max(0.0, end - time.monotonic()))
         if self._ledger is not None:
             self._ledger.close(max(0.1, end - time.monotonic()))

@@ -161,6 +161,17 @@ class ChunkFolder:
                 self._files.touch(path, self._files.now())
         return header, payload
 
+    def touch(self, chunk: Chunk) -> None:
+        """Note a use of a chunk that need not be read.
+
+        Raises:
+            OSError: it cannot be noted; FileNotFoundError if it is gone.
+        """
+        found = self.find(chunk)
+        if found is None:
+            raise FileNotFoundError(self.path(chunk))
+        self._files.touch(self.path(found), self._files.now())
+
     def read_tokens(self, chunk: Chunk) -> bytes:
         """The packed tokens of a chunk; believed only for finding it, for they are not verified.
 

@@ -45,7 +45,7 @@ class IdlePrefixes:
     def __init__(self, ids: range, trees: Mapping[str, CellTree], *, whole: bool) -> None:
         self.free = list(ids)[::-1]
         self.saved: set[int] = set()
-        """Those that the disk was given."""
+        """Those that were offered to the disk; what it dropped of them is not offered again."""
         self._n_ids = len(ids)
         self._trees = trees
         self._whole = whole

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from llm_server.cache.chunkfile import PARENT_BYTES, Chunk
-from llm_server.cache.keys import Chain, Kind
+from llm_server.cache.keys import TOKEN_BYTES, Chain, Kind
 from llm_server.cache.siblings import Siblings
 
 KEEP_SHARE = 0.9
@@ -19,6 +19,31 @@ HEAD_DAYS = 30
 """Days after its last use until a head is worth no more than anything else."""
 _FUTURE_S = 60.0
 _MINUTE_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A stored chunk that a prompt can use. It must prove `parent`, the key of what comes before
+    it, and to begin with `packed`, tokens of the prompt."""
+
+    chunk: Chunk
+    parent: bytes
+    packed: bytes
+
+    @property
+    def start(self) -> int:
+        """Position of the chunk's first token."""
+        return self.chunk.start
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that the payload holds."""
+        return self.chunk.n_tokens
+
+    @property
+    def n_used(self) -> int:
+        """Tokens of it that the prompt shares; cut the rest off after loading."""
+        return len(self.packed) // TOKEN_BYTES
 
 
 class Index:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from llm_server.cache.disk import DiskTier, Fetch, Piece
+from llm_server.cache.disk import DiskTier
 from llm_server.cache.idle import Idle, IdlePrefixes, Mark
+from llm_server.cache.reading import Fetch
 from llm_server.cache.tree import CellTree
 
 logger = logging.getLogger(__name__)
@@ -50,17 +50,17 @@ class Memory(Protocol):
 class Lease:
     """A running sequence's id in the memory. Valid from `acquire` to `release`, used by one.
 
-    `n_reused` tokens were there already; `pieces` from the disk are still to be restored.
+    `n_reused` tokens were there already; what `fetch` brings is still to be restored.
     """
 
-    __slots__ = ("n_reused", "namespace", "pieces", "sequence", "tokens")
+    __slots__ = ("fetch", "n_reused", "namespace", "sequence", "tokens")
 
     def __init__(self, sequence: int, tokens: Sequence[int], n_reused: int, namespace: str) -> None:
         self.sequence = sequence
         self.tokens = tokens
         self.n_reused = n_reused
         self.namespace = namespace
-        self.pieces: deque[Piece] = deque()
+        self.fetch: Fetch | None = None
 
 
 class PrefixCache:
@@ -105,13 +105,13 @@ class PrefixCache:
     def fetch(
         self, tokens: Sequence[int], namespace: str, wake: Callable[[], None], head: int = 0
     ) -> Fetch:
-        """Begin to read what only the disk knows of `tokens`; `wake` is called when it is done.
+        """Begin to read what only the disk knows of `tokens`; `wake` is called at any news.
 
         The first `head` of them are a head.
         """
         known = self.match(tokens, namespace)
         if self._disk is None:
-            return Fetch(tokens, namespace, known, done=True)
+            return Fetch()
         return self._disk.fetch(tokens, namespace, known, wake, head)
 
     def acquire(
@@ -119,17 +119,18 @@ class PrefixCache:
     ) -> Lease | None:
         """A lease that holds the longest known prefix of `tokens`.
 
-        What `fetch` found beyond the cells becomes the lease's `pieces`. None when as many
-        sequences run as the memory can tell apart.
+        What `fetch` brings beyond the cells is the lease's to restore. None when as many sequences
+        run as the memory can tell apart.
         """
         if not self._free_running:
             return None
         n, source = self._match(tokens, namespace)
-        pieces = [piece for piece in fetch.pieces if piece.stop > n] if fetch else []
-        if pieces and self._memory.whole_state:
+        if fetch and not (fetch.pieces and n < fetch.stop):
+            fetch.drop()
+        elif fetch and self._memory.whole_state:
             n = 0  # a state from the disk replaces all of what is there
-        if pieces and pieces[0].start > n:
-            pieces = []  # the cells before it were evicted since it was looked up
+        elif fetch and fetch.pieces[0].start > n:
+            fetch.drop()  # the cells before it were evicted since it was looked up
         tree = self._trees.setdefault(namespace, CellTree())
         sequence = self._free_running.pop()
         self._n_running += 1
@@ -140,22 +141,28 @@ class PrefixCache:
             self._touch(tree, source)
             self._keep_if_wanted(tree, sequence, namespace)
         lease = Lease(sequence, tokens, n, namespace)
-        lease.pieces.extend(pieces)
+        if fetch and fetch.pieces:
+            fetch.attach()
+            lease.fetch = fetch
         return lease
 
     def restore(self, lease: Lease) -> int:
-        """Attach the lease's next piece; returns how many tokens it brought.
+        """Attach the lease's next piece, which has been read; returns how many tokens it brought.
 
-        0 when there is no room for it: then the rest is given up, to be computed.
+        0 when the cells have them, or when there is no room: then the rest is given up, to be
+        computed.
 
         Raises:
             StateError: the memory did not take it and must be reset; the disk is not read again.
         """
-        piece = lease.pieces.popleft()
+        assert lease.fetch is not None
+        piece = lease.fetch.take()
         tree = self._trees[lease.namespace]
         start = lease.n_reused
+        if piece.stop <= start:
+            return 0
         if not self.reserve(piece.n_cells):
-            lease.pieces.clear()
+            lease.fetch.drop()
             return 0
         try:
             self._memory.load(piece.payload, lease.sequence, start, piece.stop)
@@ -190,6 +197,8 @@ class PrefixCache:
     def release(self, lease: Lease, *, keep: bool) -> None:
         """End a lease. With `keep`, its cells stay as an idle prefix while there is room."""
         tree = self._trees[lease.namespace]
+        if lease.fetch:
+            lease.fetch.drop()
         if keep:
             self.keep(lease)
             if self._disk and self._disk.policy == "all":
@@ -261,6 +270,7 @@ class PrefixCache:
         """
         if self._disk is None or self._disk.store.busy:
             return False
+        self._disk.want_missing()
         if not self._disk.pending:
             self._drop_left()
             endangered = self._endangered(busy)
@@ -272,10 +282,9 @@ class PrefixCache:
         if not self._disk.pending:
             return False
         copy = self._disk.next_copy()
-        tree = self._trees.get(copy.namespace)
-        found = tree.match(copy.tokens, whole=self._memory.whole_state) if tree else (0, -1)
-        if found[0] == copy.stop:
-            self._disk.put(copy, self._memory.save(found[1], copy.start, copy.stop))
+        n, source = self._match(copy.tokens[: copy.stop], copy.namespace)
+        if n == copy.stop:
+            self._disk.put(copy, self._memory.save(source, copy.start, copy.stop))
         return True
 
     def close(self, deadline_s: float) -> None:
@@ -286,13 +295,18 @@ class PrefixCache:
         if self._disk is None:
             return
         end = time.monotonic() + deadline_s
+        self._save_wanted(self._disk, end)
         for sequence in reversed(self._idle):
             if not self._idle.passed(sequence):
                 self._disk.want(*self._idle.tokens(sequence), head=False, tail=True)
-        while self._disk.pending and (left := end - time.monotonic()) > 0:
-            if not self.save_some():
-                self._disk.store.flush(left)
+                self._save_wanted(self._disk, end)
         self._disk.close(max(0.0, end - time.monotonic()))
+
+    def _save_wanted(self, disk: DiskTier, end: float) -> None:
+        """Copy out what is wanted, until the time `end`."""
+        while disk.pending and (left := end - time.monotonic()) > 0:
+            if not self.save_some():
+                disk.store.flush(left)
 
     def _endangered(self, busy: bool) -> int | None:
         """The idle prefix that the disk should have now."""

@@ -1,8 +1,8 @@
 """The disk tier of the prompt cache: KV memory by prefix, kept across restarts.
 
 It finds, loads and keeps payloads whose meaning only llama.cpp knows. Whatever happens to the
-disk, a caller sees a hit that is exact, or a miss: nothing here raises into a request, and nothing
-but `load` and a first look at siblings' tokens waits for the disk. Thread-safe.
+disk, a caller sees a hit that is exact, or a miss: nothing here raises into a request. What is kept
+is written later; every question about what is stored may wait for the disk. Thread-safe.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ import functools
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from llm_server.cache.chunkfile import PARENT_BYTES, BadChunk, Chunk, Header
-from llm_server.cache.counts import Counts
+from llm_server.cache.counts import Stats
 from llm_server.cache.files import Files
 from llm_server.cache.folder import ChunkFolder, Scan
 from llm_server.cache.health import Health
-from llm_server.cache.index import Index
-from llm_server.cache.keys import TOKEN_BYTES, Chain, Kind
+from llm_server.cache.index import Hit, Index
+from llm_server.cache.keys import Chain, Kind
 from llm_server.cache.writer import Write, Writer
 
 logger = logging.getLogger(__name__)
@@ -42,39 +41,6 @@ MAX_NEW_SIBLINGS = 64
 """Headers that are read at once to learn tokens; further siblings have their turn later."""
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A stored chunk that a prompt can use. It must prove `parent`, the key of what comes before
-    it, and to begin with `packed`, tokens of the prompt."""
-
-    chunk: Chunk
-    parent: bytes
-    packed: bytes
-
-    @property
-    def start(self) -> int:
-        """Position of the chunk's first token."""
-        return self.chunk.start
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens that the payload holds."""
-        return self.chunk.n_tokens
-
-    @property
-    def n_used(self) -> int:
-        """Tokens of it that the prompt shares; cut the rest off after loading."""
-        return len(self.packed) // TOKEN_BYTES
-
-
-class Stats(Counts):
-    """Counters since the start, and what there is now: this model's `chunks`, all models'
-    `used_bytes` as far as known."""
-
-    chunks: int = 0
-    used_bytes: int = 0
 
 
 class ChunkStore:
@@ -180,8 +146,7 @@ class ChunkStore:
         """The chunk of `chain` that ends at `stop`; if it is not known, by its name on the disk."""
         start = chain.chunk_start(stop)
         key, parent = chain.key(kind, start, stop), chain.keys[start // chain.size]
-        with self._lock:
-            known = self._index.get(key)
+        known = self._known(key)
         if known is not None or key in self._bad:
             return known
         wanted = Chunk(key, parent[:PARENT_BYTES], kind, start, stop - start)
@@ -204,12 +169,32 @@ class ChunkStore:
         # In this order: what the writer is done with meanwhile is in the index.
         if key in self._writer:
             return True
-        with self._lock:
-            known = self._index.get(key)
+        known = self._known(key)
         if known is not None and self._reading.attempt(lambda: self._folder.has_lost(known)):
             self._forget(known)
             return False
         return known is not None
+
+    def touch(self, chain: Chain, start: int, stop: int, kind: Kind = Kind.RANGE) -> bool:
+        """Note a use of a chunk that was not read; False if it is not stored (any more).
+
+        Raises:
+            ValueError: [start, stop) is not a chunk of `chain`.
+        """
+        key = chain.key(kind, start, stop)
+        if key in self._writer:
+            return True
+        known = self._known(key)
+        if known is None or self._read_only:
+            return known is not None
+        try:
+            self._folder.touch(known)
+        except FileNotFoundError:
+            self._forget(known)
+            return False
+        except OSError:
+            pass  # a read-only folder still gives hits
+        return True
 
     def load(self, hit: Hit) -> memoryview | None:
         """The payload, read and verified, or None: then it is a miss, whatever `match` said."""
@@ -284,22 +269,37 @@ class ChunkStore:
             ValueError: [start, stop) is not a chunk of `chain` (`Chain.chunk_start`).
         """
         key = chain.key(kind, start, stop)
-        parent = chain.keys[start // chain.size]
-        n_payload = memoryview(payload).nbytes
-        header = Header(self._fingerprint, parent, kind, start, chain.slice(start, stop), n_payload)
-        # In this order: what the writer is done with meanwhile is in the index.
-        if key in self._writer:
+        if key in self._writer or self._known(key):
+            return not head or self.mark_head(chain, start, stop, kind)
+        header = self._header(chain, start, stop, kind, memoryview(payload).nbytes)
+        return self._offer(Write(key, header, payload, head))
+
+    def mark_head(self, chain: Chain, start: int, stop: int, kind: Kind = Kind.RANGE) -> bool:
+        """Let a chunk that is stored, or about to be, be part of a head; returns as `put` does.
+
+        Raises:
+            ValueError: [start, stop) is not a chunk of `chain`.
+        """
+        key = chain.key(kind, start, stop)
+        known = self._known(key)
+        if known and known.head:
             return True
-        with self._lock:
-            known = self._index.get(key)
-        if known and (known.head or not head):
-            return True
-        write = Write(key, header, None if known else payload, head)
+        return self._offer(Write(key, self._header(chain, start, stop, kind), None, head=True))
+
+    def _header(self, chain: Chain, start: int, stop: int, kind: Kind, size: int = 0) -> Header:
+        parent, packed = chain.keys[start // chain.size], chain.slice(start, stop)
+        return Header(self._fingerprint, parent, kind, start, packed, size)
+
+    def _offer(self, write: Write) -> bool:
         usable = not self._read_only and self._writing.usable and write.n_bytes <= self._budget
         if usable and self._writer.offer(write):
             return True
         self._count(dropped=1)
         return False
+
+    def refuse(self, n: int) -> None:
+        """So many chunks are not put, for there is no room for them: they count as dropped."""
+        self._count(dropped=n)
 
     @property
     def busy(self) -> bool:
@@ -324,12 +324,10 @@ class ChunkStore:
         try:
             chunk = self._write(write)
         except (OSError, MemoryError) as error:
-            # A chunk that was to become a head may just have been evicted by another process.
-            if write.payload is not None or not isinstance(error, FileNotFoundError):
-                self._writing.failed(error)
-            self._forget(write.header.chunk)
+            self._writing.failed(error)
             chunk = None
         if chunk is None:
+            self._forget(write.header.chunk)
             self._count(dropped=1)
             return
         with self._lock:
@@ -340,18 +338,16 @@ class ChunkStore:
             self.refresh()
 
     def _write(self, write: Write) -> Chunk | None:
-        """The chunk that is on the disk now; None if there is no room for it.
+        """The chunk that is on the disk now; None if there is no room, or no payload, for it.
 
         Raises:
             OSError: it could not be written.
         """
-        if write.payload is None:
-            return self._folder.mark_head(write.header.chunk)
         there = None if write.key in self._bad else self._folder.find(write.header.chunk)
-        if there is not None:  # Another process was faster.
+        if there is not None:  # it is to become a head, or another process was faster
             with contextlib.suppress(FileNotFoundError):
                 return self._folder.mark_head(there) if write.head and not there.head else there
-        if not self._make_room(write.n_bytes):
+        if write.payload is None or not self._make_room(write.n_bytes):
             return None
         chunk = self._folder.write(write.header, write.payload, head=write.head)
         with self._lock:
@@ -389,6 +385,10 @@ class ChunkStore:
             self._stats.used_bytes = found.n_bytes
             self._unscanned = 0
             self._rescan_at = now + max(RESCAN_S, RESCAN_REST * (now - began))
+
+    def _known(self, key: bytes) -> Chunk | None:
+        with self._lock:
+            return self._index.get(key)
 
     def _forget(self, chunk: Chunk) -> None:
         with self._lock:

@@ -64,10 +64,11 @@ class Writer:
     def offer(self, write: Write) -> bool:
         """Have it done some time soon; False if there is no room, or after `close`.
 
-        A write of the same key that still waits counts as this one.
+        A write of the same key that is not done counts as this one, unless only this makes a head.
         """
         with self._changed:
-            if write.key in self._pending:
+            waiting = self._pending.get(write.key)
+            if waiting and (waiting.head or not write.head):
                 return True
             full = self._pending and self._n_bytes + write.n_bytes > self._limit
             if self._closed or full:
@@ -93,7 +94,7 @@ class Writer:
         done = self.flush(deadline_s)
         with self._changed:
             for write in self._queue:
-                del self._pending[write.key]
+                self._pending.pop(write.key, None)
             self._queue.clear()
             self._changed.notify_all()
         if self._thread and done:
@@ -112,7 +113,8 @@ class Writer:
             except Exception:  # the border of this thread: the next write may well succeed
                 logger.exception("The prompt cache could not write a chunk.")
             with self._changed:
-                self._pending.pop(write.key, None)
+                if self._pending.get(write.key) is write:
+                    del self._pending[write.key]
                 self._n_bytes -= write.n_bytes
                 del write
                 self._changed.notify_all()

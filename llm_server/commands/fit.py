@@ -74,7 +74,7 @@ def _print(found: Fit) -> None:
         "weights": memory.weights,
         f"context of {config.n_ctx} tokens": memory.kv,
         "computing": memory.compute,
-        "prompts on their way to the disk": memory.prompt_cache,
+        "prompts on their way to the disk and back": memory.prompt_cache,
         "the process itself": memory.process,
         "together": memory.total,
         "models may take": found.budget,

@@ -40,9 +40,10 @@ class Admission:
         order = in_turn([want(s) for s in self.waiting], served=[s.owner for s in running])
         self.waiting = [self.waiting[i] for i in order]
         for sequence in list(self.waiting):
-            if self._follows_another(sequence, running) or not self._looked_up(sequence):
+            known = self._cache.match(sequence.reusable, sequence.namespace)
+            if self._follows_another(sequence, running, known) or not self._looked_up(sequence):
                 continue
-            if not self._fits(sequence, running):
+            if not self._fits(sequence, running, known):
                 if now - sequence.arrived > PATIENCE_S:
                     return  # cells come free for it, if nobody passes any more
                 continue
@@ -51,20 +52,22 @@ class Admission:
                 return
             sequence.admit(lease)
             logger.debug(
-                "request %d: %d of %d tokens are in cells, %d pieces on disk; there the prompt "
-                "leaves the nearest one cached",
+                "request %d: %d of %d tokens are in cells, %d on disk; there the prompt leaves the "
+                "nearest one cached",
                 sequence.id,
                 lease.n_reused,
                 len(sequence.tokens),
-                len(lease.pieces),
+                lease.fetch.stop if lease.fetch else 0,
             )
             self.waiting.remove(sequence)
             running.append(sequence)
             running.sort(key=lambda s: s.arrived)
 
-    def _follows_another(self, sequence: Sequence, running: list[Sequence]) -> bool:
-        """Whether to wait for tokens that a running sequence is about to compute for both."""
-        known = self._cache.match(sequence.reusable, sequence.namespace)
+    def _follows_another(self, sequence: Sequence, running: list[Sequence], known: int) -> bool:
+        """Whether to wait for tokens that a running sequence is about to compute for both.
+
+        The first `known` tokens have cells.
+        """
         # One that reads from the disk leads too, but never two each other.
         reading = [] if sequence.fetch else [s for s in self.waiting if s.fetch]
         for leader in running + reading:
@@ -81,7 +84,8 @@ class Admission:
         return False
 
     def _looked_up(self, sequence: Sequence) -> bool:
-        """Whether all that the disk knows of a prompt has been read; begins to if need be.
+        """Whether what the disk knows of a prompt has been read, all or as much as is read ahead;
+        begins to if need be.
 
         What is read ahead is in memory a second time, so it is never more than there are cells.
         """
@@ -94,10 +98,10 @@ class Admission:
             )
         return sequence.fetch.done
 
-    def _fits(self, sequence: Sequence, running: list[Sequence]) -> bool:
+    def _fits(self, sequence: Sequence, running: list[Sequence], known: int) -> bool:
         """Whether its prompt, and those under way, find cells without preempting anybody."""
         if not running:
             return True
         under_way = sum(s.n_wanted for s in running)
-        new = len(sequence.tokens) - self._cache.match(sequence.reusable, sequence.namespace)
+        new = len(sequence.tokens) - known
         return self._cache.n_leased + under_way + new <= self._context.n_ctx

@@ -98,12 +98,12 @@ class Engine:
     @property
     def blocked(self) -> bool:
         """Whether it only waits for the disk: `step` would do nothing now."""
-        return self._stalled and not self._running
+        return self._stalled and all(s.is_restoring and not s.can_restore for s in self._running)
 
     @property
     def reading(self) -> list[Progress]:
         """How far the prompts are that are being read from the disk."""
-        return [s.read_so_far for s in self._admission.waiting if s.is_reading]
+        return [s.read_so_far for s in self._everybody if s.is_reading]
 
     @property
     def cells(self) -> Cells:
@@ -167,7 +167,7 @@ class Engine:
         someone_decodes = any(not s.is_prefilling for s in self._running)
         end = self._clock() + RESTORE_S
         for sequence in restoring:
-            while sequence.is_restoring and not (someone_decodes and self._clock() > end):
+            while sequence.can_restore and not (someone_decodes and self._clock() > end):
                 assert sequence.lease is not None
                 started = self._clock()
                 n = self._cache.restore(sequence.lease)

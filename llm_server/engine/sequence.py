@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from llm_server.cache.disk import Fetch
 from llm_server.cache.prefix import Lease
+from llm_server.cache.reading import Fetch
 from llm_server.cache.tree import common_prefix
 from llm_server.engine.answer import (
     Answer,
@@ -217,17 +217,28 @@ class Sequence:
     @property
     def is_restoring(self) -> bool:
         """Whether tokens from the disk are still to be attached before it computes any."""
-        return self.lease is not None and bool(self.lease.pieces)
+        return self._attached is not None and not self._attached.is_over
+
+    @property
+    def can_restore(self) -> bool:
+        """Whether some of them have been read."""
+        return self._attached is not None and bool(self._attached.pieces)
+
+    @property
+    def _attached(self) -> Fetch | None:
+        return self.lease.fetch if self.lease else None
 
     @property
     def is_reading(self) -> bool:
-        """Whether what the disk knows of it is still being read, before it gets a place."""
-        return self.fetch is not None and not self.fetch.done
+        """Whether what the disk knows of it is still being read."""
+        fetch = self.fetch or self._attached
+        return fetch is not None and (not fetch.done or bool(fetch.left))
 
     @property
     def read_so_far(self) -> Progress:
         """How much of the prompt that is."""
-        n_read = self.fetch.n_tokens if self.fetch else 0
+        fetch = self.fetch or self._attached
+        n_read = fetch.pieces[-1].stop if fetch and fetch.pieces else self.n_computed
         return Progress(self.id, self.n_prompt, min(n_read, self.n_prompt), self.n_found)
 
     @property
@@ -310,6 +321,8 @@ class Sequence:
 
     def close(self) -> None:
         """Free what it holds outside the memory. Safe to call twice."""
+        if self.fetch is not None:
+            self.fetch.drop()
         self._answer.close()
 
     def usage(self) -> Usage:

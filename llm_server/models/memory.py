@@ -47,6 +47,8 @@ _PER_WORD = 150
 """The same for a model that makes vectors: without Python's and llguidance's. Measured."""
 _QUEUE = 64 << 20
 """The prompt cache's queue of chunks on their way to the disk (`cache/store.py`, QUEUE_BYTES)."""
+_AHEAD = 64 << 20
+"""What it reads ahead of being attached (`cache/reading.py`, READ_AHEAD)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Memory:
     compute: int
     """llama.cpp's buffers for one batch, and the logits that come out of it."""
     prompt_cache: int
-    """Copies of cells on their way to the disk, at most."""
+    """Copies of cells on their way to the disk and back, at most."""
     process: int
     """The worker with the model's vocabulary, and what earlier loads took beyond all this."""
 
@@ -92,7 +94,7 @@ def estimate(facts: Facts, config: LoadConfig, extras: Extras = Extras()) -> Mem
         weights=facts.tensor_bytes + extras.adapters,
         kv=kv,
         compute=_compute(shape, config, cells),
-        prompt_cache=min(_QUEUE, kv) if extras.cache else 0,
+        prompt_cache=min(_QUEUE, kv) + min(_AHEAD, kv) if extras.cache else 0,
         process=max(0, _PROCESS + _PER_TOKEN * shape.n_vocab + extras.correction),
     )
 

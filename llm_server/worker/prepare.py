@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from llm_server.cache.disk import WORTH_READING
+from llm_server.cache.reading import WORTH_READING
 from llm_server.cache.tree import common_prefix
 from llm_server.chat.dialogue import N_TURNS, Dialogue
 from llm_server.chat.segments import Segment

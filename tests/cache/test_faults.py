@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llm_server.cache.files import Files
-from tests.cache.scenario import chunk_files, keep, open_store, recall
+from tests.cache.scenario import chain_of, chunk_files, keep, open_store, recall
 
 PROMPTS = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 9], [7, 8]]
 OPERATIONS = (
@@ -70,6 +70,7 @@ def scenario(folder: Path, files: Files) -> None:
         recall(store, tokens)
     keep(store, [7, 8], head=True)
     store.flush(10)
+    store.touch(chain_of([7, 8]), 0, 2)
     store.refresh()
     for i in range(4):
         keep(store, [100 + i])

@@ -266,6 +266,22 @@ def test_what_is_used_stays(tmp_path: Path) -> None:
     assert [recall(store, tokens) for tokens in prompts].count(0) >= 4
 
 
+def test_what_is_used_without_being_read_stays(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    keep(store, [1, 2])
+    keep(store, [3, 4], head=True)
+    assert store.flush(10)
+    for path in chunk_files(tmp_path):
+        os.utime(path, (0, 0))
+    for tokens in ([1, 2], [3, 4]):
+        assert store.touch(chain_of(tokens), 0, 2)
+    assert all(path.stat().st_mtime > 0 for path in chunk_files(tmp_path))
+    for path in chunk_files(tmp_path):
+        path.unlink()
+    assert not store.touch(chain_of([1, 2]), 0, 2)
+    assert not store.touch(chain_of([5, 6]), 0, 2)
+
+
 def test_a_chunk_larger_than_the_budget_is_not_kept(tmp_path: Path) -> None:
     store = open_store(tmp_path, budget_bytes=100)
     assert keep(store, [1]) == [False]
@@ -283,6 +299,30 @@ def test_a_stored_chunk_can_become_a_head(tmp_path: Path) -> None:
     assert ["-rh-" in path.name for path in chunk_files(tmp_path)] == [True]
     for again in (store, other, open_store(tmp_path)):
         assert recall(again, [1, 2]) == 2, "another process may know it by its old name"
+
+
+def test_a_chunk_on_its_way_to_the_disk_can_become_a_head(tmp_path: Path) -> None:
+    files = StuckFiles()
+    store = open_store(tmp_path, files)
+    for tokens in ([1], [2]):  # the first is being written, the second waits
+        keep(store, tokens)
+    for tokens in ([1], [2]):
+        keep(store, tokens, head=True)
+    files.release()
+    assert store.close(10)
+    assert ["-rh-" in path.name for path in chunk_files(tmp_path)] == [True, True]
+    assert recall(store, [1]) == recall(store, [2]) == 1
+
+
+def test_what_has_gone_meanwhile_does_not_become_a_head(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    keep(store, [1, 2])
+    assert store.flush(10)
+    chunk_files(tmp_path)[0].unlink()
+    store.mark_head(chain_of([1, 2]), 0, 2)
+    assert store.flush(10)
+    assert not store.holds(chain_of([1, 2]), 0, 2)
+    assert (chunk_files(tmp_path), store.stats().dropped) == ([], 1)
 
 
 def test_a_read_only_store_changes_nothing(tmp_path: Path) -> None:

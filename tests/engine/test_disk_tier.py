@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -15,9 +16,11 @@ from hypothesis import strategies as st
 from llm_server.cache.disk import DiskTier, Policy, chunk_tokens
 from llm_server.cache.idle import RENT_ROWS
 from llm_server.cache.ledger import Ledger
+from llm_server.cache.reading import READ_AHEAD
 from llm_server.cache.store import ChunkStore
 from llm_server.cache.survey import survey
 from llm_server.worker.messages import Failed, Finished, Usage
+from tests.cache.scenario import chunk_files
 from tests.engine.fake_context import Bench, FakeContext, reference
 
 FINGERPRINT = bytes(32)
@@ -43,8 +46,10 @@ class Server:
         policy: Policy = "auto",
         n_ctx: int = 4096,
         parallel: int = 8,
+        read_ahead: int = READ_AHEAD,
     ) -> None:
         self.folder = folder
+        self._read_ahead = read_ahead
         self.whole_state = whole_state
         self._policy = policy
         self._n_ctx, self._parallel = n_ctx, parallel
@@ -60,6 +65,7 @@ class Server:
             policy=self._policy,
             size=SIZE,
             ledger=ledger,
+            read_ahead=self._read_ahead,
         )
         self.context = FakeContext(
             self._n_ctx, self._parallel, n_seq=self._parallel * 3, whole_state=self.whole_state
@@ -136,6 +142,35 @@ def test_requests_that_find_their_head_are_counted_over_restarts(server: Server)
     assert sorted(head.hits for head in survey(server.folder).heads()) == [0, 3]
 
 
+def test_a_head_that_stays_in_the_cells_is_not_the_first_to_be_evicted(server: Server) -> None:
+    server.ask(1, HEAD + prompt(1), head=len(HEAD))
+    server.store.flush(10)
+    for path in chunk_files(server.folder):
+        os.utime(path, (0, 0))
+    usage = server.ask(2, HEAD + prompt(2), head=len(HEAD))
+    assert (usage.cached_tokens, usage.disk_tokens) == (len(HEAD), 0)
+    server.disk.close(10)
+    stored = [path.stat().st_mtime for path in chunk_files(server.folder)]
+    assert stored and min(stored) > time.time() - 3600
+
+
+def test_a_head_that_stays_in_the_cells_is_stored_again_when_it_was_cleared(
+    server: Server,
+) -> None:
+    server.ask(1, HEAD + prompt(1), head=len(HEAD))
+    server.store.flush(10)
+    stored = chunk_files(server.folder)
+    for path in stored:
+        path.unlink()
+    server.ask(2, HEAD + prompt(2), head=len(HEAD))
+    noticed = threading.Event()
+    server.disk._reader.do(noticed.set)
+    assert noticed.wait(10)
+    server.ask(3, HEAD + prompt(3), head=len(HEAD))
+    server.store.flush(10)
+    assert set(stored) <= set(chunk_files(server.folder))
+
+
 def test_a_conversation_goes_on_after_a_restart_in_order(server: Server) -> None:
     usage = server.ask(1, HEAD, max_tokens=6)
     answer = [ord(c) - ord("0") for c in server.bench.texts[1]]
@@ -162,6 +197,42 @@ def test_persist_stores_all_of_a_prompt(server: Server) -> None:
     assert (usage.completion_tokens, usage.state_bytes) == (0, len(HEAD))
     server.restart(killed=True)
     assert server.ask(2, HEAD + prompt(5)).disk_tokens == len(HEAD)
+
+
+def test_what_was_stored_as_anything_becomes_a_head_when_it_is_asked_for(tmp_path: Path) -> None:
+    server = Server(tmp_path, policy="all")
+    server.ask(1, HEAD, max_tokens=1)
+    server.store.flush(10)
+    stored = chunk_files(tmp_path)
+    assert stored
+    server.ask(2, HEAD, max_tokens=0, persist=True)
+    server.store.flush(10)
+    assert len(chunk_files(tmp_path)) == len(stored)
+    assert all("-rh-" in path.name for path in chunk_files(tmp_path))
+
+
+def test_what_waits_to_be_copied_becomes_a_head_when_it_is_asked_for(server: Server) -> None:
+    server.disk.want(HEAD, "", head=False, tail=True)
+    server.disk.want(HEAD, "", head=True, tail=True)
+    copies = []
+    while server.disk.pending:
+        copies.append(server.disk.next_copy())
+    assert copies and all(copy.head for copy in copies)
+    assert len({copy.stop for copy in copies}) == len(copies)
+
+
+def test_what_waits_for_a_disk_that_hangs_is_bounded(server: Server) -> None:
+    n = 0
+    while not server.store.stats().dropped:
+        server.disk.want([n] * 40_000, "", head=False, tail=False)
+        n += 1
+    copies = []
+    while server.disk.pending:
+        copies.append(server.disk.next_copy())
+    waited = {id(copy.tokens): copy.tokens for copy in copies}
+    assert n - 1 == len(waited) > 20, "the chunks of a prompt share its tokens"
+    server.disk.want([n] * 40_000, "", head=False, tail=False)
+    assert server.disk.pending, "it is on again"
 
 
 def test_the_same_prompt_finds_itself_after_it_was_stored(server: Server) -> None:
@@ -357,53 +428,6 @@ def test_a_payload_that_llama_cpp_refuses_is_never_tried_again(server: Server) -
     assert server.context.n_refused == 1
 
 
-def test_what_is_read_ahead_is_never_more_than_there_are_cells(tmp_path: Path) -> None:
-    server = Server(tmp_path, n_ctx=200, policy="all")
-    for i in range(12):
-        server.ask(i, prompt(i, 150), max_tokens=1)
-    server.restart()
-    for i in range(12):
-        server.bench.submit(100 + i, prompt(i, 150) + prompt(50 + i, 5), max_tokens=9)
-    most = 0
-    while len(server.bench.ends) < 12:
-        if server.bench.engine.blocked:
-            assert server.woken.wait(10)
-            server.woken.clear()
-        server.bench.step()
-        fetches = [s.fetch for s in server.bench.engine._admission.waiting if s.fetch]
-        most = max(most, sum(piece.n_cells for fetch in fetches for piece in fetch.pieces))
-    assert 0 < most <= 200
-    for i in range(12):
-        end = server.bench.ends[100 + i]
-        assert isinstance(end, Finished) and end.usage.disk_tokens >= 144
-        assert server.bench.texts[100 + i] == reference(prompt(i, 150) + prompt(50 + i, 5), 9)
-
-
-def test_decoding_goes_on_while_a_long_prompt_is_restored(tmp_path: Path) -> None:
-    server = Server(tmp_path)
-    long = prompt(5, 1600)
-    server.ask(1, long, max_tokens=0, persist=True)
-    server.restart(killed=True)
-    server.context.on_load = lambda: server.bench.clock.pass_(0.004)
-    stream = next(p for s in range(100) if len(reference(p := prompt(s), 30)) == 30)
-    server.bench.submit(2, stream, max_tokens=30)
-    while not server.bench.texts[2]:
-        server.bench.step()
-    server.woken.clear()
-    server.bench.submit(3, long + prompt(3), max_tokens=1)
-    server.bench.step()
-    assert server.woken.wait(10)
-    loads = []
-    while 3 not in server.bench.ends:
-        before = server.context.n_loads
-        server.bench.step()
-        loads.append(server.context.n_loads - before)
-        if 2 not in server.bench.ends:
-            assert server.context.steps[-1], "the stream was stalled"
-    assert sum(loads) == 100
-    assert max(loads) <= 7, "20 ms at 4 ms a piece, and the one that passes it"
-
-
 @settings(max_examples=40)
 @given(st.integers(0, 2**32), st.booleans(), st.sampled_from(["auto", "all"]))
 def test_whatever_the_history_answers_are_exact(
@@ -417,6 +441,7 @@ def test_whatever_the_history_answers_are_exact(
         policy=policy,
         n_ctx=rng.randrange(150, 400),
         parallel=3,
+        read_ahead=rng.choice([1, 50, READ_AHEAD]),
     )
     stems = [prompt(s, rng.randrange(1, 90)) for s in range(3)]
     id = 0

@@ -129,7 +129,7 @@ def test_parts_follow_the_configuration(demo: Facts) -> None:
     base = estimate(demo, config)
     assert base.weights == demo.tensor_bytes
     assert base.kv == 4096 * 2 * (demo.shape.k_elements + demo.shape.v_elements)
-    assert base.prompt_cache == base.kv
+    assert base.prompt_cache == 2 * base.kv
     assert estimate(demo, config, NO_CACHE).prompt_cache == 0
     quantized = msgspec.structs.replace(config, type_k="q8_0", type_v="q4_0")
     cell = demo.shape.k_elements // 32 * 34 + demo.shape.v_elements // 32 * 18
