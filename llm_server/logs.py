@@ -111,6 +111,15 @@ def _visible(character: str) -> str:
     return character if character.isprintable() else ascii(character)[1:-1]
 
 
+def settle(deadline_s: float = _LEAVE_S) -> bool:
+    """Wait until this process's log is written, at most `deadline_s` seconds; whether it is.
+
+    Its thread then does nothing until there is another line.
+    """
+    handlers = logging.getLogger().handlers
+    return all(log.drain(deadline_s) for log in handlers if isinstance(log, StderrLog))
+
+
 def install(level: str, format: str, json_lines: bool = False) -> None:
     """Make stderr the one place that this process logs to."""
     handler = StderrLog()

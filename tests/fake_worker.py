@@ -36,6 +36,7 @@ from llm_server.worker import frames
 from llm_server.worker.config import Pooling
 from llm_server.worker.messages import (
     Cancel,
+    Cancelled,
     Cells,
     ChatRequest,
     CompletionRequest,
@@ -265,6 +266,7 @@ def main() -> None:
                 threading.Thread(target=answer, args=(submit,), daemon=True).start()
             case Cancel(id=id):
                 note("cancels.log", str(id))
+                send(Cancelled(id, Usage(3, 1, 0), Timings(0.0, 1.0, 2.0)))
             case Stop() if not _stubborn:
                 break
     os._exit(0)

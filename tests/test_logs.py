@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_server.logs import JsonLines, OneLine, StderrLog
+from llm_server.logs import JsonLines, OneLine, StderrLog, settle
 
 
 @pytest.fixture
@@ -46,6 +46,19 @@ def test_a_stalled_reader_costs_lines_and_no_time(pipe: tuple[int, int]) -> None
     while not log.drain(0.05):
         text += os.read(pipe[0], 1 << 16).decode()
     assert "log lines were dropped: nobody read them in time" in text
+
+
+def test_the_log_is_settled_once_all_is_written(pipe: tuple[int, int]) -> None:
+    log, root = StderrLog(pipe[1]), logging.getLogger()
+    root.addHandler(log)
+    try:
+        for _ in range(10):  # more than the pipe takes
+            log.emit(record("x" * 10_000))
+        assert not settle(0)
+        while not settle(0.05):
+            os.read(pipe[0], 1 << 16)
+    finally:
+        root.removeHandler(log)
 
 
 def test_a_closed_reader_is_no_error() -> None:

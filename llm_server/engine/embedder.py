@@ -62,6 +62,7 @@ class Embedder:
 
     unsaved = False
     blocked = False
+    reading = ()
 
     def __init__(self, context: Computes) -> None:
         self._context = context

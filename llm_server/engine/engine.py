@@ -23,7 +23,7 @@ from llm_server.engine.rows import Decoder, Row
 from llm_server.engine.scheduler import Want, next_depth, plan
 from llm_server.engine.sequence import Prompt, Sequence
 from llm_server.errors import ErrorInfo, ServerError
-from llm_server.worker.messages import Cells, Failed, RequestEvent
+from llm_server.worker.messages import Cancelled, Cells, Failed, Progress, RequestEvent
 
 logger = logging.getLogger(__name__)
 
@@ -101,19 +101,23 @@ class Engine:
         return self._stalled and all(s.is_restoring and not s.can_restore for s in self._running)
 
     @property
+    def reading(self) -> list[Progress]:
+        """How far the prompts are that are being read from the disk."""
+        return [s.read_so_far for s in self._everybody if s.is_reading]
+
+    @property
     def cells(self) -> Cells:
         """The cells in use."""
         leased = self._cache.n_leased
         return Cells(leased, self._context.n_ctx - self._cache.n_free - leased)
 
-    def step(self) -> list[RequestEvent]:
+    def step(self) -> list[RequestEvent | Cancelled]:
         """Admit, plan, decode, sample: one batch for everybody. Returns what came of it."""
         self._stalled = False
-        self._drop_cancelled()
+        events: list[RequestEvent | Cancelled] = [*self._drop_cancelled()]
         now = self._clock()
         self._admission.admit(self._running, lambda sequence: self._want(sequence, now), now)
         rows: list[Row] = []
-        events: list[RequestEvent] = []
         try:
             self._restore()
             events += self._skip_known()
@@ -148,11 +152,14 @@ class Engine:
 
     # ---- the stages of a step ------------------------------------------------------------------
 
-    def _drop_cancelled(self) -> None:
-        for sequence in self._everybody if self._cancelled else ():
-            if sequence.id in self._cancelled:
-                self._retire(sequence)
+    def _drop_cancelled(self) -> list[Cancelled]:
+        """End those that nobody wants any more. What they took."""
+        ended = [s for s in self._everybody if s.id in self._cancelled] if self._cancelled else []
         self._cancelled.clear()
+        took = [sequence.cancelled() for sequence in ended]
+        for sequence in ended:
+            self._retire(sequence)
+        return took
 
     def _restore(self) -> None:
         """Attach what was read from disk, for a short while if somebody decodes meanwhile."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
+import msgspec
+
 from llm_server.cache.prefix import Lease
 from llm_server.cache.reading import Fetch
 from llm_server.cache.tree import common_prefix
@@ -23,6 +25,7 @@ from llm_server.engine.answer import (
 from llm_server.engine.draft import Lookup
 from llm_server.engine.logprobs import Logits, Scores
 from llm_server.worker.messages import (
+    Cancelled,
     Delta,
     Finished,
     Logprobs,
@@ -226,6 +229,19 @@ class Sequence:
         return self.lease.fetch if self.lease else None
 
     @property
+    def is_reading(self) -> bool:
+        """Whether what the disk knows of it is still being read."""
+        fetch = self.fetch or self._attached
+        return fetch is not None and (not fetch.done or bool(fetch.left))
+
+    @property
+    def read_so_far(self) -> Progress:
+        """How much of the prompt that is."""
+        fetch = self.fetch or self._attached
+        n_read = fetch.pieces[-1].stop if fetch and fetch.pieces else self.n_computed
+        return Progress(self.id, self.n_prompt, min(n_read, self.n_prompt), self.n_found)
+
+    @property
     def n_found(self) -> int:
         """Tokens at the beginning of the prompt that were in cells or on disk."""
         return (self.n_cached or 0) + self.n_restored
@@ -319,6 +335,14 @@ class Sequence:
             state_bytes=self.state_bytes,
             reasoning_tokens=self._answer.n_reasoning,
         )
+
+    def cancelled(self) -> Cancelled:
+        """What it took so far."""
+        usage = self.usage()
+        if self.is_prefilling:
+            n = max(self.n_computed, self.n_found)
+            usage = msgspec.structs.replace(usage, prompt_tokens=n)
+        return Cancelled(self.id, usage, self._timings())
 
     def _timings(self) -> Timings:
         now = time.monotonic()

@@ -13,8 +13,6 @@ logger = logging.getLogger("llama")
 
 # enum ggml_log_level; llama.cpp's INFO is a page a load, which belongs to our DEBUG.
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}
-_GGML_DEBUG = 1
-_GGML_INFO = 2
 _GGML_CONT = 5
 
 _BUFFER = re.compile(r"\s(\S+)\s+(model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")

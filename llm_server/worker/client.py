@@ -25,19 +25,13 @@ from llm_server.errors import (
     ShuttingDown,
     WorkerCrashed,
 )
-from llm_server.worker import frames
+from llm_server.worker import deaths, frames
 from llm_server.worker.cache_folder import CacheFolder
-from llm_server.worker.deaths import (
-    CRASHED,
-    MEMORY_RAN_OUT,
-    OVERWRITTEN,
-    describe_exit,
-    died_loading,
-)
 from llm_server.worker.messages import (
     Asked,
     CacheStats,
     Cancel,
+    Cancelled,
     Cells,
     Command,
     Event,
@@ -47,6 +41,7 @@ from llm_server.worker.messages import (
     Loaded,
     LoadFailed,
     LoadProgress,
+    RequestEvent,
     Stop,
     Submit,
     Told,
@@ -178,7 +173,7 @@ class Worker:
             self._withdraw(stream)
             raise
         if not self._usable:
-            self._fail_all(WorkerCrashed(CRASHED).info)
+            self._fail_all(WorkerCrashed(deaths.CRASHED).info)
         return stream
 
     async def stop(self, deadline_s: float) -> None:
@@ -212,8 +207,9 @@ class Worker:
 
     def fail(self, stream: EventStream, error: ErrorInfo) -> None:
         """End an open stream with `error`, cancelling its requests in the worker."""
-        self._fail(stream, error)
-        stream.wake()
+        if self._withdraw(stream):
+            stream.add(Failed(id=stream.ids[0], error=error))
+            stream.wake()
 
     # ---- what the pipes report -----------------------------------------------------------------
 
@@ -231,7 +227,7 @@ class Worker:
                     self._route(event, touched)
         except (frames.FrameError, msgspec.DecodeError, frames.ProtocolError) as error:
             logger.error("worker %d broke the protocol: %s", self.pid, error)
-            self._end(WorkerCrashed(CRASHED))
+            self._end(WorkerCrashed(deaths.CRASHED))
         for stream in touched:
             stream.wake()
 
@@ -251,10 +247,10 @@ class Worker:
             self._totals.worker_crashes += 1
         if not told_to or status != 0:
             level = logging.INFO if told_to else logging.ERROR
-            ended, n = describe_exit(status), len(self._running)
+            ended, n = deaths.describe_exit(status), len(self._running)
             logger.log(level, "worker %d %s with %d requests running", self.pid, ended, n)
         if not self._loading.done():
-            self._loading.set_exception(self._verdict or died_loading(status, self._killed))
+            self._loading.set_exception(self._verdict or deaths.died_loading(status, self._killed))
             self._loading.exception()  # Read here: the loader may have been cancelled.
         if not self._exited.done():
             self._exited.set_result(status)
@@ -264,25 +260,31 @@ class Worker:
     # ---- the details ---------------------------------------------------------------------------
 
     def _route(self, event: Event, touched: set[EventStream]) -> None:
-        if isinstance(event, CacheStats):
-            self._totals.add_cache(self._cache_stats, event)
-            self._cache_stats = event
-            return
-        if isinstance(event, Cells):
-            self.cells = event
-            return
-        if isinstance(event, LoadProgress | Loaded | LoadFailed):
-            self._route_load(event)
-            return
+        match event:
+            case CacheStats():
+                self._totals.add_cache(self._cache_stats, event)
+                self._cache_stats = event
+            case Cells():
+                self.cells = event
+            case Cancelled():
+                self._totals.add_work(event)
+            case LoadProgress() | Loaded() | LoadFailed():
+                self._route_load(event)
+            case _:
+                self._route_request(event, touched)
+
+    def _route_request(self, event: RequestEvent, touched: set[EventStream]) -> None:
         sent = self._running.get(event.id)
         if sent is None:
             if not 0 < event.id <= self._last_id:
                 raise frames.ProtocolError(f"an event for request {event.id}, which was never made")
+            if isinstance(event, Finished):
+                self._totals.add_work(event)
             return  # Cancelled here while the event was on its way.
         touched.add(sent.stream)
         self._watchdog.heard()
         if not sent.stream.add(event):
-            self._fail(sent.stream, QueueFull("The client reads its answer too slowly.").info)
+            self.fail(sent.stream, QueueFull("The client reads its answer too slowly.").info)
             return
         if isinstance(event, Told | Finished):
             del self._running[event.id]
@@ -330,7 +332,7 @@ class Worker:
     def _check_file(self) -> Change:
         change = self._file.change()
         if change == "overwritten" and self._usable:
-            self._end(WorkerCrashed(OVERWRITTEN), requests_at_fault=False)
+            self._end(WorkerCrashed(deaths.OVERWRITTEN), requests_at_fault=False)
         return change
 
     def _end(self, why: ServerError, *, requests_at_fault: bool = True) -> None:
@@ -347,14 +349,14 @@ class Worker:
         if why is None and not expected:
             # A file that is just being written can end it before anybody looks at the file.
             if self._file.change() == "overwritten":
-                why, requests_at_fault = WorkerCrashed(OVERWRITTEN), False
+                why, requests_at_fault = WorkerCrashed(deaths.OVERWRITTEN), False
             elif oom_kills() > self._oom_kills:
-                why = OutOfMemory(MEMORY_RAN_OUT)
+                why = OutOfMemory(deaths.MEMORY_RAN_OUT)
         if requests_at_fault and not expected:
             self._totals.suspects.died(
                 self._model_path, [sent.request for sent in self._running.values()]
             )
-        self._fail_all((why or WorkerCrashed(CRASHED)).info)
+        self._fail_all((why or WorkerCrashed(deaths.CRASHED)).info)
 
     def _end_process(self) -> None:
         self._usable = False
@@ -376,10 +378,6 @@ class Worker:
                 if id != ended:
                     self._send(Cancel(id=id))
         return bool(running)
-
-    def _fail(self, stream: EventStream, error: ErrorInfo) -> None:
-        if self._withdraw(stream):
-            stream.add(Failed(id=stream.ids[0], error=error))
 
     def _fail_all(self, error: ErrorInfo) -> None:
         streams = {sent.stream for sent in self._running.values()}

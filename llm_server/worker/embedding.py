@@ -22,7 +22,7 @@ from llm_server.llama.model import Model
 from llm_server.machine import physical_cores
 from llm_server.worker.config import TEXT_N_CTX, TEXTS, TEXTS_BYTES, LoadConfig, Pooling
 from llm_server.worker.messages import Asked, Detokenize, Embed, Tokenize, Told
-from llm_server.worker.prepare import CHEAP_BYTES, check_tokens, tell_text, tell_tokens
+from llm_server.worker.prepare import check_tokens, fewest_tokens, tell_text, tell_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +128,7 @@ class TextPreparer:
 
     def _tokens(self, text: str | list[int], param: str) -> list[int]:
         if isinstance(text, str):
-            n_bytes, longest = len(text.encode()), self._vocab.max_token_bytes
-            if n_bytes > CHEAP_BYTES and n_bytes // longest >= self._n_ctx:
-                fewest = n_bytes // longest
+            if (fewest := fewest_tokens(len(text.encode()), self._vocab)) >= self._n_ctx:
                 raise ContextLengthExceeded(fewest, self._n_ctx, param=param, at_least=True)
             text = self._vocab.tokenize(text, parse_special=True, add_special=True)
             if not text:

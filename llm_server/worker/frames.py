@@ -105,11 +105,6 @@ class FrameSplitter:
         del pending[:start]
         return frames
 
-    @property
-    def inside_frame(self) -> bool:
-        """Whether the stream, ending here, would end inside a frame."""
-        return bool(self._pending)
-
 
 def _checked_length(buffer: bytes | bytearray, offset: int = 0) -> int:
     size: int = _LENGTH.unpack_from(buffer, offset)[0]

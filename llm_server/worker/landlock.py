@@ -52,7 +52,8 @@ def abi() -> int:
 
     Call it on Linux only.
     """
-    return max(0, _syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1)))
+    size, flags = ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_FLAG)
+    return max(0, _syscall(_CREATE_RULESET, None, size, flags))
 
 
 def restrict(

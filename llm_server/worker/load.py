@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from llm_server import logs
 from llm_server.cache.disk import DiskTier, chunk_tokens
 from llm_server.cache.fingerprint import fingerprint, model_fingerprint
 from llm_server.cache.ledger import Ledger
@@ -74,8 +75,9 @@ def make_ready(command: Load, model: Model, digest: bytes) -> Ready:
         opening = pool.submit(open_dialogue, model, template)
         context = open_context(model, config, adapters, command.n_idle)
     dialogue = opening.result()
-    # Before the first computation, which starts threads.
-    context.give_back_zeros()
+    # Before the first computation, which starts threads; the log's must have nothing to do.
+    if logs.settle():
+        context.give_back_zeros()
     context.warm_up()
     print_ = state_fingerprint(digest, command, context)
     loaded = Loaded(

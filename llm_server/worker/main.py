@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import BinaryIO, TypeAlias
 
 import msgspec
@@ -21,7 +21,10 @@ from llm_server.engine.engine import Engine
 from llm_server.engine.sequence import Prompt
 from llm_server.errors import ShuttingDown
 from llm_server.llama.embedding import EmbeddingContext
+from llm_server.logs import say
+from llm_server.worker.disk_waits import Reading, Storing
 from llm_server.worker.frames import (
+    FrameError,
     decode_command,
     encode_events,
     event_frames,
@@ -37,8 +40,6 @@ from llm_server.worker.messages import (
     Event,
     Failed,
     Finished,
-    Request,
-    RequestEvent,
     Stop,
     Submit,
     Told,
@@ -48,19 +49,16 @@ from llm_server.worker.preparing import PreparingThreads, Work
 
 logger = logging.getLogger(__name__)
 
-_CELLS_S = 1.0  # while requests run, the cells in use are told at most this often
+_TOLD_S = 1.0  # while requests run, cells and counters of the cache are told at most this often
 _DISK_WAIT_S = 0.02  # how long an engine with nothing but writes to do waits for the disk
-_FLUSH_S = 30.0
+_DISK_TOLD_S = 2.0  # how often it is told that requests wait for the disk
 _REST_S = 0.5  # a worker without work for so long does what is left of its load
 
 Arrival: TypeAlias = Command | Work | Told | Failed | Finished | None
 
 
 class Worker:
-    """The main thread's side: what arrives in `inbox` goes to the engine, its events go out.
-
-    A request that asks to `persist` is finished only when its prompt is on disk, or cannot be.
-    """
+    """The main thread's side: what arrives in `inbox` goes to the engine, its events go out."""
 
     def __init__(self, ready: Ready, out: BinaryIO) -> None:
         self._threads = PreparingThreads(
@@ -71,14 +69,16 @@ class Worker:
         self._disk = ready.disk
         self._finishing = threading.Thread(target=ready.finish, name="finish", daemon=True)
         self._out = out
-        self._computed: queue.SimpleQueue[tuple[Finished, Prompt | None]] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._engine = self._engine_for(ready)
         self._preparing: dict[int, str] = {}  # the owners of what is being prepared
-        self._to_persist: dict[int, Prompt | None] = {}  # None until it is prepared
-        self._unsaved: list[tuple[Finished, Prompt | None]] = []
+        self._storing = Storing(ready.disk, self._inbox.put)
+        self._reading = Reading()
+        self._disk_told = 0.0
         self._stop: Stop | None = None
         self._reported = CacheStats()
+        self._cache_told = 0.0
+        self._writing = False  # whether more is to be reported without another request
         self._cells = Cells()
         self._cells_told = 0.0
 
@@ -95,24 +95,18 @@ class Worker:
 
     def receive(self, source: BinaryIO) -> None:
         """The reading thread: commands until end of file, which means that the server is gone."""
-        while (frame := read_frame(source)) is not None:
-            self._inbox.put(decode_command(frame))
-        # Nobody is left to answer, and the main thread may be deep in a long computation.
-        os._exit(0)
+        try:
+            while (frame := read_frame(source)) is not None:
+                self._inbox.put(decode_command(frame))
+        except (FrameError, msgspec.DecodeError) as error:
+            say(f"worker {os.getpid()} ends: its commands are broken: {error}")
+        finally:
+            # Nobody is left to answer, and the main thread may be deep in a long computation.
+            os._exit(0)
 
     def prepare(self) -> None:
         """Start preparing what comes."""
         self._threads.start()
-
-    def flush(self) -> None:
-        """The flushing thread: requests that are finished once the disk has what was put."""
-        while True:
-            finished, prompt = self._computed.get()
-            if self._disk and prompt:
-                self._disk.store.flush(_FLUSH_S)
-                if not self._disk.has(prompt.tokens, prompt.namespace):
-                    finished = _stored_nothing(finished)
-            self._inbox.put(finished)
 
     def run(self) -> None:
         """Step until told to stop."""
@@ -120,14 +114,15 @@ class Worker:
             events: list[Event] = []
             for arrived in self._arrivals():
                 events += self._handle(arrived)
-            events += self._hold_back(self._engine.step())
-            self._write(events + self._changed_cells())
+            stepped = self._engine.step()
+            events += self._storing.hold_back(stepped, copied=not self._engine.unsaved)
+            events += self._waits()
+            self._write(events + self._changed_cells() + self._changed_cache())
             if self._engine.idle:
                 self._engine.check()
-                self._report_cache()
         self._write(list(self._engine.fail_all(ShuttingDown("The server is shutting down."))))
         self._engine.close(self._stop.deadline_s)
-        self._report_cache()
+        self._write(self._cache_did())
         if self._finishing.ident is not None:
             # A thread that the interpreter ends inside native code takes the process down with it.
             self._finishing.join()
@@ -155,38 +150,23 @@ class Worker:
                 return self._inbox.get(timeout=_REST_S)
             except queue.Empty:
                 self._finishing.start()
-        return self._inbox.get()
-
-    def _hold_back(self, events: Sequence[RequestEvent]) -> Iterator[RequestEvent]:
-        """All events but the ends of requests whose prompts are still to be stored."""
-        for event in events:
-            if isinstance(event, Finished) and event.id in self._to_persist:
-                self._unsaved.append((event, self._to_persist[event.id]))
-            else:
-                yield event
-            if isinstance(event, Finished | Failed):
-                self._to_persist.pop(event.id, None)
-        if not self._engine.unsaved:
-            for finished in self._unsaved:
-                self._computed.put(finished)
-            self._unsaved.clear()
+        waits = self._storing.holds or self._writing
+        return self._inbox.get(timeout=_TOLD_S if waits else None)
 
     def _handle(self, arrived: Arrival) -> list[Event]:
         match arrived:
             case None:
                 return []  # the engine can go on
             case Finished():
-                return [arrived]
+                return self._storing.settle(arrived)
             case Prompt() | Texts() | Told() | Failed():
                 return self._prepared(arrived)
             case Submit():
                 self._preparing[arrived.id] = arrived.owner
-                if isinstance(arrived.request, Request) and arrived.request.persist:
-                    self._to_persist[arrived.id] = None
                 self._threads.submit(arrived)
             case Cancel():
                 self._preparing.pop(arrived.id, None)
-                self._to_persist.pop(arrived.id, None)
+                self._storing.forget(arrived.id)
                 self._threads.cancel(arrived.id)
                 self._engine.cancel(arrived.id)
             case Stop():
@@ -201,12 +181,11 @@ class Worker:
         if owner is None:
             return []
         if isinstance(result, Told | Failed):
-            self._to_persist.pop(result.id, None)
             return [result]
         match self._engine, result:
             case Engine() as engine, Prompt() as prompt:
                 if prompt.persist:
-                    self._to_persist[prompt.id] = prompt
+                    self._storing.expect(prompt)
                 engine.submit(prompt, owner)
             case Embedder() as embedder, Texts() as texts:
                 embedder.submit(texts, owner)
@@ -214,12 +193,20 @@ class Worker:
                 raise RuntimeError("what was prepared is for another kind of model")
         return []
 
+    def _waits(self) -> list[Event]:
+        """That requests wait for the disk, not too often: else they might be thought forgotten."""
+        now = time.monotonic()
+        if now - self._disk_told < _DISK_TOLD_S:
+            return []
+        self._disk_told = now
+        return [*self._reading.progress(self._engine.reading), *self._storing.progress]
+
     def _changed_cells(self) -> list[Event]:
         """The cells in use, if they are others than were told, and not too often."""
         now = time.monotonic()
         if isinstance(self._engine, Embedder):
             return []
-        if not self._engine.idle and now - self._cells_told < _CELLS_S:
+        if not self._engine.idle and now - self._cells_told < _TOLD_S:
             return []
         cells = self._engine.cells
         if cells == self._cells:
@@ -227,25 +214,31 @@ class Worker:
         self._cells, self._cells_told = cells, now
         return [cells]
 
-    def _report_cache(self) -> None:
+    def _changed_cache(self) -> list[Event]:
+        """What the disk cache has done, if that was not told, and not too often."""
+        now = time.monotonic()
+        if not self._engine.idle and now - self._cache_told < _TOLD_S:
+            return []
+        self._cache_told = now
+        return self._cache_did()
+
+    def _cache_did(self) -> list[Event]:
+        """What the disk cache has done, if that was not told."""
         if self._disk is None:
-            return
+            return []
+        # In this order: what the writer is done with meanwhile is in the counters.
+        self._writing = self._disk.store.writing
         now = self._disk.store.stats()
         stats = CacheStats(**{name: getattr(now, name) for name in CacheStats.__struct_fields__})
-        if stats != self._reported:
-            self._reported = stats
-            self._write([stats])
+        if stats == self._reported:
+            return []
+        self._reported = stats
+        return [stats]
 
     def _write(self, events: list[Event]) -> None:
         if events:
             for body in event_frames(events):
                 write_frame(self._out, body)
-
-
-def _stored_nothing(finished: Finished) -> Finished:
-    """That end of a request, with no bytes on the disk."""
-    usage = msgspec.structs.replace(finished.usage, state_bytes=0)
-    return msgspec.structs.replace(finished, usage=usage)
 
 
 def serve(ready: Ready, confinement: str, source: BinaryIO, out: BinaryIO) -> None:
@@ -255,7 +248,6 @@ def serve(ready: Ready, confinement: str, source: BinaryIO, out: BinaryIO) -> No
     """
     worker = Worker(ready, out)
     threading.Thread(target=worker.receive, args=(source,), name="commands", daemon=True).start()
-    threading.Thread(target=worker.flush, name="flush", daemon=True).start()
     threading.stack_size(STACK_BYTES)
     worker.prepare()
     loaded = msgspec.structs.replace(ready.loaded, sandbox=confinement)

@@ -205,7 +205,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """Nobody wants the answer any more. Nothing more need come back for this id."""
+    """Nobody wants the answer any more. For this id nothing comes back but maybe a `Cancelled`, and
+    what was on its way."""
 
     id: int
 
@@ -270,7 +271,8 @@ class Cells(msgspec.Struct, frozen=True, tag=True):
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
-    """A request's prompt is being computed: `n_done` of `n_prompt` tokens, `n_cached` reused."""
+    """A request's prompt is being read from the disk, computed, or stored: `n_done` of `n_prompt`
+    tokens are there, `n_cached` reused. While it waits for the disk, this comes again and again."""
 
     id: int
     n_prompt: int
@@ -357,6 +359,8 @@ class Usage(msgspec.Struct, frozen=True):
 class Timings(msgspec.Struct, frozen=True):
     """Where a request's time went, in milliseconds. `cache_ms` is attaching what was on disk.
 
+    `queue_ms` begins with the prepared prompt: rendering and tokenizing, and waiting for a thread
+    that does, belong to no stage.
     Of `draft_n` tokens that were guessed and computed, `draft_n_accepted` were right.
     """
 
@@ -373,6 +377,17 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
 
     id: int
     reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+class Cancelled(msgspec.Struct, frozen=True, tag=True):
+    """What a request for text took before it was cancelled: no end, for nobody waits for one.
+
+    `prompt_tokens` are those that were computed or reused.
+    """
+
+    id: int
     usage: Usage
     timings: Timings
 
@@ -396,4 +411,6 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 Delta: TypeAlias = Content | Reasoning | ToolCall
 RequestEvent: TypeAlias = Progress | Delta | Logprobs | Embedded | Finished | Told | Failed
-Event: TypeAlias = LoadProgress | Loaded | LoadFailed | CacheStats | Cells | RequestEvent
+Event: TypeAlias = (
+    LoadProgress | Loaded | LoadFailed | CacheStats | Cells | Cancelled | RequestEvent
+)

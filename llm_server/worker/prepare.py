@@ -51,7 +51,7 @@ BEFORE_END = 4
 """Tokens before the end of a prompt at which a whole state is kept for the same prompt. More than
 one: where a text goes on, its end may be other tokens."""
 
-CHEAP_BYTES = 1 << 16
+_CHEAP_BYTES = 1 << 16
 """A text this short is tokenized without a first look at its length."""
 
 
@@ -178,7 +178,7 @@ class Preparer:
     def _refuse_longer(self, n_bytes: int, param: str = "messages") -> None:
         """A bound before a text is tokenized: some tokenizers are quadratic in its length."""
         n_ctx = self._context.n_ctx
-        if n_bytes > CHEAP_BYTES and (fewest := n_bytes // self._vocab.max_token_bytes) >= n_ctx:
+        if (fewest := fewest_tokens(n_bytes, self._vocab)) >= n_ctx:
             raise ContextLengthExceeded(fewest, n_ctx, param=param, at_least=True)
 
     def _text_of(self, prompt: str | list[int]) -> str:
@@ -218,6 +218,8 @@ class Preparer:
         n_ctx = self._context.n_ctx
         self._refuse_longer(sum(len(segment.text.encode()) for segment in segments))
         tokens = self._tokens_of(segments, namespace)
+        if not tokens:
+            raise InvalidRequest("The messages make an empty prompt.", param="messages")
         if len(tokens) >= n_ctx:
             raise ContextLengthExceeded(len(tokens), n_ctx)
         return tokens
@@ -250,6 +252,11 @@ class Preparer:
         if request.persist and n_turns and len(tokens) - max(found, default=0) > WORTH_READING:
             found.update(_near_end(len(tokens)))
         return sorted(n for n in found if WORTH_READING <= n < len(tokens))
+
+
+def fewest_tokens(n_bytes: int, vocab: Vocab) -> int:
+    """At least so many tokens a text of that length has; 0 for one that is cheap to tokenize."""
+    return n_bytes // vocab.max_token_bytes if n_bytes > _CHEAP_BYTES else 0
 
 
 def tell_tokens(vocab: Vocab, id: int, asked: Tokenize) -> Told:

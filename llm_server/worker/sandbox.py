@@ -69,22 +69,22 @@ def enter() -> None:
 def confine(*, readable: Iterable[Path], writable: Iterable[Path], gpu: bool) -> str:
     """Give up the network, other programs, and all files but those and the libraries' own.
 
-    `gpu`: leave it the devices of graphics cards and what their drivers read. Says what it came
-    to: "full", or "partial" with what this system does not offer. Never raises for that.
+    `gpu`: leave it the devices of graphics cards and what their drivers read, if there is a card.
+    Says what it came to: "full", or "partial" with what this system does not offer. Never raises
+    for that.
     """
     if sys.platform != "linux":
         return "partial (only Linux has Landlock and seccomp)"
     missing = []
     if len(os.listdir("/proc/self/task")) > 1:
         missing.append("threads that were there before it are free")
-    devices = [Path("/dev/null")]
-    libraries = list(library_paths())
-    if gpu:
-        devices += gpu_devices(Path("/dev"))
-        libraries += map(Path, _GPU_LIBRARIES)
+    cards = gpu_devices(Path("/dev")) if gpu else []
+    libraries = [*library_paths(), *map(Path, _GPU_LIBRARIES if cards else ())]
     try:
         version = landlock.restrict(
-            readable=[*libraries, *readable], writable=writable, devices=devices
+            readable=[*libraries, *readable],
+            writable=writable,
+            devices=[Path("/dev/null"), *cards],
         )
     except OSError as error:
         missing.append(f"no Landlock: {error.strerror}")

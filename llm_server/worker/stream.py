@@ -22,7 +22,8 @@ from llm_server.worker.messages import (
 )
 
 MAX_UNREAD = 1024 * 1024
-"""Bytes of events one request may leave unread before it is given up: its reader is stuck."""
+"""Bytes of events that one answer's reader may leave unread, woken for them, before it is given up:
+it is stuck. What comes at once may be more: a prompt that is told again comes in one piece."""
 
 
 class EventStream:
@@ -33,7 +34,16 @@ class EventStream:
     that have not ended are cancelled in the worker.
     """
 
-    __slots__ = ("_close", "_n_open", "_poked", "_unread", "_unread_bytes", "_waiter", "ids")
+    __slots__ = (
+        "_close",
+        "_left_bytes",
+        "_n_open",
+        "_poked",
+        "_unread",
+        "_unread_bytes",
+        "_waiter",
+        "ids",
+    )
 
     def __init__(self, ids: range, close: Callable[[EventStream], None]) -> None:
         self.ids = ids
@@ -41,6 +51,7 @@ class EventStream:
         self._n_open = len(ids)
         self._unread: list[RequestEvent] = []
         self._unread_bytes = 0
+        self._left_bytes = 0  # those that its reader was woken for
         self._waiter: asyncio.Future[None] | None = None
         self._poked = False
 
@@ -62,7 +73,8 @@ class EventStream:
             finally:
                 self._waiter = None
         self._poked = False
-        batch, self._unread, self._unread_bytes = self._unread, [], 0
+        batch, self._unread = self._unread, []
+        self._unread_bytes = self._left_bytes = 0
         return batch
 
     def poke(self) -> None:
@@ -77,17 +89,21 @@ class EventStream:
             self._close(self)
 
     def add(self, event: RequestEvent) -> bool:
-        """Take an event, to be read after `wake`. False when the reader is too far behind."""
-        self._unread.append(event)
-        self._unread_bytes += 100 + _text_length(event)
+        """Take an event, to be read after `wake`. False, and it is not taken, when the reader is
+        too far behind; an end always is taken."""
         if isinstance(event, Finished | Told):
             self._n_open -= 1
         elif isinstance(event, Failed):
             self._n_open = 0
-        return self._unread_bytes <= MAX_UNREAD
+        elif self._left_bytes > MAX_UNREAD:
+            return False
+        self._unread.append(event)
+        self._unread_bytes += 100 + _text_length(event)
+        return True
 
     def wake(self) -> None:
         """Let the iterating task read what was added."""
+        self._left_bytes = self._unread_bytes
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

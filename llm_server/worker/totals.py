@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from llm_server.errors import ErrorInfo
-from llm_server.worker.messages import CacheStats, Finished
+from llm_server.worker.messages import CacheStats, Cancelled, Finished
 from llm_server.worker.suspects import Suspects
 
 
@@ -43,8 +43,12 @@ class Totals:
 
     def add(self, event: Finished) -> None:
         """A request has ended well."""
-        usage, timings = event.usage, event.timings
         self.requests[event.reason] += 1
+        self.add_work(event)
+
+    def add_work(self, event: Finished | Cancelled) -> None:
+        """What a request took, whether anybody has seen its end or not."""
+        usage, timings = event.usage, event.timings
         self.prompt_tokens += usage.prompt_tokens
         self.cells_tokens += usage.cached_tokens - usage.disk_tokens
         self.disk_tokens += usage.disk_tokens

@@ -19,6 +19,7 @@ from llm_server.engine.engine import Engine
 from llm_server.engine.logprobs import Logits, Scores
 from llm_server.engine.sequence import Echo, Prompt
 from llm_server.worker.messages import (
+    Cancelled,
     Content,
     Delta,
     Failed,
@@ -294,7 +295,7 @@ class Bench:
             owner,
         )
 
-    def step(self) -> list[RequestEvent]:
+    def step(self) -> list[RequestEvent | Cancelled]:
         events = self.engine.step()
         for event in events:
             if isinstance(event, Content):

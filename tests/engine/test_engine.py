@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_server.errors import RequestTooComplex, ShuttingDown
-from llm_server.worker.messages import Cells, Failed, Finished, Progress
+from llm_server.worker.messages import Cancelled, Cells, Failed, Finished, Progress, Usage
 from tests.engine.fake_context import Bench, FakeContext, reference
 
 HEAD = [random.Random(1).randrange(1, 64) for _ in range(80)]
@@ -189,7 +189,8 @@ def test_cancel_takes_effect_at_the_next_step_and_keeps_what_was_computed() -> N
     bench.engine.cancel(1)
     bench.engine.cancel(2)
     bench.engine.cancel(77)
-    bench.step()
+    took = bench.step()
+    assert [(event.id, type(event)) for event in took] == [(1, Cancelled), (2, Cancelled)]
     assert bench.engine.idle
     assert bench.ends == {}
     assert all(sampler.closed for sampler in bench.samplers)
@@ -197,6 +198,22 @@ def test_cancel_takes_effect_at_the_next_step_and_keeps_what_was_computed() -> N
     bench.run()
     end = bench.ends[3]
     assert isinstance(end, Finished) and end.usage.cached_tokens == len(HEAD)
+
+
+def test_what_the_cancelled_took_is_told() -> None:
+    bench = Bench(FakeContext(n_batch=64))
+    bench.submit(1, prompt(1), max_tokens=100)
+    while len(bench.texts[1]) < 3:
+        bench.step()
+    bench.submit(2, HEAD, max_tokens=100)
+    bench.step()
+    bench.submit(3, prompt(3), max_tokens=100)
+    for id in (1, 2, 3):
+        bench.engine.cancel(id)
+    took = {event.id: event.usage for event in bench.step() if isinstance(event, Cancelled)}
+    assert took[1] == Usage(20, len(bench.texts[1]), 0)
+    assert 0 < took[2].prompt_tokens < len(HEAD), "as far as it was computed"
+    assert took[3] == Usage(0, 0, 0), "it did not run"
 
 
 def test_short_of_cells_the_youngest_gives_way_and_still_answers_right() -> None:

@@ -41,6 +41,7 @@ def attempts(model: Path, other: Path, folder: Path) -> dict[str, Callable[[], o
         "write beside the cache": lambda: (folder / "x").write_bytes(b"x"),
         "write /tmp": lambda: open(f"/tmp/confined-{os.getpid()}", "w"),
         "write the model": lambda: open(model, "r+b"),
+        "read /proc/loadavg": lambda: open("/proc/loadavg"),
         "read the parent's environment": lambda: open(f"/proc/{parent}/environ"),
     }
 

@@ -34,6 +34,7 @@ from llm_server.worker.messages import (
 )
 from llm_server.worker.process import SPIN_COUNT, spawn, worker_environment
 from llm_server.worker.stream import MAX_UNREAD, EventStream
+from llm_server.worker.totals import Totals
 from tests.fake_live import FAKE_WORKER, add_models, until
 from tests.forked import children
 
@@ -173,6 +174,21 @@ def test_closing_a_stream_cancels_once_and_only_what_runs(tmp_path: Path) -> Non
         assert notes == [str(hanging.ids[0]), str(gone.ids[0])]
 
     with_worker(tmp_path, test)
+
+
+def test_what_the_cancelled_took_counts_and_is_no_answer(tmp_path: Path) -> None:
+    async def run() -> None:
+        totals = Totals()
+        worker = await started(tmp_path, totals=totals)
+        hanging = worker.submit(ask("hang"))
+        await anext(hanging)
+        hanging.close()
+        await collect(worker.submit(ask("the worker has read all before this")))
+        assert (totals.prompt_tokens, totals.completion_tokens) == (3 + 1, 1 + 7)
+        assert totals.requests == {"cancelled": 1, "stop": 1}
+        await worker.stop(5)
+
+    asyncio.run(run())
 
 
 def test_poking_gives_an_empty_batch(tmp_path: Path) -> None:

@@ -44,13 +44,6 @@ def test_the_splitter_gives_the_same_frames_however_the_stream_is_cut(
         got += splitter.feed(stream[position : position + cut])
         position += cut
     assert got == bodies
-    assert not splitter.inside_frame
-
-
-def test_the_splitter_knows_that_a_frame_is_unfinished() -> None:
-    splitter = frames.FrameSplitter()
-    assert splitter.feed(frames.pack(b"abc")[:-1]) == []
-    assert splitter.inside_frame
 
 
 def test_a_blocking_reader_and_writer_agree_over_a_pipe() -> None:

@@ -20,10 +20,12 @@ from llm_server.worker.config import CacheConfig, FlashAttention, KvType, LoadCo
 from llm_server.worker.frames import (
     decode_events,
     encode_command,
+    pack,
     read_frame,
     write_frame,
 )
 from llm_server.worker.messages import (
+    CacheStats,
     Cancel,
     Cells,
     ChatRequest,
@@ -37,6 +39,7 @@ from llm_server.worker.messages import (
     Loaded,
     LoadFailed,
     Message,
+    Progress,
     ResponseFormat,
     Sampling,
     Stop,
@@ -51,9 +54,9 @@ CONFIG = LoadConfig(n_threads=1, n_ctx=512)
 class Process:
     """A worker and the two ends of its pipes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *program: str) -> None:
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "llm_server.worker"],
+            [sys.executable, "-m", *(program or ["llm_server.worker"])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -209,6 +212,21 @@ def test_an_over_long_prompt_is_refused_in_openai_words(loaded: Process) -> None
         assert ("in at least" in end.error.message) == (id == 1)
 
 
+def test_a_chat_whose_prompt_is_empty_is_refused_and_harms_nobody(
+    worker: Process, attention_gguf: Path, tmp_path: Path
+) -> None:
+    template = tmp_path / "contents.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    worker.send(Load(str(attention_gguf), CONFIG, template_path=str(template)))
+    next(e for e in worker.events() if isinstance(e, Loaded))
+    worker.send(Submit(1, chat("")))
+    _, end = worker.end_of(1)
+    assert isinstance(end, Failed)
+    assert (end.error.status, end.error.param) == (400, "messages")
+    worker.send(Submit(2, chat("hello")))
+    assert isinstance(worker.end_of(2)[1], Finished)
+
+
 def test_a_very_long_run_of_one_character_does_not_crash_the_tokenizer(
     worker: Process, attention_gguf: Path
 ) -> None:
@@ -260,6 +278,22 @@ def test_stop_fails_what_runs_and_exits(loaded: Process) -> None:
 def test_it_ends_when_its_pipe_closes(loaded: Process) -> None:
     assert loaded.popen.stdin is not None
     loaded.popen.stdin.close()
+    assert loaded.popen.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "closed"),
+    [(pack(b"x" * 100)[:50], True), (pack(b"\xc1"), False)],
+    ids=["broken_off", "none"],
+)
+def test_it_ends_when_its_commands_break_off_or_are_none(
+    loaded: Process, sent: bytes, *, closed: bool
+) -> None:
+    assert loaded.popen.stdin is not None
+    loaded.popen.stdin.write(sent)
+    loaded.popen.stdin.flush()
+    if closed:
+        loaded.popen.stdin.close()
     assert loaded.popen.wait(10) == 0
 
 
@@ -423,3 +457,37 @@ def test_the_same_text_again_costs_its_last_tokens(
         _, end = worker.end_of(id)
         assert isinstance(end, Finished)
     assert end.usage.cached_tokens >= end.usage.prompt_tokens - 4
+
+
+@pytest.fixture
+def stuck(tmp_path: Path) -> Iterator[Process]:
+    """A worker whose disk is stuck until somebody writes to the FIFO `way` in the folder."""
+    os.mkfifo(tmp_path / "way")
+    process = Process("tests.worker.stuck_worker", str(tmp_path / "cache"), str(tmp_path / "way"))
+    yield process
+    process.popen.kill()
+    process.close()
+
+
+def test_a_worker_that_waits_for_its_disk_says_so(stuck: Process, tmp_path: Path) -> None:
+    warm = CompletionRequest(list(range(1, 31)), persist=True, sampling=Sampling(max_tokens=0))
+    stuck.send(Submit(1, warm))
+    told = (event for event in stuck.events() if isinstance(event, Progress) and event.n_done)
+    assert [next(told) for _ in range(2)] == [Progress(1, 30, 30, 0)] * 2
+    with open(tmp_path / "way", "wb"):
+        _, end = stuck.end_of(1)
+    assert isinstance(end, Finished) and end.usage.state_bytes == 30
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_what_the_cache_has_written_is_told_soon(
+    stuck: Process, tmp_path: Path, *, busy: bool
+) -> None:
+    if busy:
+        stuck.send(Submit(1, CompletionRequest([1])))
+    head = CompletionRequest(list(range(1, 31)), sampling=Sampling(max_tokens=0))
+    stuck.send(Submit(2, head))
+    stuck.end_of(2)
+    with open(tmp_path / "way", "wb"):
+        told = (event for event in stuck.events() if isinstance(event, CacheStats))
+        assert next(stats.written for stats in told if stats.written) > 0

@@ -90,6 +90,12 @@ def test_no_other_files(seen: dict[str, str], name: str) -> None:
     assert seen[name] == EACCES
 
 
+@needs_landlock
+@pytest.mark.skipif(bool(sandbox.gpu_devices(Path("/dev"))), reason="drivers read all of /proc")
+def test_without_a_graphics_card_nothing_is_left_open_for_one(seen: dict[str, str]) -> None:
+    assert seen["read /proc/loadavg"] == EACCES
+
+
 @needs_seccomp
 @pytest.mark.parametrize(
     "name",
