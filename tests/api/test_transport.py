@@ -254,8 +254,8 @@ def test_beyond_the_last_connection_there_is_an_answer_too(hasty: Live) -> None:
     with contextlib.ExitStack() as stack:
         body = json.dumps(chat_body("hang", stream=True)).encode()
         request = post(b"/chat/completions", body, JSON, b"Content-Length: %d" % len(body))
-        held = [stack.enter_context(connect(url(hasty))) for _ in range(LIMITS.connections)]
-        for connection in held:
+        for _ in range(LIMITS.connections):
+            connection = stack.enter_context(connect(url(hasty)))
             connection.sendall(request)
             assert connection.recv(15) == b"HTTP/1.1 200 OK"
         answer = talk(url(hasty), b"")
