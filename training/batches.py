@@ -9,11 +9,13 @@ import multiprocessing
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.queues import Queue
 
 import numpy as np
 import numpy.typing as npt
 
+from training.meanings import Meanings
 from training.render import draw_question_sample, draw_sample
 from training.tokenizer import END_OF_TEXT, TURN_END, TURN_START, load
 
@@ -36,12 +38,34 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of `tokens`, `positions` within their conversation, and loss `weights` of the token
-    that follows; all of shape [rows, length]."""
+    """Rows of `tokens`, `positions` within their conversation, loss `weights` of the token that
+    follows, and numbers of the `words` that end, -1 for none; all of shape [rows, length]."""
 
     tokens: npt.NDArray[np.uint16]
     positions: npt.NDArray[np.uint16]
     weights: npt.NDArray[np.float16]
+    words: npt.NDArray[np.int32]
+
+    @classmethod
+    def empty(cls, rows: int, length: int) -> "Batch":
+        """Nothing but padding, from which nothing is learnt."""
+        (padding,) = load().encode(END_OF_TEXT).ids
+        shape = (rows, length)
+        return cls(
+            np.full(shape, padding, dtype=np.uint16),
+            np.zeros(shape, dtype=np.uint16),
+            np.zeros(shape, dtype=np.float16),
+            np.full(shape, -1, dtype=np.int32),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The token ids of a text, how much each counts, and the words that end with them."""
+
+    ids: list[int]
+    weights: npt.NDArray[np.float16]
+    words: npt.NDArray[np.int32]
 
 
 def answer_mask(ids: list[int]) -> npt.NDArray[np.bool_]:
@@ -63,16 +87,22 @@ def answer_mask(ids: list[int]) -> npt.NDArray[np.bool_]:
 
 
 def samples(
-    seed: int, length: int, drawn: Callable[[random.Random], str] = draw_sample
-) -> Iterator[tuple[list[int], npt.NDArray[np.float16]]]:
-    """Token ids of conversations no longer than `length`, with the weight of each token."""
+    seed: int,
+    length: int,
+    drawn: Callable[[random.Random], str] = draw_sample,
+    meanings: Meanings | None = None,
+) -> Iterator[Sample]:
+    """Conversations no longer than `length` tokens."""
     rng = random.Random(seed)
     tokenizer = load()
     while True:
-        ids = tokenizer.encode(drawn(rng)).ids
-        if len(ids) <= length:
-            weights = np.where(answer_mask(ids), 1.0, PROMPT_WEIGHT).astype(np.float16)
-            yield ids, weights
+        text = drawn(rng)
+        encoded = tokenizer.encode(text)
+        n = len(encoded.ids)
+        if n <= length:
+            weights = np.where(answer_mask(encoded.ids), 1.0, PROMPT_WEIGHT).astype(np.float16)
+            words = meanings.labels(text, encoded.offsets) if meanings else np.full(n, -1, np.int32)
+            yield Sample(encoded.ids, weights, words)
 
 
 def batches(
@@ -80,56 +110,69 @@ def batches(
     rows: int,
     length: int,
     drawn: Callable[[random.Random], str] = draw_sample,
+    meanings: Meanings | None = None,
 ) -> Iterator[Batch]:
     """Packs samples into rows, the longest that still fits first."""
-    source = samples(seed, length, drawn)
+    source = samples(seed, length, drawn, meanings)
     pending = [next(source) for _ in range(_PENDING)]
-    (padding,) = load().encode(END_OF_TEXT).ids
     while True:
-        tokens = np.full((rows, length), padding, dtype=np.uint16)
-        positions = np.zeros((rows, length), dtype=np.uint16)
-        weights = np.zeros((rows, length), dtype=np.float16)
+        batch = Batch.empty(rows, length)
         for row in range(rows):
             used = 0
-            while fitting := [item for item in pending if len(item[0]) <= length - used]:
+            while fitting := [item for item in pending if len(item.ids) <= length - used]:
                 # The oldest one opens a row, so that none waits for ever.
-                item = pending[0] if used == 0 else max(fitting, key=lambda one: len(one[0]))
+                item = pending[0] if used == 0 else max(fitting, key=lambda one: len(one.ids))
                 pending.remove(item)
                 pending.append(next(source))
-                ids, known = item
-                end = used + len(ids)
-                tokens[row, used:end] = ids
-                positions[row, used:end] = np.arange(len(ids))
-                weights[row, used : end - 1] = known[1:]
+                end = used + len(item.ids)
+                batch.tokens[row, used:end] = item.ids
+                batch.positions[row, used:end] = np.arange(len(item.ids))
+                batch.weights[row, used : end - 1] = item.weights[1:]
+                batch.words[row, used:end] = item.words
                 used = end
-        yield Batch(tokens, positions, weights)
+        yield batch
 
 
-def mixed(seed: int, mix: Mix) -> Iterator[Batch]:
+def mixed(seed: int, mix: Mix, meanings: Meanings | None = None) -> Iterator[Batch]:
     """Batches of both kinds, in the shares of the mix."""
     rng = random.Random(seed)
-    whole = batches(seed, mix.rows, mix.length)
+    whole = batches(seed, mix.rows, mix.length, meanings=meanings)
     if not mix.questions:
         yield from whole
     rows = max(1, mix.rows * mix.length // QUESTION_LENGTH)
-    questions = batches(seed, rows, QUESTION_LENGTH, draw_question_sample)
+    questions = batches(seed, rows, QUESTION_LENGTH, draw_question_sample, meanings)
     while True:
         yield next(questions if rng.random() < mix.questions else whole)
 
 
-def _work(queue: "Queue[Batch]", seed: int, mix: Mix) -> None:
-    for batch in mixed(seed, mix):
+def word_batches(seed: int, rows: int, meanings: Meanings) -> Iterator[Batch]:
+    """Words beside each other, in rows of `QUESTION_LENGTH`; only their meanings are learnt."""
+    tokenizer = load()
+    lines = meanings.lines(seed, 4 * QUESTION_LENGTH)
+    while True:
+        batch = Batch.empty(rows, QUESTION_LENGTH)
+        batch.positions[:] = np.arange(QUESTION_LENGTH)
+        for row, text in enumerate(islice(lines, rows)):
+            encoded = tokenizer.encode(text)
+            n = min(len(encoded.ids), QUESTION_LENGTH)
+            batch.tokens[row, :n] = encoded.ids[:n]
+            batch.words[row, :n] = meanings.labels(text, encoded.offsets)[:n]
+        yield batch
+
+
+def _work(queue: "Queue[Batch]", seed: int, mix: Mix, meanings: Meanings | None) -> None:
+    for batch in mixed(seed, mix, meanings):
         queue.put(batch)
 
 
 class BatchSource:
     """Worker processes that keep a queue of batches full; daemons, so they end with the parent."""
 
-    def __init__(self, workers: int, seed: int, mix: Mix) -> None:
+    def __init__(self, workers: int, seed: int, mix: Mix, meanings: Meanings | None = None) -> None:
         context = multiprocessing.get_context("fork")
         self._queue: Queue[Batch] = context.Queue(maxsize=4 * workers)
         for worker in range(workers):
-            arguments = (self._queue, seed * 1000 + worker, mix)
+            arguments = (self._queue, seed * 1000 + worker, mix, meanings)
             context.Process(target=_work, args=arguments, daemon=True).start()
 
     def next(self) -> Batch:

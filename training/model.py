@@ -4,7 +4,7 @@ Names of weights are those of the GGUF file. Knows packed rows; does not know tr
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias
@@ -102,20 +102,21 @@ class DemoModel(nn.Module):
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
 
-    def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend, mask: Mask) -> Tensor:
-        """States before the output matrix, [rows, length, width]."""
+    def states(
+        self, tokens: Tensor, positions: Tensor, attend: Attend, mask: Mask
+    ) -> Iterator[Tensor]:
+        """States behind each layer in turn, [rows, length, width]."""
         cos, sin = rotations(self.config, tokens.device)
         cos, sin = cos[positions][:, None], sin[positions][:, None]
         x: Tensor = self.token_embd(tokens)
         for block in self.blk:
             x = block(x, cos, sin, attend, mask)
-        normed: Tensor = self.output_norm(x)
-        return normed
+            yield x
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits, [rows, length, vocab], by dense attention."""
-        hidden = self.hidden(tokens, positions, dense_attention, dense_mask(positions))
-        return F.linear(hidden, self.token_embd.weight)
+        *_, last = self.states(tokens, positions, dense_attention, dense_mask(positions))
+        return F.linear(self.output_norm(last), self.token_embd.weight)
 
 
 def dense_mask(positions: Tensor) -> Tensor:

