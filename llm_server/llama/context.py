@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -93,19 +93,7 @@ class Context:
             self._transit = step * parallel
             self.idle = range(self._transit + step, MAX_SEQUENCES, step)
             n_seq_max = self._transit + step
-        params = lib.llama_context_default_params()
-        params.n_ctx = n_ctx
-        params.n_batch = min(config.n_batch, n_ctx)
-        params.n_ubatch = min(config.n_ubatch, params.n_batch)
-        params.n_seq_max = n_seq_max
-        params.n_outputs_max = max(params.n_seq_max, min(64, params.n_batch))
-        params.n_threads = params.n_threads_batch = config.n_threads
-        params.type_k, params.type_v = KV_TYPES[config.type_k], KV_TYPES[config.type_v]
-        params.flash_attn_type = FLASH_ATTENTION[config.flash_attn]
-        rope.configure(params, config)
-        params.kv_unified = True
-        params.swa_full = True
-        params.no_perf = True
+        params = _params(config, n_ctx, n_seq_max)
         before = pages.mapped()
         self._context = lib.llama_init_from_model(model.handle, params)
         if not self._context:
@@ -245,6 +233,24 @@ class Context:
         if self._context:
             lib.llama_free(self._context)
             self._context = None
+
+
+def _params(config: LoadConfig, n_ctx: int, n_seq_max: int) -> Any:
+    """struct llama_context_params."""
+    params = lib.llama_context_default_params()
+    params.n_ctx = n_ctx
+    params.n_batch = min(config.n_batch, n_ctx)
+    params.n_ubatch = min(config.n_ubatch, params.n_batch)
+    params.n_seq_max = n_seq_max
+    params.n_outputs_max = max(params.n_seq_max, min(64, params.n_batch))
+    params.n_threads = params.n_threads_batch = config.n_threads
+    params.type_k, params.type_v = KV_TYPES[config.type_k], KV_TYPES[config.type_v]
+    params.flash_attn_type = FLASH_ATTENTION[config.flash_attn]
+    rope.configure(params, config)
+    params.kv_unified = True
+    params.swa_full = True
+    params.no_perf = True
+    return params
 
 
 def _bytes_of(array: npt.NDArray[np.uint8]) -> ctypes._Pointer[ctypes.c_uint8]:
