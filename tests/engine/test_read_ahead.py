@@ -24,9 +24,9 @@ def test_what_is_read_ahead_is_never_more_than_there_are_cells(tmp_path: Path) -
         if server.bench.engine.blocked:
             assert server.woken.wait(10)
             server.woken.clear()
+        waiting = [s.fetch for s in server.bench.engine._admission.waiting if s.fetch]
+        most = max(most, sum(piece.n_cells for fetch in waiting for piece in fetch.pieces))
         server.bench.step()
-        fetches = [s.fetch for s in server.bench.engine._admission.waiting if s.fetch]
-        most = max(most, sum(piece.n_cells for fetch in fetches for piece in fetch.pieces))
     assert 0 < most <= 200
     for i in range(12):
         end = server.bench.ends[100 + i]
@@ -101,6 +101,9 @@ def test_who_goes_leaves_room_for_what_others_read(tmp_path: Path, running: bool
         server.bench.submit(20 + id, tokens, max_tokens=30)
     while len(server.bench.engine._running) < len(streams):
         server.bench.step()
+        while not all(fetch.done for fetch in fetches(server)):
+            assert server.woken.wait(10), "steps would end one stream while another is looked up"
+            server.woken.clear()
     server.bench.submit(10, [*long, 1], max_tokens=3)
     while not any(fetch.pieces and fetch.attaching == running for fetch in fetches(server)):
         server.bench.step()
