@@ -100,7 +100,8 @@ def completion_call(body: dict[str, Json]) -> Call:
         raise UnsupportedParameter(
             "best_of is supported only as the number of choices, n.", param="best_of"
         )
-    if wanted.echo and wanted.suffix is not None:
+    suffix = wanted.suffix or None
+    if wanted.echo and suffix is not None:
         raise InvalidRequest("A prompt with a suffix cannot be echoed.", param="echo")
     prompts = prompts_of(wanted.prompt)
     chosen = chosen_sampling(wanted)
@@ -111,7 +112,7 @@ def completion_call(body: dict[str, Json]) -> Call:
             request
             for prompt in prompts
             for request in choices(
-                CompletionRequest(prompt, wanted.suffix, bool(wanted.echo), sampling), n
+                CompletionRequest(prompt, suffix, bool(wanted.echo), sampling), n
             )
         ],
         n=n,

@@ -27,6 +27,8 @@ from llm_server.api.wire import (
     CacheOptions,
     ChatBody,
     NamedToolChoice,
+    Parts,
+    RefusalPart,
     ResponseFormatType,
     SetModelBody,
     WireFunction,
@@ -206,10 +208,13 @@ def _message(wire: WireMessage, path: str, called: set[str]) -> Message:
 
 
 def _text(wire: WireMessage) -> str | None:
-    content = wire.content
-    if isinstance(content, list):
-        content = "".join(part.text for part in content)
+    content = joined(wire.content) if isinstance(wire.content, list) else wire.content
     return content or wire.refusal or content
+
+
+def joined(parts: Parts) -> str:
+    """The text of a message's parts, which are of their own: files, results."""
+    return "\n".join(p.refusal if isinstance(p, RefusalPart) else p.text for p in parts)
 
 
 def _arguments(arguments: str | dict[str, Any]) -> str:
@@ -226,7 +231,7 @@ def tool_objects(functions: Sequence[WireFunction], path: str) -> list[JsonObjec
             message = "Two tools have the same name."
             raise InvalidRequest(message, param=f"{path.format(i)}.name")
         seen.add(function.name)
-        _check_schema(function.parameters, f"{path.format(i)}.parameters")
+        _check_parameters(function.parameters, f"{path.format(i)}.parameters")
     # Members in one order whoever wrote them, so that equal tools make equal prompts.
     return [
         {"type": "function", "function": function.model_dump(exclude_none=True, exclude={"type"})}
@@ -274,6 +279,15 @@ def response_format(
         raise InvalidRequest(message, param=param, code="missing_required_parameter")
     _check_schema(schema, param)
     return ResponseFormat("json_schema", schema, param)
+
+
+def _check_parameters(schema: JsonObject | None, param: str) -> None:
+    """Refuse what is no object's schema: arguments have names. Raises InvalidRequest."""
+    kinds = (schema or {}).get("type", "object")
+    if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
+        message = 'A tool\'s parameters are a schema of "type": "object".'
+        raise InvalidRequest(message, param=param, code="invalid_json_schema")
+    _check_schema(schema, param)
 
 
 def _check_schema(schema: JsonObject | None, param: str) -> None:

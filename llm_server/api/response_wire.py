@@ -12,6 +12,7 @@ from llm_server.api.wire import (
     MAX_TOOLS,
     CacheOptions,
     GenerationFields,
+    Parts,
     ReasoningEffort,
     ResponseFormatType,
     WireFunction,
@@ -20,31 +21,8 @@ from llm_server.api.wire import (
 ItemId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class TextContent(Wire):
-    """A piece of a message's text, by whomever."""
-
-    type: Literal["input_text", "output_text", "text"]
-    text: str
-
-
-class RefusalContent(Wire):
-    """What the assistant said instead of an answer: text like any other, for a template."""
-
-    type: Literal["refusal"]
-    refusal: str
-
-
-def _part_kind(value: object) -> str:
-    refused = isinstance(value, dict) and value.get("type") == "refusal"
-    return "(refusal)" if refused else "(text)"
-
-
-Part = Annotated[
-    Annotated[TextContent, Tag("(text)")] | Annotated[RefusalContent, Tag("(refusal)")],
-    Discriminator(_part_kind),
-]
 ItemText = Annotated[
-    Annotated[str, Tag("(text)")] | Annotated[list[Part], Field(fail_fast=True), Tag("(parts)")],
+    Annotated[str, Tag("(text)")] | Annotated[Parts, Tag("(parts)")],
     Discriminator(content_kind),
 ]
 

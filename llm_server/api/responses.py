@@ -29,6 +29,7 @@ from llm_server.api.parameters import overrides_of
 from llm_server.api.requests import (
     Call,
     ignored_in_tools,
+    joined,
     response_format,
     tool_objects,
     warming,
@@ -40,16 +41,14 @@ from llm_server.api.response_wire import (
     FlatToolChoice,
     MessageItem,
     OutputItem,
-    Part,
     ReasoningItem,
     ReasoningOptions,
-    RefusalContent,
     ResponsesBody,
     TextOptions,
 )
 from llm_server.api.schema import operation
 from llm_server.api.usage import Origin
-from llm_server.api.wire import CacheOptions
+from llm_server.api.wire import CacheOptions, Parts
 from llm_server.errors import InvalidRequest, UnsupportedParameter
 from llm_server.worker.messages import (
     ChatRequest,
@@ -257,12 +256,8 @@ def _both(one: str | None, other: str | None, between: str) -> str | None:
     return between.join(filter(None, (one, other))) or None
 
 
-def _text(content: str | list[Part]) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(
-        part.refusal if isinstance(part, RefusalContent) else part.text for part in content
-    )
+def _text(content: str | Parts) -> str:
+    return joined(content) if isinstance(content, list) else content
 
 
 # ---- what a response repeats -------------------------------------------------------------------

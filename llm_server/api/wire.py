@@ -31,15 +31,35 @@ MAX_INPUTS = 2048
 
 
 class TextPart(Wire):
-    """One piece of a message. Only text is served so far."""
+    """One piece of a message, by whomever. Only text is served so far."""
 
-    type: Literal["text"]
+    type: Literal["text", "input_text", "output_text"]
     text: str
 
 
+class RefusalPart(Wire):
+    """What the assistant said instead of an answer: text like any other, for a template."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+def _part_kind(value: object) -> str:
+    refused = isinstance(value, dict) and value.get("type") == "refusal"
+    return "(refusal)" if refused else "(text)"
+
+
+Parts = Annotated[
+    list[
+        Annotated[
+            Annotated[TextPart, Tag("(text)")] | Annotated[RefusalPart, Tag("(refusal)")],
+            Discriminator(_part_kind),
+        ]
+    ],
+    Field(fail_fast=True),
+]
 Content = Annotated[
-    Annotated[str | None, Tag("(text)")]
-    | Annotated[list[TextPart], Field(fail_fast=True), Tag("(parts)")],
+    Annotated[str | None, Tag("(text)")] | Annotated[Parts, Tag("(parts)")],
     Discriminator(content_kind),
 ]
 """A string, null, or a list of text parts. The tags never reach a client."""
@@ -65,7 +85,8 @@ class WireToolCall(Wire):
 
 class WireMessage(Wire):
     """One message of the conversation. `reasoning` is another name of `reasoning_content`, a
-    `refusal` is text like any other, and of calls there are `tool_calls` alone."""
+    `refusal` is text like any other, and of calls there are `tool_calls` alone. Answers begin anew:
+    there is no `prefix`."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = None
@@ -76,6 +97,7 @@ class WireMessage(Wire):
     reasoning: str | None = None
     refusal: str | None = None
     function_call: None = None
+    prefix: Literal[False] | None = None
 
 
 class WireFunction(Wire):

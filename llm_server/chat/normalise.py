@@ -14,21 +14,34 @@ from llm_server.worker.messages import Message
 
 def split_calls(messages: list[Message]) -> list[Message]:
     """One call a message, each followed by its own result."""
-    results = {m.tool_call_id: m for m in messages if m.role == "tool" and m.tool_call_id}
-    moved: set[str] = set()
+    moved: set[int] = set()
     out: list[Message] = []
-    for message in messages:
-        if len(message.tool_calls) < 2:
-            if message.tool_call_id not in moved:
-                out.append(message)
+    for at, message in enumerate(messages):
+        if at in moved:
             continue
+        if len(message.tool_calls) < 2:
+            out.append(message)
+            continue
+        results = _results(messages, at)
         for index, call in enumerate(message.tool_calls):
             content = message.content if index == 0 else None
             out.append(msgspec.structs.replace(message, content=content, tool_calls=[call]))
             if call.id in results:
-                out.append(results[call.id])
-                moved.add(call.id)
+                out.append(messages[results[call.id]])
+                moved.add(results[call.id])
     return out
+
+
+def _results(messages: list[Message], at: int) -> dict[str, int]:
+    """Where the results of the calls at `at` are, by id: before the next calls, for many clients
+    number the calls of each turn anew."""
+    found: dict[str, int] = {}
+    for behind, message in enumerate(messages[at + 1 :], at + 1):
+        if message.tool_calls:
+            break
+        if message.tool_call_id:
+            found[message.tool_call_id] = behind
+    return found
 
 
 def split_content(messages: list[Message]) -> list[Message]:
@@ -78,9 +91,11 @@ def join_neighbours(messages: list[Message]) -> list[Message]:
             and not (last.tool_calls and message.tool_calls)
         ):
             texts = [text for text in (last.content, message.content) if text]
+            thoughts = [m.reasoning_content for m in (last, message) if m.reasoning_content]
             out[-1] = msgspec.structs.replace(
                 last,
                 content="\n\n".join(texts) or None,
+                reasoning_content="\n\n".join(thoughts) or None,
                 tool_calls=last.tool_calls or message.tool_calls,
             )
         else:

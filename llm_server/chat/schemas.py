@@ -27,10 +27,25 @@ _IRREGULAR = re.compile(
     re.DOTALL,
 )
 
+_BARE = frozenset({"type", "properties", "required", "title", "description", "$schema"})
+"""Words beside which `properties: {}` is all that a schema says."""
+
 DEFINITIONS = ("$defs", "definitions")
 _BY_NAME = ("properties", "patternProperties", *DEFINITIONS)
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _SINGLE = ("items", "additionalProperties", "additionalItems")
+
+
+def parameters_of(function: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a tool's arguments: an object, and an empty one where none are named.
+
+    So OpenAI has it where `parameters` is missing; by the letter of JSON Schema, a model could
+    invent some for `properties: {}`.
+    """
+    schema = function.get("parameters") or {"properties": {}}
+    named = schema.get("properties") != {} or schema.get("required") or schema.keys() - _BARE
+    closed = {} if named else {"additionalProperties": False}
+    return {**schema, **closed, "type": "object"}
 
 
 def ignored_words(schema: object) -> list[str]:

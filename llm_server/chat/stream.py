@@ -19,6 +19,7 @@ from llm_server.chat.syntax.literal import (
     Matcher,
     Slot,
     build,
+    header_complete,
     is_marker,
     pieces,
     text_of,
@@ -39,6 +40,7 @@ class PlainText:
 
     n_calls = 0
     answering = True
+    thinking = False
     skipping = False
 
     def __init__(self, id: int) -> None:
@@ -100,6 +102,11 @@ class AnswerParser:
     def answering(self) -> bool:
         """Whether the text that comes is for the user, not a thought or a call."""
         return self._where != "reasoning" and not self._calling
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the text that comes is a thought."""
+        return self._where == "reasoning" and not self._calling and not self._opened
 
     @property
     def skipping(self) -> bool:
@@ -235,6 +242,8 @@ class AnswerParser:
             if self.n_calls > n_calls:
                 self._where = "content"
                 return ""
+            if reader.closed and self._is_cut_call():
+                reader.take(len(reader.text))
             blanks = len(reader.text) - reader.pos - len(reader.text[reader.pos :].lstrip())
             show(reader.take(blanks + 1))
             reader.unmark()
@@ -257,6 +266,21 @@ class AnswerParser:
             yield from reader.more()
 
     # ---- calls ---------------------------------------------------------------------------------
+
+    @property
+    def _opened(self) -> str:
+        """What is held back because it may be the header of a call."""
+        text = self._reader.text[self._reader.pos :].lstrip()
+        trigger = self._syntax.calls.trigger
+        return text if self._schemas and trigger and text.startswith(trigger) else ""
+
+    def _is_cut_call(self) -> bool:
+        """Whether what is left is a call that was cut before its arguments, or behind the sign
+        that opens them: nobody's text."""
+        calls = self._syntax.calls
+        headers = self._headers(calls.start, calls.begin)
+        opened = self._opened.rstrip(" \n{")
+        return bool(opened) and header_complete(headers, self._schemas, opened) is None
 
     def _calls(self, header: Matcher) -> Parse[None]:
         """Read calls from behind the first one's header on. The reader is marked before it, and

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from llm_server.engine.detokenize import StopStrings, Utf8Stream
 from llm_server.engine.logprobs import Scores
-from llm_server.worker.messages import Delta, FinishReason, Logprobs, Reasoning
+from llm_server.worker.messages import Delta, FinishReason, Logprobs
 
 Mask = npt.NDArray[np.int32]
 """Allowed tokens as bits, 32 to a word, the lowest first."""
@@ -32,14 +32,17 @@ class TokenSampler(Protocol):
 class TextParser(Protocol):
     """Turns an answer's text into deltas (`chat/stream`). `n_calls` is how many calls it saw.
 
-    `answering`: whether the text that comes is for the user, not a thought or a call. `skipping`:
-    whether blanks that come now will not be shown.
+    `answering`: whether the text that comes is for the user, not a thought or a call. `thinking`:
+    whether it is a thought. `skipping`: whether blanks that come now will not be shown.
     """
 
     n_calls: int
 
     @property
     def answering(self) -> bool: ...
+
+    @property
+    def thinking(self) -> bool: ...
 
     @property
     def skipping(self) -> bool: ...
@@ -103,7 +106,6 @@ class Answer:
         self.n_tokens = 0
         self.n_reasoning = 0
         """How many of them were thoughts, to the token that shows that one has begun or ended."""
-        self._thinking = False
         self._vocabulary = vocabulary
         self._make_sampler = make_sampler
         self._sampler: TokenSampler | None = None
@@ -212,10 +214,9 @@ class Answer:
         if self._scores:
             self._scores.took(token, len(decoded))
             self._deltas += self._scores.shown(len(text), cut=stopped)
-        if text and (shown := self._parser.feed(text)):
-            self._deltas.extend(shown)
-            self._thinking = isinstance(shown[-1], Reasoning)
-        self.n_reasoning += self._thinking
+        if text:
+            self._deltas.extend(self._parser.feed(text))
+        self.n_reasoning += self._parser.thinking
         if stopped or (self._constraint and self._constraint.finished):
             self._end("stop")
         elif self.n_tokens >= self._limit:

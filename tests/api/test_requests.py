@@ -20,7 +20,7 @@ from llm_server.api.wire import (
     ChatBody,
     CompletionBody,
 )
-from llm_server.errors import ServerError
+from llm_server.errors import InvalidRequest, ServerError
 from llm_server.worker.messages import ChatRequest, FunctionCall, Message, ResponseFormat, Sampling
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -62,10 +62,29 @@ def test_the_plain_request() -> None:
 
 
 def test_text_parts_are_joined_and_developer_is_system() -> None:
-    parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
+    parts = [{"type": "text", "text": "12"}, {"type": "refusal", "refusal": "5"}]
     assert messages({"role": "developer", "content": parts}) == [
-        Message(role="system", content="Be brief.")
+        Message(role="system", content="12\n5")
     ]
+
+
+def test_an_answer_cannot_be_begun_by_the_client() -> None:
+    begun = {"role": "assistant", "content": "The answer is", "prefix": True}
+    with pytest.raises(InvalidRequest) as caught:
+        chat_call({"messages": [*HELLO, begun]})
+    assert caught.value.info.param == "messages[1].prefix"
+    chat_call({"messages": [*HELLO, {**begun, "prefix": False}]})
+
+
+@pytest.mark.parametrize("kind", ["string", "array", None, ["string", "null"], {}])
+def test_the_parameters_of_a_tool_are_an_object(kind: object) -> None:
+    function = {"name": "f", "parameters": {"type": kind}}
+    with pytest.raises(InvalidRequest) as caught:
+        chat_call({"messages": HELLO, "tools": [{"type": "function", "function": function}]})
+    info = caught.value.info
+    assert (info.param, info.code) == ("tools[0].function.parameters", "invalid_json_schema")
+    function["parameters"] = {"type": ["null", "object"]}
+    chat_call({"messages": HELLO, "tools": [{"type": "function", "function": function}]})
 
 
 def test_other_names_of_thoughts_and_texts() -> None:
@@ -581,7 +600,7 @@ def test_words_of_schemas_that_nothing_enforces_are_named() -> None:
     schema = {"type": "array", "uniqueItems": True, "items": {"not": {"const": 1}}}
     functions = [
         {"name": "a", "parameters": {"properties": {"x": schema}}},
-        {"name": "b", "parameters": schema, "strict": True},
+        {"name": "b", "parameters": {"properties": {"x": schema}}, "strict": True},
         {"name": "c", "parameters": {"uniqueItems": False, "propertyNames": {"type": "string"}}},
         {"name": "d"},
     ]

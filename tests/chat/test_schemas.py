@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from llm_server.chat.schemas import UNENFORCED, enforceable, ignored_words, is_irregular
+from llm_server.chat.schemas import (
+    UNENFORCED,
+    enforceable,
+    ignored_words,
+    is_irregular,
+    parameters_of,
+)
 
 BYTES = LLTokenizer("byte")
 VALUES: dict[str, Any] = {
@@ -122,3 +128,24 @@ def test_bounds_at_the_ends_of_64_bits(kind: str, end: float) -> None:
     assert complaints(schema)
     assert not complaints(enforceable({"items": schema}))
     assert enforceable({"minimum": -5, "maximum": True}) == {"minimum": -5, "maximum": True}
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ({}, {"properties": {}, "additionalProperties": False}),
+        ({"parameters": {}}, {"properties": {}, "additionalProperties": False}),
+        (
+            {"parameters": {"properties": {}, "required": [], "title": "x"}},
+            {"properties": {}, "required": [], "title": "x", "additionalProperties": False},
+        ),
+        ({"parameters": {"type": "object"}}, {}),
+        ({"parameters": {"properties": {}, "additionalProperties": True}},) * 2,
+        ({"parameters": {"properties": {}, "required": ["a"]}},) * 2,
+        ({"parameters": {"type": ["object", "null"], "properties": {"a": {}}}},) * 2,
+    ],
+)
+def test_a_tool_that_names_no_arguments_has_none(
+    function: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert parameters_of(function) == {**expected.get("parameters", expected), "type": "object"}

@@ -77,16 +77,14 @@ def test_a_call_inside_a_thought_is_a_call() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "<tool_call>",
-        "<tool_call>\n",
+        "<tool_cal",
         "a <tool_call>no</tool_call> b",
         '<tool_call>\n{"name": "unknown", "arguments": {}}\n</tool_call>',
         '<tool_call>\n{"name": "do-it", "arguments": {broken}}',
         '<tool_call>\n{"name": "do-it", "arguments": [1]}\n</tool_call>',
-        '<tool_call>\n{"name": "do-it"',
         '{"name": "do-it", "arguments": {}}',
         "</tool_call></think>",
-        "<tool_call>" * 3,
+        "<tool_call>" * 3 + ".",
     ],
 )
 def test_what_is_no_call_is_content(text: str) -> None:
@@ -99,6 +97,25 @@ def test_what_is_no_call_is_content(text: str) -> None:
 def test_without_tools_a_call_is_content() -> None:
     parser = parse(THINKING, tools=False)
     assert fold(parser.feed(CALL) + parser.close()) == (CALL, "", [])
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+def test_a_call_that_is_cut_before_its_arguments_is_not_told(step: int) -> None:
+    begun = CALL.index("<tool_call>") + len("<tool_call>")
+    for cut in range(begun, CALL.index("a b")):
+        parser, text = parse(PLAIN), "Well. " + CALL[:cut]
+        deltas = [d for i in range(0, len(text), step) for d in parser.feed(text[i : i + step])]
+        content, _, _ = fold(deltas + parser.close())
+        assert content.strip() == "Well.", text
+
+
+def test_a_thought_ends_where_a_call_begins() -> None:
+    parser = parse(THINKING, where="reasoning")
+    told = []
+    for text in ["Hm", ".", "<tool_call>", '\n{"name": "do-it", ', '"arguments": {}', "}"]:
+        parser.feed(text)
+        told.append(parser.thinking)
+    assert told == [True, True, False, False, False, False]
 
 
 def test_a_cut_call_keeps_what_came() -> None:

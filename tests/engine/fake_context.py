@@ -208,6 +208,7 @@ class Text:
 
     n_calls = 0
     answering = True
+    thinking = False
     skipping = False
 
     def __init__(self, id: int) -> None:

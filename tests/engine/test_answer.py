@@ -199,6 +199,7 @@ class Thinker(Text):
     def feed(self, text: str) -> list[Delta]:
         thought, said = text[: self.n], text[self.n :]
         self.n -= len(thought)
+        self.thinking = not said
         shown: list[Delta] = [Reasoning(1, thought)] if thought else []
         return [*shown, Content(1, said)] if said else shown
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from llm_server.chat.grammar import ANYTHING, Lark
+from llm_server.chat.schemas import parameters_of
 from llm_server.chat.syntax.format import CallFormat, JsonArgs
 from llm_server.chat.syntax.literal import BLANKS, Literal, Slot, build, fill
 from llm_server.chat.syntax.param_grammar import ParamGrammar
@@ -128,11 +129,10 @@ class CallGrammar:
         return " ".join(p for p in parts if p)
 
     def _arguments_of(self, function: JsonObject, param: str) -> str:
-        schema = function.get("parameters") or {"type": "object", "properties": {}}
+        schema = parameters_of(function)
         strict = bool(function.get("strict"))
         args = self._calls.args
         if isinstance(args, JsonArgs):
-            whole = schema if schema.get("type") else {"type": "object", **schema}
-            return self._lark.json(whole, spaced=args.spaced, lenient=not strict)
+            return self._lark.json(schema, spaced=args.spaced, lenient=not strict)
         grammar = ParamGrammar(self._lark, args, schema, strict=strict, param=param)
         return grammar.parameters()
