@@ -1,9 +1,9 @@
 """The bodies clients may send, as strict pydantic models: names, types and bounds.
 
 Nothing is coerced. A field is honoured (it is in a model), harmless (accepted, no effect on the
-answer), refused (known elsewhere, not honoured here), or unknown (ignored; at the top named in a response
-header). What the fields mean is `requests.py`'s business. Long lists end at their first error
-(`fail_fast`): only that one is told, and thousands would take long to describe.
+answer), refused (known elsewhere, not honoured here), or unknown (ignored; those at the top are
+named in a response header). What the fields mean is `requests.py`'s business. Long lists end at
+their first error (`fail_fast`): only that one is told, and thousands would take long to describe.
 """
 
 from __future__ import annotations
