@@ -19,8 +19,8 @@ class Limits:
 
     A load may take `load_s` and its file's size at `load_rate` (a bad SD card). A worker with
     requests may say nothing for `silence_s` and the longest request's size at `text_rate`: the
-    engine reports prompts piece by piece, the worker says when it waits for the disk, and some
-    tokenizers take 35 s for a megabyte on a PC.
+    engine reports prompts piece by piece and tokens that show nothing, the worker says when it
+    waits for the disk, and some tokenizers take 35 s for a megabyte on a PC.
     Texts for vectors are computed whole, without a word: they have `vector_rate`, which is some
     ten tokens a second.
     `memory` is the most a worker may have beside the mapped model file; None is no limit.
