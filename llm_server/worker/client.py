@@ -94,6 +94,8 @@ class Worker:
         self._killed = False
         self._verdict: ServerError | None = None
         self._n_lost = 0
+        self.answered = False
+        """Whether a request has come to its end."""
         self.crashed_at: float | None = None
         """When it was reaped, by the monotonic clock, if nobody had told it to end."""
         self.cells = Cells()
@@ -178,9 +180,7 @@ class Worker:
 
     async def stop(self, deadline_s: float) -> None:
         """Fail what runs with ShuttingDown, let the worker end itself, kill it at the deadline.
-
-        One that is ending already is waited for, and ends as what it is.
-        """
+        One that is ending already is waited for."""
         if self._usable:
             self._stopping, self._usable = True, False
             self._lose(deaths.STOPPED, at_fault=False)
@@ -294,6 +294,7 @@ class Worker:
             return
         self._totals.suspects.finished(self._model_path, sent.request)
         if isinstance(event, Finished):
+            self.answered = True
             self._totals.add(event)
 
     def _route_load(self, event: LoadProgress | Loaded | LoadFailed) -> None:
