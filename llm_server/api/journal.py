@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -177,9 +178,15 @@ class _Sums:
 
 
 def resident_bytes(workers: Iterable[int]) -> tuple[int, int]:
-    """Memory of this process, and of the workers with these process ids."""
-    sizes = 0
-    for pid in workers:
-        with contextlib.suppress(psutil.Error):
-            sizes += psutil.Process(pid).memory_info().rss
-    return psutil.Process().memory_info().rss, sizes
+    """Memory of this process, and of the workers with these process ids, as far as it can be
+    read."""
+    return _resident(os.getpid()), sum(map(_resident, workers))
+
+
+def _resident(pid: int) -> int:
+    """Memory of a process; 0 if it is gone, or if no more files can be opened just now."""
+    try:
+        size: int = psutil.Process(pid).memory_info().rss
+    except (psutil.Error, OSError):
+        return 0
+    return size

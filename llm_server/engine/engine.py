@@ -33,6 +33,9 @@ RESTORE_S = 0.02
 MAX_FORCED = 64
 """Tokens of a decoding sequence that need not wait their turn with the prompts."""
 
+QUIET_S = 10.0
+"""How long tokens may show nothing before it is told that they come: silence looks like a hang."""
+
 
 class Engine:
     """Runs all requests of one model."""
@@ -291,7 +294,11 @@ class Engine:
             self._cache.cut(sequence.lease, sequence.n_computed)
         if sequence.is_over:
             self._retire(sequence)
-        return events
+        now = self._clock()
+        if events or now - sequence.told >= QUIET_S:
+            sequence.told = now
+            return events or [sequence.progress]
+        return []
 
     @property
     def _everybody(self) -> list[Sequence]:

@@ -99,6 +99,7 @@ class Sequence:
     `owner` is whose it is, for taking turns.
     `boundaries` are positions where a step must end because the state there is wanted;
     `shared_with` remembers how many first tokens it has in common with other sequences, by id.
+    `told` is when something was last told of it, by the engine's clock.
     `end` are the logits behind the prompt, if they are known before it is computed.
     After a preemption it has no lease and nothing computed, but all its tokens, its sampler and
     its text stay: it goes on where it was.
@@ -119,6 +120,7 @@ class Sequence:
         self.n_cached: int | None = None
         self.n_restored = 0
         self.state_bytes = 0
+        self.told = prompt.arrived
         self.end: Logits | None = None
         self.boundaries: set[int] = set()
         self.shared_with: dict[int, int] = {}
@@ -242,6 +244,12 @@ class Sequence:
         return Progress(self.id, self.n_prompt, min(n_read, self.n_prompt), self.n_found)
 
     @property
+    def progress(self) -> Progress:
+        """How much of the prompt is computed."""
+        n_done = min(self.n_computed, self.n_prompt)
+        return Progress(self.id, self.n_prompt, n_done, self.n_found)
+
+    @property
     def n_found(self) -> int:
         """Tokens at the beginning of the prompt that were in cells or on disk."""
         return (self.n_cached or 0) + self.n_restored
@@ -279,8 +287,7 @@ class Sequence:
         """
         deltas = self._tell_prompt(row)
         if self.n_wanted:
-            n_done = min(self.n_computed, self.n_prompt)
-            return [*deltas, Progress(self.id, self.n_prompt, n_done, self.n_found)]
+            return [*deltas, self.progress]
         self.end = None
         if self._first_token is None:
             self._first_token = time.monotonic()

@@ -95,7 +95,7 @@ class Loader:
             if not isinstance(error, RemoteError):
                 # One that was refused in good order may be tried again at once: it costs little.
                 crashes = self._crashes.setdefault(plan.model.name, Crashes())
-                crashes.note(time.monotonic(), 0.0)
+                crashes.note(time.monotonic(), 0.0, answered=False)
             self.refused(plan.model, error)
             raise
         finally:
@@ -128,7 +128,7 @@ class Loader:
         if worker.crashed_at is None:
             return 0
         crashes = self._crashes.setdefault(model.name, Crashes())
-        crashes.note(worker.crashed_at, worker.crashed_at - since)
+        crashes.note(worker.crashed_at, worker.crashed_at - since, answered=worker.answered)
         return crashes.count
 
     def make_ready(self, busy: Callable[[], bool]) -> None:

@@ -22,7 +22,8 @@ LONGEST_BACKOFF_S = 30.0
 MAX_REVIVALS = 3
 """Crashes in a row after which a model waits for somebody to ask for it again."""
 FORGIVEN_S = 10.0
-"""A worker that lived this long before it crashed makes the earlier crashes count no more."""
+"""A worker that lived this long, and answered, before it crashed makes the earlier crashes count no
+more. One that only lived does not: it would be loaded again for ever, and nobody asks for it."""
 
 
 @dataclass(slots=True)
@@ -32,9 +33,12 @@ class Crashes:
     count: int = 0
     not_before: float = 0.0
 
-    def note(self, now: float, lived_s: float) -> None:
-        """One has died at `now`, `lived_s` seconds after its model was loaded."""
-        self.count = 1 if lived_s > FORGIVEN_S else self.count + 1
+    def note(self, now: float, lived_s: float, *, answered: bool) -> None:
+        """One has died at `now`, `lived_s` seconds after its model was loaded.
+
+        `answered`: it had brought a request to its end.
+        """
+        self.count = 1 if answered and lived_s > FORGIVEN_S else self.count + 1
         self.not_before = now + backoff_s(self.count)
 
 

@@ -17,12 +17,10 @@ import msgspec
 
 from llm_server.errors import (
     ErrorInfo,
-    OutOfMemory,
     QueueFull,
     RemoteError,
     RequestTooLarge,
     ServerError,
-    ShuttingDown,
     WorkerCrashed,
 )
 from llm_server.worker import deaths, frames
@@ -51,7 +49,7 @@ from llm_server.worker.process import Process, Spawn, spawn
 from llm_server.worker.progress import Progress
 from llm_server.worker.stream import EventStream
 from llm_server.worker.totals import Totals
-from llm_server.worker.watchdog import Limits, Watchdog, oom_kills, own_memory
+from llm_server.worker.watchdog import Limits, OomKills, Watchdog, own_memory
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +80,7 @@ class Worker:
         self._totals = totals
         self._tick_s = limits.tick_s
         self._watchdog = Watchdog(limits, self._file.size)
-        self._oom_kills = oom_kills()
+        self._oom_kills = OomKills()
         self._cache_stats = CacheStats()
         self._splitter = frames.FrameSplitter()
         self._running: dict[int, _Sent] = {}
@@ -95,6 +93,9 @@ class Worker:
         self._stopping = False
         self._killed = False
         self._verdict: ServerError | None = None
+        self._n_lost = 0
+        self.answered = False
+        """Whether a request has come to its end."""
         self.crashed_at: float | None = None
         """When it was reaped, by the monotonic clock, if nobody had told it to end."""
         self.cells = Cells()
@@ -173,15 +174,16 @@ class Worker:
             self._withdraw(stream)
             raise
         if not self._usable:
-            self._fail_all(WorkerCrashed(deaths.CRASHED).info)
+            crashed = WorkerCrashed(deaths.CRASHED).info
+            self.fail(stream, deaths.STOPPED if self._told_to else crashed)
         return stream
 
     async def stop(self, deadline_s: float) -> None:
-        """Fail what runs with ShuttingDown, let the worker end itself, kill it at the deadline."""
-        self._stopping = True
-        self._fail_all(ShuttingDown("The server is shutting down.").info)
+        """Fail what runs with ShuttingDown, let the worker end itself, kill it at the deadline.
+        One that is ending already is waited for."""
         if self._usable:
-            self._usable = False
+            self._stopping, self._usable = True, False
+            self._lose(deaths.STOPPED, at_fault=False)
             # Half of the time is for keeping cached prompts, the other half for leaving.
             self._send(Stop(deadline_s=deadline_s / 2))
         try:
@@ -235,26 +237,24 @@ class Worker:
         """No more events can come, so the process is of no use, whatever it still does."""
         if not self._stopping:
             self._end_process()
-        self._died()
 
     def exited(self, status: int) -> None:
         """The process has been reaped."""
         self._usable = False
         self._ticking.cancel()
-        told_to = self._stopping or (self._killed and self._verdict is None)
-        if not told_to:
+        self._died(status)
+        if not self._told_to:
             self.crashed_at = time.monotonic()
             self._totals.worker_crashes += 1
-        if not told_to or status != 0:
-            level = logging.INFO if told_to else logging.ERROR
-            ended, n = deaths.describe_exit(status), len(self._running)
+        if not self._told_to or status != 0:
+            level = logging.INFO if self._told_to else logging.ERROR
+            ended, n = deaths.describe_exit(status), self._n_lost
             logger.log(level, "worker %d %s with %d requests running", self.pid, ended, n)
         if not self._loading.done():
             self._loading.set_exception(self._verdict or deaths.died_loading(status, self._killed))
             self._loading.exception()  # Read here: the loader may have been cancelled.
         if not self._exited.done():
             self._exited.set_result(status)
-        self._died()
         self._process.close()
 
     # ---- the details ---------------------------------------------------------------------------
@@ -294,6 +294,7 @@ class Worker:
             return
         self._totals.suspects.finished(self._model_path, sent.request)
         if isinstance(event, Finished):
+            self.answered = True
             self._totals.add(event)
 
     def _route_load(self, event: LoadProgress | Loaded | LoadFailed) -> None:
@@ -313,6 +314,7 @@ class Worker:
     def _tick(self) -> None:
         """Ask the watchdog, and look at the model's file while it is being used."""
         self._tick_later()
+        self._oom_kills.tick()
         if self._stopping or not self._usable:
             return
         longest = max((sent.size for sent in self._running.values()), default=None)
@@ -332,31 +334,40 @@ class Worker:
     def _check_file(self) -> Change:
         change = self._file.change()
         if change == "overwritten" and self._usable:
-            self._end(WorkerCrashed(deaths.OVERWRITTEN), requests_at_fault=False)
+            self._end(WorkerCrashed(deaths.OVERWRITTEN), at_fault=False)
         return change
 
-    def _end(self, why: ServerError, *, requests_at_fault: bool = True) -> None:
+    def _end(self, why: ServerError, *, at_fault: bool = True) -> None:
         """End the process and fail its requests for that reason."""
         logger.error("worker %d is ended: %s", self.pid, why)
         self._verdict = why
         self.kill()
-        self._died(requests_at_fault)
+        self._lose(why.info, at_fault=at_fault)
 
-    def _died(self, requests_at_fault: bool = True) -> None:
-        """Fail what runs: the process is of no use any more."""
-        expected = self._stopping or (self._killed and self._verdict is None)
-        why = self._verdict
-        if why is None and not expected:
+    @property
+    def _told_to(self) -> bool:
+        """Whether its end, if it comes, is what somebody wanted."""
+        return self._stopping or (self._killed and self._verdict is None)
+
+    def _died(self, status: int) -> None:
+        """Fail what runs, for the reason that the process has ended for."""
+        if self._told_to:
+            self._lose(deaths.STOPPED, at_fault=False)
+        elif self._file.change() == "overwritten":
             # A file that is just being written can end it before anybody looks at the file.
-            if self._file.change() == "overwritten":
-                why, requests_at_fault = WorkerCrashed(deaths.OVERWRITTEN), False
-            elif oom_kills() > self._oom_kills:
-                why = OutOfMemory(deaths.MEMORY_RAN_OUT)
-        if requests_at_fault and not expected:
-            self._totals.suspects.died(
-                self._model_path, [sent.request for sent in self._running.values()]
-            )
-        self._fail_all((why or WorkerCrashed(deaths.CRASHED)).info)
+            self._lose(WorkerCrashed(deaths.OVERWRITTEN).info, at_fault=False)
+        else:
+            self._lose(deaths.died(status, memory_ran_out=self._oom_kills.lately).info)
+
+    def _lose(self, why: ErrorInfo, *, at_fault: bool = True) -> None:
+        """Fail what runs, which may be what has ended the process."""
+        lost, self._running = list(self._running.values()), {}
+        self._n_lost += len(lost)
+        if at_fault:
+            self._totals.suspects.died(self._model_path, [sent.request for sent in lost])
+        for stream in {sent.stream for sent in lost}:
+            stream.add(Failed(id=stream.ids[0], error=why))
+            stream.wake()
 
     def _end_process(self) -> None:
         self._usable = False
@@ -368,23 +379,14 @@ class Worker:
             self._totals.requests["cancelled"] += 1
 
     def _withdraw(self, stream: EventStream, ended: int = 0) -> bool:
-        """Take what runs of a stream's requests back from the worker; False if nothing does.
-
-        `ended` has just ended there by itself.
-        """
+        """Take what runs of a stream's requests back from the worker, where `ended` has just ended
+        by itself; False if nothing runs."""
         running = [id for id in stream.ids if self._running.pop(id, None) is not None]
         if self._usable:
             for id in running:
                 if id != ended:
                     self._send(Cancel(id=id))
         return bool(running)
-
-    def _fail_all(self, error: ErrorInfo) -> None:
-        streams = {sent.stream for sent in self._running.values()}
-        self._running = {}
-        for stream in streams:
-            stream.add(Failed(id=stream.ids[0], error=error))
-            stream.wake()
 
     def _send(self, command: Command) -> None:
         self._write(frames.encode_command(command))

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import signal
 
-from llm_server.errors import InsufficientMemory, ModelLoadFailed, ServerError
+from llm_server.errors import (
+    InsufficientMemory,
+    ModelLoadFailed,
+    OutOfMemory,
+    ServerError,
+    ShuttingDown,
+    WorkerCrashed,
+)
 
 RESTARTED = "It is being started again; after several crashes in a row the next request starts it."
 
@@ -14,6 +21,8 @@ OVERWRITTEN = (
     "The model's file was changed while it was in use, so the answer could not be trusted. The "
     "model is being loaded again."
 )
+
+STOPPED = ShuttingDown("The server is shutting down.").info
 
 MEMORY_RAN_OUT = (
     "The system has ended the model's worker process because memory ran out. Use a smaller model "
@@ -29,6 +38,13 @@ def describe_exit(status: int) -> str:
         return f"was ended by {signal.Signals(-status).name}"
     except ValueError:
         return f"was ended by signal {-status}"
+
+
+def died(status: int, *, memory_ran_out: bool) -> ServerError:
+    """Why requests have no answer, for a process that ended under them."""
+    if status == -signal.SIGKILL and memory_ran_out:
+        return OutOfMemory(MEMORY_RAN_OUT)
+    return WorkerCrashed(CRASHED)
 
 
 def died_loading(status: int, killed_by_us: bool) -> ServerError:

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
-from llm_server.worker.messages import Command, Event
+from llm_server.worker.messages import Command, Content, Event, Logprobs, Reasoning, ToolCall
 
 MAX_FRAME = 8 * 1024 * 1024
 """Longest frame body in bytes; a longer one means a broken or hostile peer."""
@@ -148,14 +149,35 @@ def encode_events(events: list[Event]) -> bytes:
 
 
 def event_frames(events: list[Event]) -> Iterator[bytes]:
-    """Any number of events, as the bodies of as many frames as they need: one, nearly always."""
+    """Any number of events, as the bodies of as many frames as they need: one, nearly always.
+
+    A delta that no frame holds comes in parts. Raises FrameTooLong for another such event.
+    """
     body = encode_events(events)
-    if len(body) <= MAX_FRAME or len(events) == 1:
+    if len(body) <= MAX_FRAME:
         yield body
         return
+    if len(events) == 1:
+        events = _halves(events[0])
     middle = len(events) // 2
     yield from event_frames(events[:middle])
     yield from event_frames(events[middle:])
+
+
+def _halves(event: Event) -> list[Event]:
+    """Two events that say together what this one does."""
+    match event:
+        case Content(text=text) | Reasoning(text=text) if len(text) > 1:
+            n = len(text) // 2
+            return [replace(event, text=text[:n]), replace(event, text=text[n:])]
+        case ToolCall(arguments=text) if len(text) > 1:
+            n = len(text) // 2
+            rest = ToolCall(event.id, event.index, text[n:])
+            return [replace(event, arguments=text[:n]), rest]
+        case Logprobs(tokens=tokens) if len(tokens) > 1:
+            n = len(tokens) // 2
+            return [replace(event, tokens=tokens[:n]), Logprobs(event.id, tokens[n:])]
+    raise FrameTooLong(f"a {type(event).__name__} is over the limit of {MAX_FRAME} bytes")
 
 
 def decode_events(body: bytes) -> list[Event]:

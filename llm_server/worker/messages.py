@@ -2,8 +2,9 @@
 
 Frames are a 4-byte little-endian length and a msgpack body, on the child's stdin and stdout.
 Down go `Command`s, one a frame; up come lists of `Event`s, all those of one engine step in one
-frame. Every `Submit` is answered by events of its id that end in exactly one `Finished` (`Told`
-for a question) or `Failed`. End of file is death. It knows no pipes, no HTTP and no llama.cpp.
+frame, if it holds them. Every `Submit` is answered by events of its id that end in exactly one
+`Finished` (`Told` for a question) or `Failed`. End of file is death. It knows no pipes, no HTTP and
+no llama.cpp.
 """
 
 from __future__ import annotations
@@ -272,7 +273,8 @@ class Cells(msgspec.Struct, frozen=True, tag=True):
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """A request's prompt is being read from the disk, computed, or stored: `n_done` of `n_prompt`
-    tokens are there, `n_cached` reused. While it waits for the disk, this comes again and again."""
+    tokens are there, `n_cached` reused. While it waits for the disk, or its answer's tokens show
+    nothing, this comes again and again."""
 
     id: int
     n_prompt: int

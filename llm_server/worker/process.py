@@ -47,6 +47,16 @@ class Process:
         """Its id."""
         return self._popen.pid
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, which its owner may not have been told yet."""
+        import psutil
+
+        try:
+            return psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
     def write(self, data: bytes, *, droppable: bool) -> None:
         """Send to its standard input. Raises QueueFull for what may be refused."""
         if self._input.is_closing():

@@ -33,10 +33,11 @@ class Standby:
 
     async def spawn(self, owner: Owner) -> None:
         """Give `owner` the process that waits, or a new one. Raises OSError."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is None:
+        waiting = self._waiting
+        if waiting is None or waiting.ended:
             await process.spawn(owner, self._argv)
             return
+        self._waiting = None
         self._gone.set()
         waiting.owner = owner
         owner.connected(waiting)

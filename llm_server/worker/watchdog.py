@@ -6,11 +6,17 @@ and not by a clock, so that a server which was itself stopped for an hour blames
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 from llm_server.errors import ModelLoadFailed, OutOfMemory, ServerError, WorkerCrashed
 from llm_server.worker.deaths import RESTARTED
+
+VMSTAT = Path("/proc/vmstat")
+
+LATELY_TICKS = 5
+"""It takes a moment until a process of many gigabytes has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +25,8 @@ class Limits:
 
     A load may take `load_s` and its file's size at `load_rate` (a bad SD card). A worker with
     requests may say nothing for `silence_s` and the longest request's size at `text_rate`: the
-    engine reports prompts piece by piece, the worker says when it waits for the disk, and some
-    tokenizers take 35 s for a megabyte on a PC.
+    engine reports prompts piece by piece and tokens that show nothing, the worker says when it
+    waits for the disk, and some tokenizers take 35 s for a megabyte on a PC.
     Texts for vectors are computed whole, without a word: they have `vector_rate`, which is some
     ten tokens a second.
     `memory` is the most a worker may have beside the mapped model file; None is no limit.
@@ -91,10 +97,26 @@ def own_memory(pid: int) -> int:
     return sum(int(words[1]) << 10 for words in lines if words[0] in ("RssAnon:", "RssShmem:"))
 
 
+class OomKills:
+    """Whether the system has ended a process for want of memory in the last few ticks."""
+
+    def __init__(self) -> None:
+        self._counts = deque([oom_kills()], maxlen=LATELY_TICKS)
+
+    def tick(self) -> None:
+        """A tick has passed."""
+        self._counts.append(oom_kills())
+
+    @property
+    def lately(self) -> bool:
+        """Whether it has."""
+        return oom_kills() > self._counts[0]
+
+
 def oom_kills() -> int:
     """How often this system has ended a process for want of memory; 0 where it does not say."""
     try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
+        lines = VMSTAT.read_text().splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

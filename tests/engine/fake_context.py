@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from llm_server.cache.disk import DiskTier
-from llm_server.engine.answer import Mask, TokenConstraint
+from llm_server.engine.answer import Mask, TextParser, TokenConstraint
 from llm_server.engine.engine import Engine
 from llm_server.engine.logprobs import Logits, Scores
 from llm_server.engine.sequence import Echo, Prompt
@@ -221,6 +221,13 @@ class Text:
         return []
 
 
+class Silent(Text):
+    """A parser that shows nothing, as that of a long argument does up to its end."""
+
+    def feed(self, text: str) -> list[Delta]:
+        return []
+
+
 class Clock:
     """Time that passes only when a test says so."""
 
@@ -270,6 +277,7 @@ class Bench:
         head: int = 0,
         boundaries: Sequence[int] = (),
         persist: bool = False,
+        parser: TextParser | None = None,
         constraint: TokenConstraint | None = None,
         scores: Scores | None = None,
         echo: Echo | None = None,
@@ -281,7 +289,7 @@ class Bench:
                 id,
                 list(tokens),
                 make_sampler=self._sampler,
-                parser=Text(id),
+                parser=parser or Text(id),
                 constraint=constraint,
                 scores=scores,
                 max_tokens=max_tokens,

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_server.engine.engine import QUIET_S
 from llm_server.errors import RequestTooComplex, ShuttingDown
 from llm_server.worker.messages import Cancelled, Cells, Failed, Finished, Progress, Usage
-from tests.engine.fake_context import Bench, FakeContext, reference
+from tests.engine.fake_context import Bench, FakeContext, Silent, reference
 
 HEAD = [random.Random(1).randrange(1, 64) for _ in range(80)]
 
@@ -61,6 +62,15 @@ def test_cells_in_use_are_those_of_requests_and_those_of_cached_prompts_alone() 
     bench.submit(2, [*HEAD, *prompt(2)], max_tokens=30)
     bench.engine.step()
     assert bench.engine.cells == Cells(running=len(HEAD) + 20, idle=0)
+
+
+def test_tokens_that_show_nothing_are_told_of_now_and_then() -> None:
+    bench = Bench(FakeContext(model=lambda tokens: 7))
+    bench.context.on_decode = lambda n_rows: bench.clock.pass_(QUIET_S / 4)
+    bench.submit(1, prompt(1), max_tokens=40, parser=Silent(1))
+    told = [bench.step() for _ in range(40)]
+    assert [n for n, events in enumerate(told) if events] == list(range(3, 40, 4))
+    assert told[3:-1:4] == [[Progress(1, 20, 20, 0)]] * 9
 
 
 def test_an_answer_may_fill_the_context_and_no_more() -> None:

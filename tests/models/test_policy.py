@@ -6,6 +6,8 @@ import pytest
 
 from llm_server.machine import Memory
 from llm_server.models.policy import (
+    FORGIVEN_S,
+    Crashes,
     Holding,
     backoff_s,
     budget_bytes,
@@ -44,6 +46,15 @@ def test_a_small_one_stays_when_a_big_one_has_to_go_anyway() -> None:
 
 def test_the_backoff_doubles_up_to_a_limit() -> None:
     assert [backoff_s(n) for n in (1, 2, 3, 7, 100)] == [0.5, 1.0, 2.0, 30.0, 30.0]
+
+
+def test_only_a_good_life_makes_earlier_crashes_count_no_more() -> None:
+    crashes = Crashes()
+    for n, (lived_s, answered) in enumerate([(0.0, False), (1e6, False), (1.0, True)], start=1):
+        crashes.note(100.0, lived_s, answered=answered)
+        assert (crashes.count, crashes.not_before) == (n, 100.0 + backoff_s(n))
+    crashes.note(100.0, FORGIVEN_S + 1, answered=True)
+    assert (crashes.count, crashes.not_before) == (1, 100.5)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from llm_server.errors import ModelLoadFailed, RemoteError, ServerError
+from llm_server.models import policy
 from llm_server.models.lease import Lease
 from llm_server.models.loader import Loader
-from llm_server.models.policy import Crashes
+from llm_server.models.policy import MAX_REVIVALS, Crashes
 from llm_server.models.pool import Pool
 from llm_server.worker.client import Worker
-from llm_server.worker.messages import Load
+from llm_server.worker.messages import ChatRequest, Load, Message
 from tests.fake_live import add_models
 from tests.gguf_bytes import TINY, gguf
 from tests.models.test_pool import FAKE_START, SCARCE, answers, loads, until, with_pool
@@ -90,6 +91,32 @@ def test_a_model_that_is_unloaded_while_it_is_being_put_back_goes_afterwards(
         assert names(pool) == []
 
     with_pool(tmp_path, test, memory=SCARCE)
+
+
+@pytest.mark.parametrize("useful", [False, True])
+def test_workers_that_die_after_their_loads_come_back_if_they_were_of_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, useful: bool
+) -> None:
+    monkeypatch.setattr(policy, "FORGIVEN_S", -1.0)
+    monkeypatch.setattr(policy, "FIRST_BACKOFF_S", 0.0)
+    add_models(tmp_path, "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        (await pool.acquire("a")).release()
+        for n in range(1, MAX_REVIVALS + 2):
+            await until(lambda: bool(pool.loaded))
+            worker = pool.loaded[0].worker
+            if useful:
+                stream = worker.submit(ChatRequest([Message("user", "fine")]))
+                assert [batch async for batch in stream]
+            os.kill(worker.pid, signal.SIGKILL)
+            await until(lambda n=n: pool.totals.worker_crashes == n)  # type: ignore[misc]
+        await turns(10)
+        assert (pool.status().waiting, pool.status().loading) == (
+            (1, "a.gguf") if useful else (0, None)
+        )
+
+    with_pool(tmp_path, test)
 
 
 def test_the_pause_after_crashes_is_nobody_elses(tmp_path: Path) -> None:

@@ -222,6 +222,20 @@ def test_death_ends_every_request_once_with_one_error(tmp_path: Path, behaviour:
     with_worker(tmp_path, test)
 
 
+def test_one_that_crashes_before_it_is_stopped_has_crashed(tmp_path: Path) -> None:
+    async def test(worker: Worker) -> None:
+        stream = worker.submit(ask("hang"))
+        await anext(stream)
+        os.kill(worker.pid, signal.SIGSEGV)
+        worker.output_ended()
+        await worker.stop(5)
+        (end,) = ends(await collect(stream))
+        assert isinstance(end, Failed) and end.error.code == "worker_crashed"
+        assert worker.crashed_at is not None
+
+    with_worker(tmp_path, test)
+
+
 def test_the_log_names_the_signal(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def test(worker: Worker) -> None:
         os.kill(worker.pid, signal.SIGSEGV)
@@ -278,6 +292,19 @@ def test_a_worker_that_does_not_stop_is_killed_at_the_deadline(tmp_path: Path) -
         assert await worker.wait() == -signal.SIGKILL
 
     with_worker(tmp_path, test, "stubborn.gguf")
+
+
+def test_killing_fails_what_runs_and_what_comes_late_as_stopping_does(tmp_path: Path) -> None:
+    async def test(worker: Worker) -> None:
+        stream = worker.submit(ask("hang"))
+        await anext(stream)
+        worker.kill()
+        late = worker.submit(ask("too late"))
+        for stopped in (stream, late):
+            (end,) = ends(await collect(stopped))
+            assert isinstance(end, Failed) and end.error.code == "shutting_down"
+
+    with_worker(tmp_path, test)
 
 
 def test_failing_the_running_leaves_the_worker_alive(tmp_path: Path) -> None:

@@ -23,10 +23,15 @@ from llm_server.worker.messages import (
     Finished,
     Load,
     Loaded,
+    Logprobs,
     Message,
+    Reasoning,
     Stop,
     Submit,
     Timings,
+    TokenLogprob,
+    TokenLogprobs,
+    Told,
     ToolCall,
     Usage,
 )
@@ -106,6 +111,44 @@ def test_events_take_as_many_frames_as_they_need(sizes: list[int]) -> None:
     assert all(len(body) <= frames.MAX_FRAME for body in bodies)
     assert len(bodies) == 1 or sum(sizes) >= 8
     assert [event for body in bodies for event in frames.decode_events(body)] == events
+
+
+LONG = "é" * (9 << 20)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [Content(1, LONG), Reasoning(1, LONG), ToolCall(1, 2, LONG, call_id="c", name="f")],
+)
+def test_a_text_that_no_frame_holds_comes_in_parts(event: Content | Reasoning | ToolCall) -> None:
+    bodies = list(frames.event_frames([Content(1, "before"), event, Content(1, "behind")]))
+    assert len(bodies) > 2 and all(len(body) <= frames.MAX_FRAME for body in bodies)
+    before, *parts, behind = [e for body in bodies for e in frames.decode_events(body)]
+    assert (before, behind) == (Content(1, "before"), Content(1, "behind"))
+    assert {type(part) for part in parts} == {type(event)}
+    if isinstance(event, ToolCall):
+        calls = [part for part in parts if isinstance(part, ToolCall)]
+        assert "".join(call.arguments for call in calls) == LONG
+        assert [(c.index, c.call_id, c.name) for c in calls[:2]] == [(2, "c", "f"), (2, None, None)]
+    else:
+        texts = [part.text for part in parts if isinstance(part, Content | Reasoning)]
+        assert "".join(texts) == LONG
+
+
+def test_log_probabilities_that_no_frame_holds_come_in_parts() -> None:
+    token = TokenLogprobs(TokenLogprob(b"x" * 1000, -1.0), [])
+    whole = Logprobs(1, [token] * 10_000, b"opening")
+    bodies = list(frames.event_frames([whole]))
+    assert len(bodies) > 1 and all(len(body) <= frames.MAX_FRAME for body in bodies)
+    parts = [event for body in bodies for event in frames.decode_events(body)]
+    told = [part for part in parts if isinstance(part, Logprobs)]
+    assert [part.opening for part in told] == [b"opening", *[None] * (len(parts) - 1)]
+    assert [token for part in told for token in part.tokens] == whole.tokens
+
+
+def test_another_event_that_no_frame_holds_is_an_error() -> None:
+    with pytest.raises(frames.FrameTooLong):
+        list(frames.event_frames([Told(1, LONG)]))
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"\x90", msgspec.msgpack.encode({"type": "Evil"})])

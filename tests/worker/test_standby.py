@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
@@ -54,6 +56,13 @@ async def started(ready: Standby, folder: Path) -> Worker:
     return await start(Load(model_path=str(folder / "a.gguf")))
 
 
+def end(pid: int) -> None:
+    """End a process before the loop, which does not go round, can be told of it."""
+    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):  # the thread that waits for it was quicker
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
 def test_the_next_load_gets_the_process_that_waits(tmp_path: Path) -> None:
     async def test(ready: Standby) -> None:
         ready.refill(lambda: False)
@@ -77,6 +86,20 @@ def test_one_that_ended_while_it_waited_is_nobodys_failed_load(
         children()[0].send_signal(signal.SIGKILL)
         await until(lambda: "the worker that waited has ended with status -9" in caplog.text)
         worker = await started(ready, tmp_path)
+        await worker.stop(5)
+
+    with_standby(test)
+
+
+def test_one_that_ended_and_nobody_knows_it_yet_is_nobodys_failed_load(tmp_path: Path) -> None:
+    async def test(ready: Standby) -> None:
+        ready.refill(lambda: False)
+        await until(lambda: ready.pid is not None)
+        (child,) = children()
+        end(child.pid)
+        assert ready.pid == child.pid
+        worker = await started(ready, tmp_path)
+        assert worker.pid != child.pid
         await worker.stop(5)
 
     with_standby(test)

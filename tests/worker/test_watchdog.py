@@ -17,13 +17,21 @@ from llm_server.errors import (
     ServerError,
     WorkerCrashed,
 )
+from llm_server.worker import watchdog
 from llm_server.worker.client import Worker
 from llm_server.worker.messages import ChatRequest, Failed, Load, Message, RequestEvent
 from llm_server.worker.process import spawn
 from llm_server.worker.stream import EventStream
 from llm_server.worker.suspects import MAX_CRASHES, Suspects
 from llm_server.worker.totals import Totals
-from llm_server.worker.watchdog import Limits, Watchdog, oom_kills, own_memory
+from llm_server.worker.watchdog import (
+    LATELY_TICKS,
+    Limits,
+    OomKills,
+    Watchdog,
+    oom_kills,
+    own_memory,
+)
 from tests.fake_live import FAKE_WORKER, add_models
 
 QUICK = Limits(silence_s=0.2, text_rate=1e9, tick_s=0.05)
@@ -135,6 +143,59 @@ def test_a_load_that_grows_too_big_is_ended(tmp_path: Path) -> None:
 def test_the_kernels_counter_can_be_read() -> None:
     assert oom_kills() >= 0
     assert own_memory(2**30) == 0, "there is no such process"
+
+
+def kills(path: Path, n: int) -> None:
+    path.write_text(f"oom_kills_of_others 9\noom_kill {n}\n")
+
+
+@pytest.fixture
+def vmstat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "vmstat"
+    kills(path, 3)
+    monkeypatch.setattr(watchdog, "VMSTAT", path)
+    return path
+
+
+def test_what_the_system_killed_long_ago_is_forgotten(vmstat: Path) -> None:
+    counter = OomKills()
+    assert not counter.lately
+    kills(vmstat, 4)
+    for _ in range(LATELY_TICKS - 1):
+        counter.tick()
+        assert counter.lately
+    counter.tick()
+    assert not counter.lately
+
+
+@pytest.mark.parametrize(
+    ("how", "n_kills", "code"),
+    [
+        (signal.SIGKILL, 4, "out_of_memory"),
+        (signal.SIGKILL, 3, "worker_crashed"),
+        (signal.SIGSEGV, 4, "worker_crashed"),
+    ],
+)
+def test_only_a_kill_while_memory_ran_out_is_put_down_to_that(
+    tmp_path: Path,
+    vmstat: Path,
+    caplog: pytest.LogCaptureFixture,
+    how: signal.Signals,
+    n_kills: int,
+    code: str,
+) -> None:
+    async def run() -> None:
+        worker = await start(tmp_path, Limits(tick_s=60))
+        waiting = [worker.submit(ask("hang")), worker.submit(ask("hang"))]
+        kills(vmstat, n_kills)
+        os.kill(worker.pid, how)
+        for stream in waiting:
+            end = await end_of(stream)
+            assert isinstance(end, Failed) and end.error.code == code
+        await worker.wait()
+        assert f"was ended by {how.name} with 2 requests running" in caplog.text
+
+    asyncio.run(run())
 
 
 # ---- requests that crash every worker ----------------------------------------------------------
