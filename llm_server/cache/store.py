@@ -89,7 +89,7 @@ class ChunkStore:
         if found is not None:
             self._adopt(found, began)
         if found is not None and not self._read_only:
-            self._writing.attempt(functools.partial(self._folder.sweep, found))
+            self._folder.sweep(found)
 
     def stats(self) -> Stats:
         """The counters as they are now."""
