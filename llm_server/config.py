@@ -34,6 +34,7 @@ from pydantic_settings import (
 
 from llm_server import config_file, places
 from llm_server.api.parameters import GpuLayers
+from llm_server.cache.budget import default_budget
 from llm_server.config_environment import PREFIX, VariableSource, is_address, is_table
 from llm_server.config_file import ClusterTable, ConfigFileError, FileSource, ModelTable
 from llm_server.machine import Memory, memory
@@ -59,11 +60,6 @@ def _texts(value: object) -> object:
 T = TypeVar("T")
 Texts: TypeAlias = Annotated[tuple[T, ...], NoDecode, BeforeValidator(_texts)]
 """Several texts, given as one with commas, or by repeating a flag."""
-
-
-MAX_CACHE_BYTES = 10 * 10**9
-CACHE_SHARE = 10
-"""The prompt cache may take a tenth of the free disk, unless told otherwise."""
 
 
 class Settings(BaseSettings):
@@ -171,7 +167,7 @@ class Settings(BaseSettings):
     cache_size: ByteSize | None = Field(
         default=None,
         description="disk space for prompts such as 500MB, 0 for none, default a tenth of what is "
-        "free and at most 10GB",
+        "free or taken by them, and at most 10GB",
     )
     cache_write: CacheWrite = Field(
         default="auto", description="what is written of them: auto (what is worth it), all or off"
@@ -294,7 +290,7 @@ def make_planner(settings: Settings, registry: Registry) -> Planner:
             n_gpu_layers=settings.n_gpu_layers,
         ),
         by_model={name: table.defaults() for name, table in settings.models.items()},
-        cache=cache_config(settings) is not None,
+        cache=settings.cache_size != 0,
     )
 
 
@@ -308,7 +304,7 @@ def cache_config(settings: Settings) -> CacheConfig | None:
     folder = cache_dir(settings)
     size = settings.cache_size
     if size is None:
-        size = ByteSize(min(MAX_CACHE_BYTES, places.free_bytes(folder) // CACHE_SHARE))
+        size = ByteSize(default_budget(folder))
     return CacheConfig(str(folder), int(size), settings.cache_write) if size else None
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
-from llm_server.config import MAX_CACHE_BYTES, cache_config, settings_from_args
+from llm_server.cache.budget import MAX_BYTES, SHARE
+from llm_server.cache.chunkfile import PARENT_BYTES, Chunk
+from llm_server.cache.keys import Kind
+from llm_server.config import cache_config, settings_from_args
 from llm_server.places import user_data_dir
 from llm_server.worker.config import CacheConfig
+from tests.cache.scenario import add_chunk
 
 
 def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,8 +54,21 @@ def test_the_cache_is_beside_the_models_and_takes_a_share_of_the_disk(tmp_path: 
     cache = cache_config(settings)
     assert cache is not None
     assert cache.folder == str(tmp_path / "cache")
-    assert 0 < cache.size_bytes <= MAX_CACHE_BYTES
+    assert 0 < cache.size_bytes <= MAX_BYTES
     assert cache.write == "auto"
+
+
+def test_a_cache_that_fills_the_disk_keeps_its_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunk = Chunk(bytes(32), bytes(PARENT_BYTES), Kind.RANGE, 0, 256)
+    add_chunk(tmp_path / "cache", chunk, 1_000_000)
+    settings = settings_from_args(["--models-dir", str(tmp_path / "models")], "x")
+    usage = namedtuple("usage", "free")
+    for free, budget in ((9_000_000, 1_000_000), (0, 100_000), (MAX_BYTES * SHARE, MAX_BYTES)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage(free))
+        cache = cache_config(settings)
+        assert cache is not None and cache.size_bytes == budget
 
 
 @pytest.mark.parametrize(

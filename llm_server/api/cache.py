@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from llm_server.api.wire import ModelName
 from llm_server.cache import survey
 from llm_server.cache.index import Stored
 from llm_server.cache.survey import Survey
+from llm_server.errors import ServerError
 from llm_server.models.registry import Registry
 from llm_server.worker.config import CacheConfig
 
@@ -88,14 +91,15 @@ class ClearedJson(msgspec.Struct):
     status: str = "ok"
 
 
-@router.get("/api/cache", openapi_extra=operation(CacheJson, errors=()))
+@router.get("/api/cache", openapi_extra=operation(CacheJson, errors=(500,)))
 async def look(request: Request) -> Response:
     """What the cache folder holds."""
     context = context_of(request)
     stats, config = context.pool.totals.cache, context.cache
     found = survey.Survey()
     if config is not None:
-        found = await asyncio.to_thread(survey.survey, Path(config.folder))
+        with _told("looked at"):
+            found = await asyncio.to_thread(survey.survey, Path(config.folder))
     return json_response(_cache_json(found, config, stats.hits, stats.misses))
 
 
@@ -110,11 +114,22 @@ async def clear(request: Request) -> Response:
     if context.cache is None:
         return json_response(ClearedJson(0, 0))
     folder = Path(context.cache.folder)
-    return json_response(await asyncio.to_thread(_clear, folder, wanted.model, context.registry))
+    with _told("cleared"):
+        done = await asyncio.to_thread(_clear, folder, wanted.model, context.registry)
+    return json_response(done)
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Raises ServerError where the disk does not let the cache be `what` it was to be."""
+    try:
+        yield
+    except OSError as error:
+        raise ServerError(f"The prompt cache cannot be {what} ({error.strerror}).") from error
 
 
 def _clear(folder: Path, name: str, registry: Registry) -> ClearedJson:
-    """Raises ModelNotFound."""
+    """Raises ModelNotFound and OSError."""
     if name == "*":
         return ClearedJson(*survey.clear(folder))
     found = survey.survey(folder)

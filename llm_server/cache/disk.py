@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -166,6 +166,15 @@ class DiskTier:
         """Store the heads again that are used and were found to be stored no more."""
         while self._missing:
             self.want(*self._missing.popleft(), head=True, tail=True)
+
+    def keys(self, tokens: Sequence[int], namespace: str) -> list[bytes]:
+        """The names of all the chunks that these tokens are stored as, tail included."""
+        chain = self._chain(tokens, namespace)
+        return [chain.key(self._kind, *piece) for piece in self._pieces(chain, tail=True)]
+
+    def copying(self, keys: Collection[bytes]) -> bool:
+        """Whether some of these chunks are still to be copied out."""
+        return not self._copies.keys().isdisjoint(keys)
 
     def has(self, tokens: Sequence[int], namespace: str) -> bool:
         """Whether all of these tokens are stored, tail included."""

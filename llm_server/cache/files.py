@@ -53,13 +53,14 @@ class Files:
                 raise
 
     def list_folder(self, path: str) -> list[Entry]:
-        """The regular files and folders in a folder; what vanishes meanwhile is left out."""
+        """The regular files and folders in a folder; what vanishes meanwhile, or cannot be looked
+        at, is left out."""
         found = []
         with os.scandir(path) as entries:
             for entry in entries:
                 try:
                     status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
+                except OSError:
                     continue
                 if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
                     is_folder = stat.S_ISDIR(status.st_mode)

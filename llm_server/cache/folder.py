@@ -3,12 +3,13 @@
 `<folder>/<model>-v<version>/<2 hex digits>/<chunk name>`; `<model>` is the beginning of the
 fingerprint. Any number of processes and models share it: files appear by rename and never change,
 and only eviction takes a lock. Raises OSError and BadChunk; what that means to a request is not
-known here.
+known here. What cannot be read or deleted below the folder itself is in nobody's way.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import secrets
@@ -29,6 +30,8 @@ from llm_server.cache.chunkfile import (
 from llm_server.cache.files import Entry, Files
 from llm_server.cache.index import KEEP_SHARE, Stored, choose_victims
 from llm_server.cache.keys import TOKEN_BYTES
+
+logger = logging.getLogger(__name__)
 
 TOUCH_S = 60
 """Seconds within which a second use of a file is not noted: an SD card is not a log file."""
@@ -67,13 +70,14 @@ class Scan:
 
 
 class ChunkFolder:
-    """The files of all models, and the chunks of one of them. Stateless, so thread-safe."""
+    """The files of all models, and the chunks of one of them. Thread-safe."""
 
     def __init__(self, path: Path, fingerprint: bytes, files: Files) -> None:
         self._root = str(path)
         self._fingerprint = fingerprint
         self._model = model_folder(fingerprint)
         self._files = files
+        self._told = False
 
     def create(self) -> None:
         """Make the folder itself, if it is not there.
@@ -87,7 +91,7 @@ class ChunkFolder:
         """Everything in the folder, by names and without opening a file.
 
         Raises:
-            OSError: a folder cannot be read; one that is not there is empty.
+            OSError: the folder cannot be read; one that is not there is empty.
         """
         found = Scan()
         for model in self._list(self._root):
@@ -119,6 +123,17 @@ class ChunkFolder:
             return self._files.list_folder(path)
         except FileNotFoundError:
             return []
+        except OSError as error:
+            if path == self._root:
+                raise
+            self._pass_over(path, error)
+            return []
+
+    def _pass_over(self, path: str, error: OSError) -> None:
+        """Say that something is left as it is; once, for it will be met again."""
+        if not self._told:
+            self._told = True
+            logger.warning("The prompt cache leaves %s alone (%s).", path, error.strerror)
 
     def path(self, chunk: Chunk) -> str:
         """Where a chunk of this model lies."""
@@ -284,15 +299,14 @@ class ChunkFolder:
         self.remove(self.path(chunk.as_head()))
 
     def sweep(self, found: Scan) -> None:
-        """Delete unfinished files that no living process can still be writing.
-
-        Raises:
-            OSError: one cannot be deleted.
-        """
+        """Delete unfinished files that no living process can still be writing."""
         now = self._files.now()
         for path, mtime in found.temporary:
             if abs(now - mtime) > STALE_TEMPORARY_S:
-                self.remove(path)
+                try:
+                    self.remove(path)
+                except OSError as error:
+                    self._pass_over(path, error)
 
     def make_room(self, n_bytes: int, budget: int) -> tuple[Scan, int]:
         """Evict until `n_bytes` more fit into the budget: (what is left, how many were evicted).
@@ -300,7 +314,7 @@ class ChunkFolder:
         One process at a time evicts; while another one does, this only looks.
 
         Raises:
-            OSError: the folder cannot be read, locked or changed.
+            OSError: the folder cannot be read or locked, or too little of it be deleted.
         """
         self._files.make_folder(self._root)
         lock = self._files.lock(f"{self._root}/{LOCK}")
@@ -309,14 +323,31 @@ class ChunkFolder:
             if lock is None or found.n_bytes + n_bytes <= budget:
                 return found, 0
             excess = found.n_bytes + n_bytes - int(budget * KEEP_SHARE)
-            victims = choose_victims(found.stored, excess, self._files.now())
-            for victim in victims:
-                self.remove(victim.path)
+            n_evicted, error = self._evict(found, excess)
             self.remove_empty(found.folders)
-            return self.scan(), len(victims)
+            left = self.scan()
+            if error is not None and left.n_bytes + n_bytes > budget:
+                raise error
+            return left, n_evicted
         finally:
             if lock is not None:
                 self._files.close(lock)
+
+    def _evict(self, found: Scan, excess: int) -> tuple[int, OSError | None]:
+        """Delete files of `excess` bytes: (how many, why one could not be that came before)."""
+        n_evicted, failed = 0, None
+        for victim in choose_victims(found.stored, found.n_bytes, self._files.now()):
+            if excess <= 0:
+                break
+            try:
+                self.remove(victim.path)
+            except OSError as error:
+                failed = error
+                self._pass_over(victim.path, error)
+            else:
+                n_evicted += 1
+                excess -= victim.size
+        return n_evicted, failed
 
     def remove_empty(self, folders: list[str]) -> None:
         """Delete folders that no chunk is in any more; one that is in use just refuses."""

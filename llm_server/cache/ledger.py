@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 SAVE_S = 60.0
 """Seconds between two saves; a worker that is killed loses what it counted since the last one."""
 MAX_HEADS = 1000
-"""Heads that are counted, the last used ones; some 100 bytes each."""
+"""Heads that are counted, the last used ones; some 100 bytes each. Twice as many wait at most, for
+a disk may take nothing for long."""
 _MAX_BYTES = 1 << 20
 
 
@@ -70,6 +71,8 @@ class Ledger:
         """A request found the head whose last chunk has this key."""
         with self._changed:
             _add(self._new, key.hex(), Use(1, self._files.now()))
+            if len(self._new) > 2 * MAX_HEADS:
+                self._new = _last(self._new)
             self._save_soon()
 
     def named(self) -> None:
@@ -128,6 +131,8 @@ class Ledger:
                 logger.warning("The hits of cached prompts cannot be noted (%s).", error.strerror)
             self._failed = True
             return False
+        except Exception:  # the border of this thread: what is counted next may well be saved
+            logger.exception("The hits of cached prompts were lost.")
         self._failed = False
         return True
 
@@ -138,8 +143,7 @@ class Ledger:
         heads = dict(known.heads)
         for key, use in new.items():
             _add(heads, key, use)
-        last = sorted(heads.items(), key=lambda item: -item[1].used)[:MAX_HEADS]
-        body = memoryview(msgspec.json.encode(Record(self._model, dict(last))))
+        body = memoryview(msgspec.json.encode(Record(self._model, _last(heads))))
         temporary = f"{self._path}.tmp"  # one writer at a time: it holds the lock
         with contextlib.suppress(FileNotFoundError):
             self._files.remove(temporary)
@@ -178,7 +182,7 @@ def _read(path: str, files: Files) -> Record:
         files.close(descriptor)
     try:
         return msgspec.json.decode(data[:n], type=Record)
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, too deep
         return Record()
 
 
@@ -186,3 +190,8 @@ def _add(heads: dict[str, Use], key: str, use: Use) -> None:
     """Add to what is counted; a clock that went back takes nothing away."""
     known = heads.get(key, Use(0, 0.0))
     heads[key] = Use(known.hits + use.hits, max(known.used, use.used))
+
+
+def _last(heads: dict[str, Use]) -> dict[str, Use]:
+    """Those that were used last."""
+    return dict(sorted(heads.items(), key=lambda item: -item[1].used)[:MAX_HEADS])

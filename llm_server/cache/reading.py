@@ -97,10 +97,11 @@ class Fetch:
             if piece is None or not self.left:
                 self.left.clear()
             else:
-                self.left.popleft()
+                # In this order: the engine looks without the lock, and must not see neither.
                 self.pieces.append(piece)
                 self.n_bytes += piece.payload.nbytes
                 self.n_cells += piece.n_cells
+                self.left.popleft()
             self.done = self.done or not self.left
 
     def drop(self) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -89,7 +89,7 @@ class ChunkStore:
         if found is not None:
             self._adopt(found, began)
         if found is not None and not self._read_only:
-            self._writing.attempt(functools.partial(self._folder.sweep, found))
+            self._folder.sweep(found)
 
     def stats(self) -> Stats:
         """The counters as they are now."""
@@ -232,7 +232,9 @@ class ChunkStore:
             logger.warning("The prompt cache drops %s: %s.", chunk.key.hex()[:16], error)
             self._count(corrupt=1)
             self._forget(chunk)
-            self._discard_file(chunk)
+            self._bad.add(chunk.key)  # never looked at again, if it cannot be deleted
+            if not self._read_only:
+                self._writing.attempt(lambda: self._folder.discard(chunk))
             return None
         except (OSError, MemoryError) as error:
             self._reading.failed(error)
@@ -240,12 +242,6 @@ class ChunkStore:
             return None
         self._reading.worked()
         return value
-
-    def _discard_file(self, chunk: Chunk) -> None:
-        """Delete a damaged file; if that cannot be, never look at it again."""
-        self._bad.add(chunk.key)
-        if not self._read_only:
-            self._writing.attempt(lambda: self._folder.discard(chunk))
 
     # ---- keeping ---------------------------------------------------------------------------
 
@@ -315,17 +311,18 @@ class ChunkStore:
         """Wait for what was put, at most `deadline_s` seconds; whether all of it is done."""
         return self._writer.flush(deadline_s)
 
+    def wrote(self, keys: Collection[bytes], deadline_s: float) -> bool:
+        """Wait until these chunks are not to be written any more, at most `deadline_s` seconds;
+        whether all are stored, as far as that is known without asking the disk."""
+        return self._writer.flush(deadline_s, keys) and all(map(self._known, keys))
+
     def close(self, deadline_s: float) -> bool:
         """Flush and take no more; look-ups still work. Whether all that was put is done."""
         return self._writer.close(deadline_s)
 
     def _perform(self, write: Write) -> None:
         """Do one write, on the writer's thread."""
-        try:
-            chunk = self._write(write)
-        except (OSError, MemoryError) as error:
-            self._writing.failed(error)
-            chunk = None
+        chunk = self._writing.attempt(lambda: self._write(write))
         if chunk is None:
             self._forget(write.header.chunk)
             self._count(dropped=1)

@@ -117,13 +117,19 @@ def clear(folder: Path, models: Collection[str] | None = None) -> tuple[int, int
     """Delete every chunk, or those in some models' folders: (how many, their bytes).
 
     Raises:
-        OSError: one cannot be deleted.
+        OSError: one cannot be deleted; the others are.
     """
     chunks = ChunkFolder(folder, _NO_MODEL, Files())
     found = chunks.scan()
     victims = [file for file in found.stored if models is None or model_of(file) in models]
     leftovers = [path for path, _ in found.temporary] if models is None else []
+    failed: OSError | None = None
     for path in [*(file.path for file in victims), *leftovers]:
-        chunks.remove(path)
+        try:
+            chunks.remove(path)
+        except OSError as error:
+            failed = error
     chunks.remove_empty(found.folders)
+    if failed is not None:
+        raise failed
     return len(victims), sum(file.size for file in victims)

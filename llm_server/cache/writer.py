@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from llm_server.cache.chunkfile import Header
@@ -82,10 +82,15 @@ class Writer:
             self._changed.notify_all()
         return True
 
-    def flush(self, deadline_s: float) -> bool:
-        """Wait until nothing is pending, for at most `deadline_s` seconds; whether that is so."""
+    def flush(self, deadline_s: float, keys: Collection[bytes] | None = None) -> bool:
+        """Wait until nothing is pending, or nothing of `keys`, for at most `deadline_s` seconds;
+        whether that is so."""
+
+        def done() -> bool:
+            return self._pending.keys().isdisjoint(self._pending if keys is None else keys)
+
         with self._changed:
-            return self._changed.wait_for(lambda: not self._pending, deadline_s)
+            return self._changed.wait_for(done, deadline_s)
 
     def close(self, deadline_s: float) -> bool:
         """Refuse further offers, flush, and end the thread; what is left then is dropped."""

@@ -69,7 +69,7 @@ def examine(settings: Settings, root: Path = Path("/")) -> Iterator[Finding]:
     yield checks.swap_finding(swap.total, swap.used)
     yield checks.folder_finding("models", settings.models_dir, needs_write=False)
     folder = config.cache_dir(settings)
-    if config.cache_config(settings) is not None:
+    if settings.cache_size != 0:
         found = checks.folder_finding("cache", folder, needs_write=True)
         yield found
         if found.status == "ok":

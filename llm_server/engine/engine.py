@@ -94,11 +94,6 @@ class Engine:
         return not (self._everybody or self._cancelled or self._cache.unsaved)
 
     @property
-    def unsaved(self) -> bool:
-        """Whether something that was asked to be stored has not been handed to the store yet."""
-        return self._cache.copying
-
-    @property
     def blocked(self) -> bool:
         """Whether it only waits for the disk: `step` would do nothing now."""
         return self._stalled and all(s.is_restoring and not s.can_restore for s in self._running)

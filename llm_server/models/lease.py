@@ -120,6 +120,11 @@ class Ticket:
     displaced: list[Resident] = field(default_factory=list)
     """Who made room for it: they come back if it cannot be loaded."""
 
+    @property
+    def has_displaced(self) -> bool:
+        """Whether somebody is gone, or is being ended, for its sake alone."""
+        return any(r.stopping is not None and r.leaving == 1 for r in self.displaced)
+
     def wants_the_same(self, other: Ticket) -> bool:
         """Whether one load would serve, or fail, both."""
         return self.model == other.model and self.overrides == other.overrides

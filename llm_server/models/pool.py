@@ -271,15 +271,13 @@ class Pool:
         if ticket in self._waiting:
             self._waiting.remove(ticket)
             unwanted = not any(other.wants_the_same(ticket) for other in self._waiting)
-            # Nobody is made to wait for a load that nobody wants; one that runs comes to its end.
-            if (
-                unwanted
-                and self._bringing is not None
-                and self._brought_for is not None
-                and self._brought_for.wants_the_same(ticket)
-                and (self._loader.loading is None or self._loader.pausing)
-            ):
-                self._bringing.cancel()
+            due = self._brought_for
+            if unwanted and self._bringing and due and due.wants_the_same(ticket):
+                # Nobody is made to wait for a load that nobody wants; one that runs, or that others
+                # are being ended for, comes to its end.
+                early = self._loader.loading is None and not due.has_displaced
+                if early or self._loader.pausing:
+                    self._bringing.cancel()
             self._advance()
         elif ticket.granted.done() and not ticket.granted.cancelled():
             if ticket.granted.exception() is None:
@@ -339,7 +337,7 @@ class Pool:
             self._loader.make_ready(lambda: bool(self._bringing or self._residents.n_running))
 
     async def _load_or_retry(self, plan: Plan, keep_alive_s: float, gone: list[Resident]) -> None:
-        """Load; if the memory falls short, once more without the idle models, now `gone`, too."""
+        """Load; if the memory falls short, once more without the idle models, `gone` then too."""
         try:
             await self._load(plan, keep_alive_s)
         except InsufficientMemory:
@@ -347,8 +345,8 @@ class Pool:
             if not idle:
                 raise
             logger.info("trying again without the models that are idle")
-            await self._residents.let_go(idle)
             gone += idle
+            await self._residents.let_go(idle)
             await self._load(plan, keep_alive_s)
 
     async def _load(self, plan: Plan, keep_alive_s: float) -> None:

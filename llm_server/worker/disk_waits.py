@@ -32,10 +32,12 @@ stuck, and nothing more is said of it."""
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """The end of a request that waits for `prompt` to be stored, and until when."""
+    """The end of a request that waits for `prompt` to be stored, as chunks with these keys, and
+    until when."""
 
     end: Finished
     prompt: Prompt
+    keys: list[bytes]
     deadline: float
 
 
@@ -49,6 +51,7 @@ class Storing:
         done: Callable[[Finished], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._disk = disk
         self._done = done
         self._clock = clock
         self._prompts: dict[int, Prompt] = {}
@@ -71,20 +74,20 @@ class Storing:
         """Whether an end waits."""
         return bool(self._held)
 
-    def hold_back(self, events: Iterable[Event], *, copied: bool) -> list[Event]:
-        """`events` but for the ends that are to wait, and those that have waited for too long.
-
-        `copied`: all that is to be stored has been handed to the store.
-        """
-        told = [event for event in events if not self._is_held(event)]
-        if copied:
-            for held in self._to_copy:
-                self._copied.put(held)
-            self._to_copy.clear()
+    def hold_back(self, events: Iterable[Event]) -> list[Event]:
+        """`events` but for the ends that are to wait, and those that have waited for too long."""
+        if self._disk is None:
+            return list(events)
+        told = [event for event in events if not self._is_held(event, self._disk)]
+        for held in [held for held in self._to_copy if not self._disk.copying(held.keys)]:
+            self._to_copy.remove(held)
+            self._copied.put(held)
         now = self._clock()
         for late in [held for held in self._held.values() if held.deadline <= now]:
-            logger.warning("request %d ends, and its prompt is not stored yet", late.end.id)
-            told += self.settle(_stored_nothing(late.end))
+            stored = self._disk.store.wrote(late.keys, 0.0)
+            if not stored:
+                logger.warning("request %d ends, and its prompt is not stored yet", late.end.id)
+            told += self.settle(late.end if stored else _stored_nothing(late.end))
         return told
 
     def settle(self, end: Finished) -> list[Event]:
@@ -100,7 +103,7 @@ class Storing:
             for id, usage in usages.items()
         ]
 
-    def _is_held(self, event: Event) -> bool:
+    def _is_held(self, event: Event, disk: DiskTier) -> bool:
         """Whether it is an end that waits from now on."""
         if not isinstance(event, Finished | Failed):
             return False
@@ -108,7 +111,8 @@ class Storing:
         if prompt is None or isinstance(event, Failed) or not event.usage.state_bytes:
             return False
         seconds = STORE_S + event.usage.state_bytes / STORE_RATE
-        held = _Held(event, prompt, self._clock() + seconds)
+        keys = disk.keys(prompt.tokens, prompt.namespace)
+        held = _Held(event, prompt, keys, self._clock() + seconds)
         self._held[event.id] = held
         self._to_copy.append(held)
         return True
@@ -117,7 +121,7 @@ class Storing:
         """The thread."""
         while True:
             held = self._copied.get()
-            written = disk.store.flush(max(0.0, held.deadline - self._clock()))
+            written = disk.store.wrote(held.keys, max(0.0, held.deadline - self._clock()))
             stored = written and disk.has(held.prompt.tokens, held.prompt.namespace)
             self._done(held.end if stored else _stored_nothing(held.end))
 

@@ -266,9 +266,16 @@ def open_cache(command: Load, context: Context, print_: bytes) -> DiskTier | Non
     if command.cache is None:
         return None
     model, folder = context.model, Path(command.cache.folder)
-    writes = command.cache.write != "off"
+    writes, budget = command.cache.write != "off", command.cache.size_bytes
+    store = ChunkStore(folder, print_, budget)
+    if writes and (used := store.stats().used_bytes) > budget:
+        logger.warning(
+            "The prompt cache holds %.1f MB, and may take %.1f MB: what was not used lately goes.",
+            used / 1e6,
+            budget / 1e6,
+        )
     return DiskTier(
-        ChunkStore(folder, print_, command.cache.size_bytes),
+        store,
         print_,
         whole_state=context.whole_state,
         policy=command.cache.write,

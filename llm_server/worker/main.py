@@ -115,7 +115,7 @@ class Worker:
             for arrived in self._arrivals():
                 events += self._handle(arrived)
             stepped = self._engine.step()
-            events += self._storing.hold_back(stepped, copied=not self._engine.unsaved)
+            events += self._storing.hold_back(stepped)
             events += self._waits()
             self._write(events + self._changed_cells() + self._changed_cache())
             if self._engine.idle:

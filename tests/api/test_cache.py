@@ -65,3 +65,18 @@ def test_without_a_cache_on_disk(tmp_path: Path) -> None:
         seen = live.client.get("/api/cache").json()
         assert (seen["bytes"], seen["budget"], seen["models"]) == (0, 0, [])
         assert live.post("/api/cache/clear", {"model": "*"}).json()["chunks"] == 0
+
+
+def test_a_disk_that_refuses_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    models, cache = tmp_path / "models", tmp_path / "cache"
+    add_models(models, "a.gguf")
+    cache.touch()
+    with live_server(models, cache_dir=cache) as live:
+        for answer, done in (
+            (live.client.get("/api/cache"), "looked at"),
+            (live.post("/api/cache/clear", {"model": "*"}), "cleared"),
+        ):
+            assert answer.status_code == 500
+            message = answer.json()["error"]["message"]
+            assert message == f"The prompt cache cannot be {done} (Not a directory)."
+    assert not [record for record in caplog.records if record.exc_info]

@@ -6,15 +6,18 @@ import errno
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llm_server.cache.files import Files
+from llm_server.cache.files import Entry, Files
 from tests.cache.scenario import chain_of, chunk_files, keep, open_store, recall
 
 PROMPTS = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 9], [7, 8]]
+OTHER_MODEL = "ab" * 8 + "-v1"
 OPERATIONS = (
     "make_folder list_folder exists create write open read_into close rename remove remove_folder "
     "touch lock"
@@ -208,3 +211,98 @@ def test_a_clock_that_jumps(tmp_path: Path, years: int) -> None:
         assert recall(store, [i, i]) == 2, "what was just written stays"
     assert sum(path.stat().st_size for path in chunk_files(tmp_path)) <= 1200
     store.close(10)
+
+
+class Stuck(FaultyFiles):
+    """Folders that cannot be listed, or files that cannot be deleted: those with `part` in their
+    paths."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__(lambda name, n: False)
+        self.part = part
+
+    def list_folder(self, path: str) -> list[Entry]:
+        if self.part in path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return super().list_folder(path)
+
+    def remove(self, path: str) -> None:
+        if self.part in path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        super().remove(path)
+
+
+@pytest.mark.parametrize("part", [OTHER_MODEL, f"{OTHER_MODEL}/00"])
+def test_a_folder_below_that_cannot_be_read_stops_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, part: str
+) -> None:
+    (tmp_path / OTHER_MODEL / "00").mkdir(parents=True)
+    store = open_store(tmp_path, Stuck(part))
+    keep(store, PROMPTS[0])
+    assert store.close(10)
+    assert recall(store, PROMPTS[0]) == len(PROMPTS[0])
+    assert len(messages(caplog, logging.WARNING)) == 1
+
+
+def test_a_file_that_cannot_be_looked_at_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unreadable:
+        name = "unreadable"
+
+        def stat(self, *, follow_symlinks: bool) -> os.stat_result:
+            raise PermissionError
+
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: nullcontext([Unreadable(), *real(path)]))
+    store = open_store(tmp_path)
+    keep(store, PROMPTS[0])
+    assert store.close(10)
+    assert recall(open_store(tmp_path), PROMPTS[0]) == len(PROMPTS[0])
+
+
+def test_a_file_that_cannot_be_deleted_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep(store := open_store(tmp_path), [1])
+    store.close(10)
+    (stuck,) = chunk_files(tmp_path)
+    files = Stuck(stuck.name)
+    store = open_store(tmp_path, files, budget_bytes=1200)
+    for i in range(20):
+        files.wall += 60
+        keep(store, [100 + i])
+        store.flush(10)
+        assert recall(store, [100 + i]) == 1
+    assert stuck.exists()
+    assert sum(path.stat().st_size for path in chunk_files(tmp_path)) <= 1200
+    assert len(messages(caplog, logging.WARNING)) == 1
+
+
+def test_a_left_over_file_that_cannot_be_deleted_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep(store := open_store(tmp_path), [1])
+    store.close(10)
+    (chunk,) = chunk_files(tmp_path)
+    for name in ("a.tmp", "b.tmp"):
+        (chunk.parent / name).touch()
+    removes = count()
+    open_store(tmp_path, FaultyFiles(lambda name, n: name == "remove" and next(removes) == 0))
+    assert len(list(tmp_path.rglob("*.tmp"))) == 1
+    assert len(messages(caplog, logging.WARNING)) == 1
+
+
+def test_where_nothing_can_be_deleted_the_disk_is_left_alone_for_a_while(tmp_path: Path) -> None:
+    files = Stuck(".kv")
+    store = open_store(tmp_path, files, budget_bytes=400)
+    for i in range(4):
+        keep(store, [i])
+        store.flush(10)
+    kept, operations = chunk_files(tmp_path), files.n
+    assert kept and store.stats().errors == 1
+    assert keep(store, [9]) == [False] and files.n == operations
+    files.part = "none"
+    files.seconds += 60
+    assert keep(store, [9]) == [True]
+    assert store.close(10) and recall(store, [9]) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import threading
 from pathlib import Path
 
@@ -122,24 +123,74 @@ def test_what_could_not_be_saved_is_saved_later(folder: Path) -> None:
     assert hits(folder) == {KEY.hex(): 2}
 
 
-@pytest.mark.parametrize("contents", [b"", b"{", b"[1]", b'{"heads": {"x": {"hits": "y"}}}'])
+@pytest.mark.parametrize(
+    "contents",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b'{"heads": {"x": {"hits": "y"}}}',
+        b'{"model": "\xff"}',
+        b'{"other": ' + b"[" * 100_000,
+    ],
+    ids=["empty", "cut", "list", "text", "bytes", "deep"],
+)
 def test_a_damaged_file_is_begun_anew(folder: Path, contents: bytes) -> None:
     (folder / MODEL / LEDGER).write_bytes(contents)
     (folder / MODEL / (LEDGER + ".tmp")).write_bytes(b"left over")
+    assert read_ledger(folder, MODEL) == Record()
     count(folder, KEY)
     assert hits(folder) == {KEY.hex(): 1}
 
 
+def test_what_fails_in_an_unknown_way_ends_no_counting(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd(Full):
+        def rename(self, source: str, target: str) -> None:
+            self.tries += 1
+            if self.tries == 1:
+                self.written.set()
+                raise RuntimeError
+            Files.rename(self, source, target)
+
+    files = Odd()
+    counting = Ledger(folder, FINGERPRINT, "a.gguf", save_s=0.0, files=files)
+    counting.hit(KEY)
+    assert files.written.wait(10)
+    counting.hit(OTHER)
+    counting.close(10)
+    assert hits(folder) == {OTHER.hex(): 1}
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+class Later(Slow):
+    """Each use is a second after the one before."""
+
+    seconds = 0.0
+
+    def now(self) -> float:
+        self.seconds += 1
+        return self.seconds
+
+
+def test_a_disk_that_takes_nothing_does_not_fill_the_memory(folder: Path) -> None:
+    files = Later()
+    counting = Ledger(folder, FINGERPRINT, "a.gguf", files=files)
+    keys = [i.to_bytes(32, "big") for i in range(5 * ledger.MAX_HEADS)]
+    for key in keys:
+        counting.hit(key)
+    assert len(counting._new) <= 2 * ledger.MAX_HEADS
+    files.gate.set()
+    counting.close(10)
+    assert set(hits(folder)) == {key.hex() for key in keys[-ledger.MAX_HEADS :]}
+
+
 def test_the_heads_that_were_used_last_are_kept(folder: Path) -> None:
-    class Later(Files):
-        seconds = 0.0
-
-        def now(self) -> float:
-            self.seconds += 1
-            return self.seconds
-
+    files = Later()
+    files.gate.set()
     keys = [i.to_bytes(32, "big") for i in range(ledger.MAX_HEADS + 1)]
-    count(folder, *keys, files=Later())
+    count(folder, *keys, files=files)
     assert set(hits(folder)) == {key.hex() for key in keys[1:]}
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
+from llm_server.cache.chunkfile import PARENT_BYTES, Chunk
 from llm_server.cache.disk import DiskTier
 from llm_server.cache.files import Files
+from llm_server.cache.index import Hit
 from llm_server.cache.keys import Kind
-from llm_server.cache.reading import Fetch, Reader
+from llm_server.cache.reading import Fetch, Piece, Reader
 from llm_server.cache.store import ChunkStore
 from tests.cache.scenario import BUDGET, FINGERPRINT, SIZE, chain_of, keep, open_store
 
+T = TypeVar("T")
 LONG = list(range(100, 100 + 20 * SIZE))
 SHORT = list(range(1, 5 * SIZE + 1))
 
@@ -94,6 +99,28 @@ def test_what_nobody_waits_for_any_more_is_not_read_on(bench: Bench) -> None:
     assert told.wait(10)
     assert long.is_over
     assert bench.files.n_opened <= 2 + len(SHORT) // SIZE
+
+
+def test_the_last_piece_of_what_is_being_attached_is_never_out_of_sight() -> None:
+    class Looked(deque[T]):
+        def append(self, item: T) -> None:
+            super().append(item)
+            seen.append(fetch.is_over)
+
+        def popleft(self) -> T:
+            item = super().popleft()
+            seen.append(fetch.is_over)
+            return item
+
+    seen: list[bool] = []
+    fetch = Fetch(changed=threading.Condition())
+    chunk = Chunk(bytes(32), bytes(PARENT_BYTES), Kind.RANGE, 0, SIZE)
+    fetch.left, fetch.pieces = Looked([Hit(chunk, bytes(32), bytes(SIZE))]), Looked()
+    fetch.done = True  # as much as is read ahead had been read before
+    fetch.add(Piece(0, SIZE, SIZE, memoryview(b"cells")))
+    assert seen == [False, False]
+    fetch.take()
+    assert fetch.is_over
 
 
 def test_a_job_that_fails_ends_nobodys_reading(

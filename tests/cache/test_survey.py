@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+
+import pytest
 
 from llm_server.cache.survey import clear, damage, model_of, stored_chunks
 from tests.cache.scenario import FINGERPRINT, chunk_files, keep, open_store
@@ -40,6 +44,24 @@ def test_damage_is_told(tmp_path: Path) -> None:
     ] == ["it belongs to another model"]
     Path(one.path).unlink()
     assert damage(one) is None
+
+
+def test_clearing_deletes_what_can_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path)
+    stuck = stored_chunks(tmp_path)[0].path
+    real = os.unlink
+
+    def unlink(path: str) -> None:
+        if path == stuck:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        real(path)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    with pytest.raises(PermissionError):
+        clear(tmp_path)
+    assert [str(path) for path in chunk_files(tmp_path)] == [stuck]
 
 
 def test_clearing_leaves_foreign_files(tmp_path: Path) -> None:

@@ -368,9 +368,9 @@ def test_only_what_was_asked_for_is_waited_for(tmp_path: Path) -> None:
         server.step()
     assert 1 not in server.bench.ends
     assert server.bench.engine._cache.unsaved, "the idle prefix is not in danger"
-    assert not server.bench.engine.unsaved
+    assert not server.bench.engine._cache.copying
     server.bench.submit(3, prompt(3, 40), max_tokens=1, persist=True)
-    while 3 not in server.bench.ends or server.bench.engine.unsaved:
+    while 3 not in server.bench.ends or server.bench.engine._cache.copying:
         server.step()
         server.store.flush(10)
     assert 1 not in server.bench.ends

@@ -15,6 +15,7 @@ from llm_server.llama.context import Context
 from llm_server.worker.config import CacheConfig, LoadConfig
 from llm_server.worker.load import open_cache, state_fingerprint
 from llm_server.worker.messages import Load, Sampling
+from tests.cache.scenario import add_head
 from tests.engine.real import Runner, assert_greedy, open_context
 
 KINDS = ["attention", "spm", "sliding", "recurrent", "hybrid"]
@@ -50,6 +51,18 @@ def test_a_second_question_after_a_restart_is_fast_and_exact(
         usage = runner.ends[0].usage
         assert usage.disk_tokens == usage.cached_tokens >= n_head
         runner.assert_all_greedy([other])
+
+
+def test_a_start_tells_when_it_has_less_room_than_is_stored(
+    attention_gguf: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_head(tmp_path, model="a.gguf")  # 1000 bytes
+    with open_context(attention_gguf) as context:
+        for budget in (1000, 999):
+            assert caplog.messages == []
+            load = Load(str(attention_gguf), cache=CacheConfig(str(tmp_path), budget))
+            assert opened(load, context) is not None
+    assert len(caplog.messages) == 1 and "0.0 MB" in caplog.text
 
 
 @pytest.mark.parametrize(

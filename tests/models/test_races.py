@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llm_server.errors import ModelLoadFailed, RemoteError, ServerError
+from llm_server.errors import InsufficientMemory, ModelLoadFailed, RemoteError, ServerError
 from llm_server.models import policy
 from llm_server.models.lease import Lease
 from llm_server.models.loader import Loader
@@ -22,7 +22,7 @@ from llm_server.worker.client import Worker
 from llm_server.worker.messages import ChatRequest, Load, Message
 from tests.fake_live import add_models
 from tests.gguf_bytes import TINY, gguf
-from tests.models.test_pool import FAKE_START, SCARCE, answers, loads, until, with_pool
+from tests.models.test_pool import AMPLE, FAKE_START, SCARCE, answers, loads, until, with_pool
 
 
 async def turns(n: int) -> None:
@@ -248,6 +248,33 @@ def test_memory_is_free_when_the_process_is_gone_and_not_before(tmp_path: Path) 
         assert (await asking).model.name == "b.gguf"
 
     with_pool(tmp_path, test, memory=SCARCE)
+
+
+@pytest.mark.parametrize("memory", [SCARCE, AMPLE], ids=["by_plan", "by_a_second_try"])
+def test_a_request_that_goes_while_another_model_is_ended_for_it(
+    tmp_path: Path, memory: int
+) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+
+    async def start(load: Load, **kwargs: Any) -> Worker:
+        if lease is not None and lease.worker.alive:
+            raise InsufficientMemory("not beside another")
+        return await FAKE_START(load, **kwargs)
+
+    async def test(pool: Pool) -> None:
+        nonlocal lease
+        lease = await pool.acquire("a")
+        lease.release()
+        os.kill(lease.worker.pid, signal.SIGSTOP)
+        asking = asyncio.create_task(pool.acquire("b"))
+        await until(lambda: not lease.worker.alive)
+        asking.cancel()
+        await asyncio.wait({asking})
+        os.kill(lease.worker.pid, signal.SIGCONT)
+        await until(lambda: names(pool) == ["b.gguf"])
+
+    lease: Lease | None = None
+    with_pool(tmp_path, test, memory=memory, loader=Loader(start_worker=start))
 
 
 def test_a_request_at_the_moment_when_the_time_of_its_model_is_up(tmp_path: Path) -> None:

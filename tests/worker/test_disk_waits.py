@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from tests.engine.fake_context import Bench, Clock, FakeContext, FakeSampler, Te
 
 FINGERPRINT = bytes(32)
 TOKENS = list(range(1, 31))
+OTHERS = list(range(101, 131))
 SIZE = int(5 * STORE_RATE)
 
 
@@ -52,18 +54,21 @@ class Desk:
         self.storing = Storing(self.disk, self.done.put, self.clock)
 
     def hold(self, *ids: int) -> None:
+        self.want()
         for id in ids:
             self.storing.expect(prompt(id))
         assert self.step(*map(end, ids)) == []
 
+    def want(self, tokens: Sequence[int] = TOKENS) -> None:
+        self.disk.want(tokens, "", head=True, tail=True)
+
     def copy(self) -> None:
-        """Hand the prompt to the store."""
-        self.disk.want(TOKENS, "", head=True, tail=True)
+        """Hand what is wanted to the store."""
         while self.disk.pending:
             self.disk.put(self.disk.next_copy(), memoryview(b"cells"))
 
-    def step(self, *events: Event, copied: bool = False) -> list[Event]:
-        return self.storing.hold_back(events, copied=copied)
+    def step(self, *events: Event) -> list[Event]:
+        return self.storing.hold_back(events)
 
     def settled(self) -> list[Event]:
         """What comes of the next end that the thread is done with."""
@@ -75,7 +80,7 @@ def test_an_end_waits_until_its_prompt_is_stored(tmp_path: Path) -> None:
     desk = Desk(tmp_path, files)
     desk.hold(1)
     desk.copy()
-    assert desk.step(Content(2, "of another"), copied=True) == [Content(2, "of another")]
+    assert desk.step(Content(2, "of another")) == [Content(2, "of another")]
     assert desk.storing.progress == [Progress(1, 30, 30, 10)]
     files.release()
     assert desk.settled() == [end(1)]
@@ -87,12 +92,14 @@ def test_no_end_waits_for_ever(tmp_path: Path, *, copied: bool) -> None:
     files = StuckFiles()
     desk = Desk(tmp_path, files)
     desk.hold(1, 2)
-    desk.copy()
+    if copied:
+        desk.copy()
     desk.clock.pass_(STORE_S + SIZE / STORE_RATE - 0.1)
-    assert desk.step(copied=copied) == []
+    assert desk.step() == []
     desk.clock.pass_(0.1)
     assert desk.step() == [end(1, 0), end(2, 0)]
-    assert desk.step(copied=True) == []
+    desk.copy()
+    assert desk.step() == []
     files.release()
     assert desk.settled() == desk.settled() == [], "they have been told"
 
@@ -101,8 +108,45 @@ def test_a_disk_that_takes_nothing_is_told(tmp_path: Path) -> None:
     desk = Desk(tmp_path, FaultyFiles(lambda name, _: name == "create"))
     desk.hold(1)
     desk.copy()
-    desk.step(copied=True)
+    desk.step()
     assert desk.settled() == [end(1, 0)]
+
+
+class OneFile(StuckFiles):
+    """A disk that is stuck after its first file."""
+
+    n_created = 0
+
+    def create(self, path: str) -> int:
+        if self.n_created:
+            return super().create(path)
+        descriptor = Files.create(self, path)
+        self.n_created += 1
+        return descriptor
+
+
+def test_an_end_does_not_wait_for_what_others_write(tmp_path: Path) -> None:
+    files = OneFile()
+    desk = Desk(tmp_path, files)
+    desk.hold(1)
+    desk.copy()
+    desk.want(OTHERS)
+    desk.copy()
+    desk.want(OTHERS[:20])
+    assert desk.disk.pending, "others are still to be copied"
+    assert desk.step() == []
+    assert desk.settled() == [end(1)]
+    assert desk.disk.store.writing
+    files.release()
+
+
+def test_an_end_that_comes_late_tells_what_has_been_stored(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, Files())
+    desk.hold(1)
+    desk.copy()
+    assert desk.disk.store.flush(30)
+    desk.clock.pass_(STORE_S + SIZE / STORE_RATE)
+    assert desk.step() == [end(1)]
 
 
 def test_failures_and_what_nobody_wants_are_not_held(tmp_path: Path) -> None:
@@ -118,7 +162,7 @@ def test_failures_and_what_nobody_wants_are_not_held(tmp_path: Path) -> None:
 def test_without_a_disk_no_end_waits() -> None:
     storing = Storing(None, lambda _: None)
     storing.expect(prompt(1))
-    assert storing.hold_back([end(1, 0)], copied=True) == [end(1, 0)]
+    assert storing.hold_back([end(1, 0)]) == [end(1, 0)]
 
 
 class StuckReads(Files):
