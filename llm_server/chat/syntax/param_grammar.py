@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from llm_server.chat.grammar import Lark
-from llm_server.chat.schemas import is_irregular
 from llm_server.chat.syntax.alternatives import (
     MAX_DEPTH,
     Alternatives,
@@ -16,9 +16,11 @@ from llm_server.chat.syntax.alternatives import (
     values_of,
 )
 from llm_server.chat.syntax.format import Kind, ParamArgs, Wrapper
-from llm_server.chat.syntax.formats import FORMATS, is_free
-from llm_server.chat.syntax.literal import Slot, fill, text_of
-from llm_server.chat.syntax.patterns import escaped, search_regex
+from llm_server.chat.syntax.formats import is_free
+from llm_server.chat.syntax.literal import Literal, Slot, fill, text_of
+from llm_server.chat.syntax.names import Names
+from llm_server.chat.syntax.patterns import escaped
+from llm_server.chat.syntax.texts import bounds_of
 from llm_server.chat.syntax.values import JsonValue, count_of, kinds_of, read_value
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import JsonObject
@@ -36,17 +38,27 @@ _INTEGER = r"/-?(0|[1-9][0-9]{0,15})/"
 class ParamGrammar:
     """Writes one tool's parameters into a grammar, in the order of its schema.
 
-    Raises InvalidRequest for `param` where a schema cannot be said in a grammar of raw texts.
+    `tails` are what may follow the last one. Raises InvalidRequest for `param` where a schema
+    cannot be said in a grammar of raw texts.
     """
 
     def __init__(
-        self, lark: Lark, args: ParamArgs, schema: JsonObject, *, strict: bool, param: str
+        self,
+        lark: Lark,
+        args: ParamArgs,
+        schema: JsonObject,
+        tails: Sequence[Literal],
+        *,
+        strict: bool,
+        param: str,
     ) -> None:
         self._lark = lark
         self._args = args
         self._schema = schema
         self._alternatives = Alternatives(schema, param)
+        self._names = Names(args, tails, param)
         self._written: dict[tuple[str, tuple[str, ...], int], str] = {}
+        self._bounds = partial(bounds_of, strict=strict, param=param)
         self._strict = strict
         self._param = param
 
@@ -61,8 +73,11 @@ class ParamGrammar:
             kinds = kinds_of(part, self._schema)
             # Where null is not written, a parameter that may be null may be left out.
             may_lack = "null" in kinds and "null" not in self._args.wrappers
-            if not may_lack or kinds != {"null"}:
-                parts.append((self.parameter(key, part), key in required and not may_lack))
+            needed = key in required and not may_lack
+            if may_lack and kinds == {"null"}:
+                continue
+            if self._names.carries(key, required=needed):
+                parts.append((self.parameter(key, part), needed))
         return self._sequence(parts, text_of(self._args.separator))
 
     def _in_order(self, properties: JsonObject) -> Iterator[tuple[str, JsonValue]]:
@@ -177,30 +192,6 @@ class ParamGrammar:
         return kinds == TEXT or not kinds_of({"const": read_value(text, self._args, None)}) & (
             kinds - TEXT
         )
-
-    def _bounds(self, schema: JsonObject) -> list[str]:
-        """Regular expressions that all match the texts that a schema allows, but for its values."""
-        bounds = []
-        for part in parts_of(schema):
-            if isinstance(pattern := part.get("pattern"), str):
-                bounds += self._found(pattern)
-            if part.get("format") in FORMATS:
-                bounds.append(f"/{FORMATS[part['format']]}/")
-            low, high = part.get("minLength"), part.get("maxLength")
-            if isinstance(low, int) or isinstance(high, int):
-                bounds.append(f"/(?s:.){{{low or 0},{high if isinstance(high, int) else ''}}}/")
-        return bounds
-
-    def _found(self, pattern: str) -> list[str]:
-        """A regular expression for texts in which `pattern` is found; none where it is ignored."""
-        if not self._strict and is_irregular(pattern):
-            return []
-        try:
-            return [f"/{search_regex(pattern, self._param)}/"]
-        except InvalidRequest:
-            if self._strict:
-                raise
-            return []  # an anchor inside a group: llguidance's own patterns may have it
 
     def _body(self, bounds: list[str], post: str) -> str:
         """A regular expression for the texts within `bounds` before `post`."""
@@ -360,6 +351,8 @@ class ParamGrammar:
         for key, part in self._in_order(properties):
             value = self._inner(part, depth)
             if not value and key not in required:
+                continue
+            if not self._names.carries(key, required=key in required, inside=True):
                 continue
             value = value or self._nothing()
             if self._args.member is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import product
 
 from llm_server.chat.syntax.format import ParamArgs, Wrapper
 from llm_server.chat.syntax.literal import (
@@ -16,6 +17,7 @@ from llm_server.chat.syntax.literal import (
     Slot,
     build,
     fill,
+    fits_slot,
     is_marker,
     pieces,
     text_of,
@@ -185,7 +187,9 @@ class ParamParser:
         if any(isinstance(p, str) and any(map(str.isalpha, p)) for p in self._args.pre):
             return [self._next, *self._ends]
         # A lone comma says little: the next name must follow it as well.
-        return [*(build(*self._next, Slot.KEY, *mid) for mid, _, _ in self._mids), *self._ends]
+        odd = (key for key in self._schema.get("properties") or () if not fits_slot(Slot.KEY, key))
+        names = product((Slot.KEY, *odd), self._mids)
+        return [*(build(*self._next, name, *mid) for name, (mid, _, _) in names), *self._ends]
 
     def _bare(self) -> Parse[str | None]:
         """A value without a closing tag: up to a sign on its own level."""
