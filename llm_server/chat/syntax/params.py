@@ -171,7 +171,7 @@ class ParamParser:
                 pass_on(reader.take(len(reader.text) - reader.pos - keep))
                 scan = 0
                 if reader.closed:
-                    pass_on(reader.take(keep))
+                    reader.take(keep)  # the beginning of `post`, cut
                     return False
                 yield
                 continue
