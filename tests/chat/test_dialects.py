@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import cache
 from typing import Any
 
@@ -336,3 +337,28 @@ def test_so_are_names_inside_an_object(dialect: str, name: str) -> None:
         arguments_for(dialect, named(name, inside=True))
     written = arguments_for(dialect, named(name, inside=True, required=False))
     assert written["o"].keys() == {"y", "z"}
+
+
+HUGE = {"type": "object", "properties": {"n": {"type": "number"}, "l": {"type": "array"}}}
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+@pytest.mark.parametrize("dialect", [QWEN, "GLM-4.6", LFM, GEMMA])
+def test_numbers_that_overflow_are_the_largest_ones(dialect: str) -> None:
+    if dialect not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    d, tools = dialogue_of(dialect), [tool("do-it", HUGE)]
+    huge = FunctionCall("call_1", "do-it", '{"n": -1e400, "l": [1e999, 2]}')
+    messages = [Message("user", "?"), Message("assistant", None, tool_calls=[huge])]
+    prompt = "".join(s.text for s in d.render(ChatRequest(messages, tools), generate=False))
+    assert "inf" not in prompt.lower()
+    for largest in ("1.7976931348623157e308", "1.7976931348623157e+308"):
+        prompt = prompt.replace(largest, "1e400")
+    call = prompt[prompt.rindex(d.syntax.calls.trigger) :]
+    parser = AnswerParser(1, d.syntax, tools)
+    [(_, arguments)] = fold([*parser.feed(call), *parser.close()])[2]
+    most = sys.float_info.max
+    assert json.loads(arguments, parse_constant=refuse) == {"n": -most, "l": [most, 2]}
