@@ -7,6 +7,7 @@ import sys
 from functools import cache
 from typing import Any
 
+import jsonschema
 import pytest
 
 from llm_server.chat.dialogue import Dialogue
@@ -282,6 +283,11 @@ UNSPEAKABLE = [
 ]
 
 
+def strict(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    function = {"name": "do-it", "parameters": schema, "strict": True}
+    return [{"type": "function", "function": function}]
+
+
 def named(name: str, *, inside: bool = False, required: bool = True) -> list[dict[str, Any]]:
     """A strict tool with a parameter, or a member of one, between two others."""
     properties = {"y": {"type": "string"}, name: {"type": "integer"}, "z": {"type": "string"}}
@@ -293,8 +299,7 @@ def named(name: str, *, inside: bool = False, required: bool = True) -> list[dic
     }
     if inside:
         schema = {"type": "object", "properties": {"o": schema}, "required": ["o"]}
-    function = {"name": "do-it", "parameters": schema, "strict": True}
-    return [{"type": "function", "function": function}]
+    return strict(schema)
 
 
 def arguments_for(dialect: str, tools: list[dict[str, Any]], seed: int = 1) -> Any:
@@ -362,3 +367,61 @@ def test_numbers_that_overflow_are_the_largest_ones(dialect: str) -> None:
     [(_, arguments)] = fold([*parser.feed(call), *parser.close()])[2]
     most = sys.float_info.max
     assert json.loads(arguments, parse_constant=refuse) == {"n": -most, "l": [most, 2]}
+
+
+def closed(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [*properties],
+        "additionalProperties": False,
+    }
+
+
+INTEGER = {"type": "integer"}
+PARTS = {
+    "allOf": [
+        {"properties": {"q": INTEGER}, "required": ["q"]},
+        {"properties": {"r": {"type": "boolean"}}, "required": ["r"]},
+    ]
+}
+ROOTS: dict[str, dict[str, Any]] = {
+    "a reference": {"$ref": "#/$defs/X", "$defs": {"X": closed(q=INTEGER)}},
+    "parts": PARTS,
+    "parts of a member": closed(o=PARTS),
+    "alternatives": {"anyOf": [closed(q=INTEGER), closed(s={"const": "x"}, q=INTEGER)]},
+    "either name": {
+        "properties": {"q": INTEGER, "s": {"type": "boolean"}},
+        "anyOf": [{"required": ["q"]}, {"required": ["s"]}],
+    },
+    "another name": {
+        "properties": {"a": {"type": "boolean"}},
+        "required": ["q"],
+        "additionalProperties": INTEGER,
+    },
+}
+
+
+@pytest.mark.parametrize("dialect", [QWEN, LFM, GEMMA, "MiniMax-M3"])
+@pytest.mark.parametrize("root", ROOTS)
+def test_a_root_that_does_not_list_its_properties_holds_too(dialect: str, root: str) -> None:
+    schema = {"type": "object", **ROOTS[root]}
+    for seed in range(3):
+        jsonschema.validate(arguments_for(dialect, strict(schema), seed), schema)
+
+
+@pytest.mark.parametrize("dialect", [QWEN, GEMMA])
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ({"minProperties": 1}, "minProperties"),
+        ({"maxProperties": 1}, "maxProperties"),
+        ({"patternProperties": {"^x": INTEGER}}, "patternProperties"),
+        ({"anyOf": [closed(q=INTEGER), closed(q={"type": "string"})]}, "differ in the type"),
+    ],
+)
+def test_what_a_root_cannot_be_kept_to_is_refused(
+    dialect: str, schema: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=told):
+        arguments_for(dialect, strict({"type": "object", **schema}))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 from llm_server.chat.grammar import Lark
 from llm_server.chat.syntax.alternatives import (
     MAX_DEPTH,
     Alternatives,
+    Members,
+    joined,
+    members_of,
+    mixed,
     narrowed,
     parts_of,
     types_of,
@@ -64,16 +68,35 @@ class ParamGrammar:
 
     def parameters(self) -> str:
         """An expression for all parameters, with their separators."""
-        properties = self._schema.get("properties") or {}
-        required = set(self._schema.get("required") or ())
-        if not properties:
-            return "" if self._schema.get("additionalProperties") is False else self._free()
+        branches = self._alternatives.members()
+        if self._strict and (key := mixed(branches, self._kinds)) is not None:
+            raise self._refusal(f"Alternatives that differ in the type of `{key}`")
+        always = joined(branches).required
+        options = [self._parameters(members, always) or '""' for members in branches]
+        return f"( {' | '.join(dict.fromkeys(options))} )"
+
+    def _check_words(self, members: Members) -> None:
+        if self._strict and members.unsaid:
+            raise self._refusal(" and ".join(members.unsaid))
+
+    def _refusal(self, what: str) -> InvalidRequest:
+        return InvalidRequest(
+            f"{what} cannot be enforced in this model's syntax of calls.",
+            param=self._param,
+            code="invalid_json_schema",
+        )
+
+    def _parameters(self, members: Members, always: Collection[str]) -> str:
+        """An expression for the parameters of one alternative; `always`: required in all."""
+        self._check_words(members)
+        if not members.properties:
+            return "" if members.others is False else self._free(members.others)
         parts = []
-        for key, part in self._in_order(properties):
-            kinds = kinds_of(part, self._schema)
+        for key, part in self._in_order(members.properties):
+            kinds, required = kinds_of(part, self._schema), key in members.required
             # Where null is not written, a parameter that may be null may be left out.
             may_lack = "null" in kinds and "null" not in self._args.wrappers
-            needed = key in required and not may_lack
+            needed = required and not (may_lack and key in always)
             if may_lack and kinds == {"null"}:
                 continue
             if self._names.carries(key, required=needed):
@@ -99,13 +122,13 @@ class ParamGrammar:
                 later = f"{taken_later} | {follow}"
         return self._lark.rule(first)
 
-    def _free(self) -> str:
+    def _free(self, others: JsonValue) -> str:
         """Parameters of any name, for a tool that does not name its own."""
         wrapper = self._args.wrappers["string"]
         if any(isinstance(part, Slot) for part in wrapper.post):
             return ""
         pre = self._lark.text(text_of(self._args.pre))
-        if isinstance(others := self._schema.get("additionalProperties"), dict) and others:
+        if isinstance(others, dict) and others:
             values = self._values("", others)
         elif self._writes_text:
             values = [self._text(wrapper, "", {})]
@@ -251,12 +274,7 @@ class ParamGrammar:
     def _nothing(self) -> str:
         """In place of a value that there must be and cannot be."""
         if self._strict:
-            raise InvalidRequest(
-                f"Values that lie deeper than {MAX_DEPTH} levels cannot be enforced in this "
-                "model's syntax of calls.",
-                param=self._param,
-                code="invalid_json_schema",
-            )
+            raise self._refusal(f"Values that lie deeper than {MAX_DEPTH} levels")
         return self._lark.text(self._args.words[2])
 
     def _of_kind(self, kind: str, schema: JsonObject, depth: int) -> list[str]:
@@ -319,11 +337,7 @@ class ParamGrammar:
         """Items of one schema, as many as are allowed."""
         for part in parts_of(schema):
             if self._strict and ("prefixItems" in part or isinstance(part.get("items"), list)):
-                raise InvalidRequest(
-                    "prefixItems cannot be enforced in this model's syntax of calls; leave it out.",
-                    param=self._param,
-                    code="invalid_json_schema",
-                )
+                raise self._refusal("prefixItems")
         inner = self._inner(schema.get("items"), depth)
         low = max(count_of(part.get("minItems")) or 0 for part in parts_of(schema))
         highs = [count_of(part.get("maxItems")) for part in parts_of(schema)]
@@ -345,14 +359,15 @@ class ParamGrammar:
         return self._lark.rule(f'"[" ( {few}{inner} {more} ) "]"')
 
     def _object(self, schema: JsonObject, depth: int) -> str:
-        properties = schema.get("properties") or {}
-        required = set(schema.get("required") or ())
+        members = members_of(schema)
+        self._check_words(members)
         parts = []
-        for key, part in self._in_order(properties):
+        for key, part in self._in_order(members.properties):
+            required = key in members.required
             value = self._inner(part, depth)
-            if not value and key not in required:
+            if not value and not required:
                 continue
-            if not self._names.carries(key, required=key in required, inside=True):
+            if not self._names.carries(key, required=required, inside=True):
                 continue
             value = value or self._nothing()
             if self._args.member is not None:
@@ -361,15 +376,14 @@ class ParamGrammar:
                 member = f"{self._lark.text(opening)} {value} {self._lark.text(closing)}"
             else:
                 member = f"{self._lark.text(key + ':')} {value}"
-            parts.append((self._lark.rule(member), key in required))
+            parts.append((self._lark.rule(member), required))
         if self._args.member is not None:
             return self._sequence(parts, "") if parts else '""'
-        inside = self._sequence(parts, ",") if parts else self._free_members(schema, depth)
+        inside = self._sequence(parts, ",") if parts else self._free_members(members.others, depth)
         return self._lark.rule(f'"{{" {inside} "}}"')
 
-    def _free_members(self, schema: JsonObject, depth: int) -> str:
+    def _free_members(self, others: JsonValue, depth: int) -> str:
         """Members of any name, where a schema names none and forbids none."""
-        others = schema.get("additionalProperties", {})
         value = "" if others is False else self._inner(others, depth)
         if not value:
             return ""
