@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from llm_server.chat.syntax.values import finite
 from llm_server.worker.messages import FunctionCall, JsonObject, Message
 
 RESULTS = "tool_responses"
@@ -102,7 +103,7 @@ def _short(call_id: str, style: Style) -> str:
 def _object(arguments: str) -> JsonObject | str:
     """Arguments that are no JSON object stay text: the history is what it is."""
     try:
-        value = json.loads(arguments or "{}")
+        value = json.loads(arguments or "{}", parse_float=finite)
     except (ValueError, RecursionError):
         return arguments
     return value if isinstance(value, dict) else arguments

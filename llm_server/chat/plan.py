@@ -21,6 +21,7 @@ from llm_server.chat.examples import endings
 from llm_server.chat.grammar import Grammars, Lark, Spelling, check_schema
 from llm_server.chat.phases import Opening, Plan, Trigger
 from llm_server.chat.room import Room
+from llm_server.chat.schemas import subschemas
 from llm_server.chat.shortest import LONGEST, shortest, shortest_members
 from llm_server.chat.stream import Where
 from llm_server.chat.syntax.call_grammar import CallGrammar, Choice
@@ -362,12 +363,9 @@ class _Source:
 def _names(schema: object, depth: int = 0) -> Iterator[str]:
     """All names of properties in a schema."""
     if isinstance(schema, dict) and depth < 16:
-        properties = schema.get("properties")
-        if isinstance(properties, dict):
-            for name, part in properties.items():
-                yield name
-                yield from _names(part, depth + 1)
-        yield from _names(schema.get("items"), depth + 1)
+        yield from schema.get("properties") or ()
+        for _, part in subschemas(schema):
+            yield from _names(part, depth + 1)
 
 
 def _answer(lark: Lark, wanted: ResponseFormat) -> str:

@@ -300,19 +300,26 @@ class AnswerParser:
             call = _Call(self, name)
             if isinstance(calls.args, JsonArgs):
                 if not (yield from json_args.parse(reader, call.emit)):
-                    return reader.go_back()
+                    return self._no_call()
                 reader.mark()
                 found = yield from reader.match(tails)
-                if found is None and reader.closed and (yield from reader.peek(tails, 0)):
-                    reader.take(len(reader.text))  # the end of a call, cut
             else:
                 parser = ParamParser(reader, calls.args, tails, self._schemas[name], call.emit)
                 found = yield from parser.parse()
                 if not call.begun:
-                    return reader.go_back()
+                    return self._no_call()
             if found is None or found[0] < len(ends):
+                if reader.closed:  # and was waited for: what is left goes on with the call, cut
+                    reader.take(len(reader.text))
                 return
             header = found[1]
+
+    def _no_call(self) -> None:
+        """What follows a header is text; nobody's, if it was cut."""
+        if self._reader.closed and (self.n_calls or self._syntax.calls.trigger):
+            self._reader.take(len(self._reader.text))
+        else:
+            self._reader.go_back()
 
     # ---- deltas --------------------------------------------------------------------------------
 

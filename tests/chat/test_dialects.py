@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import cache
 from typing import Any
 
@@ -36,6 +37,7 @@ QWEN = "Qwen3-Coder"
 NEMOTRON = "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
 KIMI_K2 = "moonshotai-Kimi-K2"
 LFM = "LFM2.5-8B-A1B"
+GEMMA = "google-gemma-4-31B-it-interleaved"
 _JSON = '{"city": "Paris"}'
 _SWITCH = "<|end|><|start|>assistant"
 _FUNCTION = "<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>"
@@ -261,3 +263,28 @@ def test_any_parameters_of_a_tool_that_names_none() -> None:
         calls = fold(got.deltas)[2]
         assert got.ended and calls
         assert all(isinstance(json.loads(arguments), dict) for _, arguments in calls)
+
+
+HUGE = {"type": "object", "properties": {"n": {"type": "number"}, "l": {"type": "array"}}}
+
+
+def refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+@pytest.mark.parametrize("dialect", [QWEN, "GLM-4.6", LFM, GEMMA])
+def test_numbers_that_overflow_are_the_largest_ones(dialect: str) -> None:
+    if dialect not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    d, tools = dialogue_of(dialect), [tool("do-it", HUGE)]
+    huge = FunctionCall("call_1", "do-it", '{"n": -1e400, "l": [1e999, 2]}')
+    messages = [Message("user", "?"), Message("assistant", None, tool_calls=[huge])]
+    prompt = "".join(s.text for s in d.render(ChatRequest(messages, tools), generate=False))
+    assert "inf" not in prompt.lower()
+    for largest in ("1.7976931348623157e308", "1.7976931348623157e+308"):
+        prompt = prompt.replace(largest, "1e400")
+    call = prompt[prompt.rindex(d.syntax.calls.trigger) :]
+    parser = AnswerParser(1, d.syntax, tools)
+    [(_, arguments)] = fold([*parser.feed(call), *parser.close()])[2]
+    most = sys.float_info.max
+    assert json.loads(arguments, parse_constant=refuse) == {"n": -most, "l": [most, 2]}

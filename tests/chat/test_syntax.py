@@ -129,6 +129,22 @@ def test_null_comes_back_where_it_is_written(name: str) -> None:
     assert read(p, text, 1)[2] == [("get_weather", arguments)], text
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_call_shows_nothing_of_its_markup_wherever_it_is_cut(name: str) -> None:
+    d = dialogue_of(name)
+    calls = calls_of({"s": "Paris"}, SECOND)[: 1 if d.syntax.calls.again is None else 2]
+    text, parser = written(d, Message("assistant", None, tool_calls=calls))
+    behind = fold([*parser.feed(text), *parser.close()])[0]  # what this template ends turns with
+    text = text[max(0, text.find(d.syntax.calls.trigger)) :].rstrip()
+    for end in (d.syntax.calls.turn_end, behind, d.syntax.calls.turn_end):
+        text = text.removesuffix(end.strip())
+    for cut in range(len(text)):
+        p = AnswerParser(1, d.syntax, TOOLS)
+        content, _, read = fold([*p.feed(text[:cut]), *p.close()])
+        assert not (read and content.strip()), text[:cut]
+        assert "</" not in "".join(arguments for _, arguments in read)
+
+
 def test_nearly_all_published_templates_have_a_measured_syntax() -> None:
     if not TEMPLATES:
         pytest.skip("no published templates beside the checkout")

@@ -1,12 +1,13 @@
-"""A parameter's schema as alternatives without alternatives of their own, for `param_grammar`."""
+"""A schema as alternatives without alternatives of their own, for `param_grammar` and `params`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, product
 
-from llm_server.chat.syntax.values import JsonValue, kinds_of, resolve
+from llm_server.chat.syntax.values import JsonValue, count_of, kinds_of, resolve
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import JsonObject
 
@@ -29,6 +30,19 @@ _WHOLE = "whole-schema"
 _NO_SCHEMAS = frozenset({"const", "enum", "default", "examples"})
 
 
+@dataclass(frozen=True, slots=True)
+class Members:
+    """What an object holds: by name, and the schema of those of other names, False for none.
+
+    `unsaid` are the words of its schema that this does not say.
+    """
+
+    properties: JsonObject
+    required: frozenset[str]
+    others: JsonValue
+    unsaid: Sequence[str] = ()
+
+
 class Alternatives:
     """Of schemas that are parts of `root`. Raises InvalidRequest for `param` for too many."""
 
@@ -48,6 +62,10 @@ class Alternatives:
                     return self._all_of([rest, *parts], depth + 1)
                 return [b for part in parts for b in self._all_of([rest, part], depth + 1)]
         return [schema]
+
+    def members(self) -> list[Members]:
+        """The members of the root's alternatives."""
+        return [members_of(part) for part in self.of(self._root)]
 
     def _all_of(self, parts: Sequence[JsonValue], depth: int) -> list[JsonValue]:
         """The alternatives that are left where all of `parts` hold."""
@@ -109,6 +127,66 @@ def types_of(schema: JsonObject) -> list[str]:
 def parts_of(schema: JsonObject) -> list[JsonObject]:
     """A schema without alternatives, and the parts that `_merged` left in its `allOf`."""
     return [schema, *schema.get("allOf", ())]
+
+
+def members_of(schema: JsonValue) -> Members:
+    """The members of the objects that a schema without alternatives allows."""
+    parts = parts_of(schema) if isinstance(schema, dict) else []
+    required = frozenset(name for part in parts for name in part.get("required") or ())
+    named = [name for part in parts for name in part.get("properties") or ()]
+    properties = {
+        name: allowed
+        for name in dict.fromkeys([*named, *sorted(required)])
+        if (allowed := _all_hold([_member(part, name) for part in parts])) is not False
+    }
+    others = _all_hold([part.get("additionalProperties", True) for part in parts])
+    free = not properties and others is not False
+    fewest = max((count_of(part.get("minProperties")) or 0 for part in parts), default=0)
+    mosts = [count_of(part.get("maxProperties")) for part in parts]
+    too_few = any(most is not None and (free or most < len(properties)) for most in mosts)
+    words = {
+        "minProperties": fewest > len(required),
+        "maxProperties": too_few,
+        "patternProperties": free and any("patternProperties" in part for part in parts),
+    }
+    return Members(properties, required, others, [word for word, unsaid in words.items() if unsaid])
+
+
+def joined(branches: Sequence[Members]) -> Members:
+    """What a member may be in any of the branches, and the members that all of them require."""
+    found: dict[str, list[JsonValue]] = {}
+    for branch in branches:
+        for name, part in branch.properties.items():
+            if part not in found.setdefault(name, []):
+                found[name].append(part)
+    properties = {
+        name: parts[0] if len(parts) == 1 else {"anyOf": parts} for name, parts in found.items()
+    }
+    return Members(properties, frozenset.intersection(*(b.required for b in branches)), True)
+
+
+def mixed(branches: Sequence[Members], kinds: Callable[[JsonValue], frozenset[str]]) -> str | None:
+    """A member that is a text in one branch and something else in another, where a reader cannot
+    tell which; None if there is no such."""
+    found: dict[str, frozenset[str]] = {}
+    for name, part in chain.from_iterable(branch.properties.items() for branch in branches):
+        before = found.setdefault(name, kinds(part))
+        if kinds(part) != before and "string" in kinds(part) | before:
+            return name
+    return None
+
+
+def _member(schema: JsonObject, name: str) -> JsonValue:
+    named = schema.get("properties") or {}
+    return named[name] if name in named else schema.get("additionalProperties", True)
+
+
+def _all_hold(schemas: Sequence[JsonValue]) -> JsonValue:
+    """One schema for what fits all of them."""
+    if any(schema is False for schema in schemas):
+        return False
+    some = [schema for schema in schemas if schema is not True]
+    return {"allOf": some} if len(some) > 1 else some[0] if some else True
 
 
 def _agree(parts: Sequence[JsonObject]) -> bool:

@@ -134,5 +134,7 @@ class CallGrammar:
         args = self._calls.args
         if isinstance(args, JsonArgs):
             return self._lark.json(schema, spaced=args.spaced, lenient=not strict)
-        grammar = ParamGrammar(self._lark, args, schema, strict=strict, param=param)
+        ends, others = self._calls.tails(function["name"])
+        tails = [*ends, *others]
+        grammar = ParamGrammar(self._lark, args, schema, tails, strict=strict, param=param)
         return grammar.parameters()

@@ -97,6 +97,11 @@ def fill(literal: Literal, values: dict[Slot, str]) -> Literal:
     return build(*(values.get(p, p) if isinstance(p, Slot) else p for p in literal))
 
 
+def fits_slot(slot: Slot, text: str) -> bool:
+    """Whether a hole can hold this text."""
+    return 0 < len(text) <= MAX_SLOT and all(map(SLOT_CHARS[slot], text))
+
+
 def text_of(literal: Literal) -> str:
     """The text before the first hole."""
     return literal[0] if literal and isinstance(literal[0], str) else ""

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 
 from llm_server.chat.grammar import Lark
-from llm_server.chat.schemas import is_irregular
 from llm_server.chat.syntax.alternatives import (
     MAX_DEPTH,
     Alternatives,
+    Members,
+    joined,
+    members_of,
+    mixed,
     narrowed,
     parts_of,
     types_of,
     values_of,
 )
 from llm_server.chat.syntax.format import Kind, ParamArgs, Wrapper
-from llm_server.chat.syntax.formats import FORMATS, is_free
-from llm_server.chat.syntax.literal import Slot, fill, text_of
-from llm_server.chat.syntax.patterns import escaped, search_regex
+from llm_server.chat.syntax.formats import is_free
+from llm_server.chat.syntax.literal import Literal, Slot, fill, text_of
+from llm_server.chat.syntax.names import Names
+from llm_server.chat.syntax.patterns import escaped
+from llm_server.chat.syntax.texts import bounds_of
 from llm_server.chat.syntax.values import JsonValue, count_of, kinds_of, read_value
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import JsonObject
@@ -36,33 +42,65 @@ _INTEGER = r"/-?(0|[1-9][0-9]{0,15})/"
 class ParamGrammar:
     """Writes one tool's parameters into a grammar, in the order of its schema.
 
-    Raises InvalidRequest for `param` where a schema cannot be said in a grammar of raw texts.
+    `tails` are what may follow the last one. Raises InvalidRequest for `param` where a schema
+    cannot be said in a grammar of raw texts.
     """
 
     def __init__(
-        self, lark: Lark, args: ParamArgs, schema: JsonObject, *, strict: bool, param: str
+        self,
+        lark: Lark,
+        args: ParamArgs,
+        schema: JsonObject,
+        tails: Sequence[Literal],
+        *,
+        strict: bool,
+        param: str,
     ) -> None:
         self._lark = lark
         self._args = args
         self._schema = schema
         self._alternatives = Alternatives(schema, param)
+        self._names = Names(args, tails, param)
         self._written: dict[tuple[str, tuple[str, ...], int], str] = {}
+        self._bounds = partial(bounds_of, strict=strict, param=param)
         self._strict = strict
         self._param = param
 
     def parameters(self) -> str:
         """An expression for all parameters, with their separators."""
-        properties = self._schema.get("properties") or {}
-        required = set(self._schema.get("required") or ())
-        if not properties:
-            return "" if self._schema.get("additionalProperties") is False else self._free()
+        branches = self._alternatives.members()
+        if self._strict and (key := mixed(branches, self._kinds)) is not None:
+            raise self._refusal(f"Alternatives that differ in the type of `{key}`")
+        always = joined(branches).required
+        options = [self._parameters(members, always) or '""' for members in branches]
+        return f"( {' | '.join(dict.fromkeys(options))} )"
+
+    def _check_words(self, members: Members) -> None:
+        if self._strict and members.unsaid:
+            raise self._refusal(" and ".join(members.unsaid))
+
+    def _refusal(self, what: str) -> InvalidRequest:
+        return InvalidRequest(
+            f"{what} cannot be enforced in this model's syntax of calls.",
+            param=self._param,
+            code="invalid_json_schema",
+        )
+
+    def _parameters(self, members: Members, always: Collection[str]) -> str:
+        """An expression for the parameters of one alternative; `always`: required in all."""
+        self._check_words(members)
+        if not members.properties:
+            return "" if members.others is False else self._free(members.others)
         parts = []
-        for key, part in self._in_order(properties):
-            kinds = kinds_of(part, self._schema)
+        for key, part in self._in_order(members.properties):
+            kinds, required = kinds_of(part, self._schema), key in members.required
             # Where null is not written, a parameter that may be null may be left out.
             may_lack = "null" in kinds and "null" not in self._args.wrappers
-            if not may_lack or kinds != {"null"}:
-                parts.append((self.parameter(key, part), key in required and not may_lack))
+            needed = required and not (may_lack and key in always)
+            if may_lack and kinds == {"null"}:
+                continue
+            if self._names.carries(key, required=needed):
+                parts.append((self.parameter(key, part), needed))
         return self._sequence(parts, text_of(self._args.separator))
 
     def _in_order(self, properties: JsonObject) -> Iterator[tuple[str, JsonValue]]:
@@ -84,13 +122,13 @@ class ParamGrammar:
                 later = f"{taken_later} | {follow}"
         return self._lark.rule(first)
 
-    def _free(self) -> str:
+    def _free(self, others: JsonValue) -> str:
         """Parameters of any name, for a tool that does not name its own."""
         wrapper = self._args.wrappers["string"]
         if any(isinstance(part, Slot) for part in wrapper.post):
             return ""
         pre = self._lark.text(text_of(self._args.pre))
-        if isinstance(others := self._schema.get("additionalProperties"), dict) and others:
+        if isinstance(others, dict) and others:
             values = self._values("", others)
         elif self._writes_text:
             values = [self._text(wrapper, "", {})]
@@ -178,30 +216,6 @@ class ParamGrammar:
             kinds - TEXT
         )
 
-    def _bounds(self, schema: JsonObject) -> list[str]:
-        """Regular expressions that all match the texts that a schema allows, but for its values."""
-        bounds = []
-        for part in parts_of(schema):
-            if isinstance(pattern := part.get("pattern"), str):
-                bounds += self._found(pattern)
-            if part.get("format") in FORMATS:
-                bounds.append(f"/{FORMATS[part['format']]}/")
-            low, high = part.get("minLength"), part.get("maxLength")
-            if isinstance(low, int) or isinstance(high, int):
-                bounds.append(f"/(?s:.){{{low or 0},{high if isinstance(high, int) else ''}}}/")
-        return bounds
-
-    def _found(self, pattern: str) -> list[str]:
-        """A regular expression for texts in which `pattern` is found; none where it is ignored."""
-        if not self._strict and is_irregular(pattern):
-            return []
-        try:
-            return [f"/{search_regex(pattern, self._param)}/"]
-        except InvalidRequest:
-            if self._strict:
-                raise
-            return []  # an anchor inside a group: llguidance's own patterns may have it
-
     def _body(self, bounds: list[str], post: str) -> str:
         """A regular expression for the texts within `bounds` before `post`."""
         in_xml = self._args.escape in ("xml", "cdata")
@@ -260,12 +274,7 @@ class ParamGrammar:
     def _nothing(self) -> str:
         """In place of a value that there must be and cannot be."""
         if self._strict:
-            raise InvalidRequest(
-                f"Values that lie deeper than {MAX_DEPTH} levels cannot be enforced in this "
-                "model's syntax of calls.",
-                param=self._param,
-                code="invalid_json_schema",
-            )
+            raise self._refusal(f"Values that lie deeper than {MAX_DEPTH} levels")
         return self._lark.text(self._args.words[2])
 
     def _of_kind(self, kind: str, schema: JsonObject, depth: int) -> list[str]:
@@ -328,11 +337,7 @@ class ParamGrammar:
         """Items of one schema, as many as are allowed."""
         for part in parts_of(schema):
             if self._strict and ("prefixItems" in part or isinstance(part.get("items"), list)):
-                raise InvalidRequest(
-                    "prefixItems cannot be enforced in this model's syntax of calls; leave it out.",
-                    param=self._param,
-                    code="invalid_json_schema",
-                )
+                raise self._refusal("prefixItems")
         inner = self._inner(schema.get("items"), depth)
         low = max(count_of(part.get("minItems")) or 0 for part in parts_of(schema))
         highs = [count_of(part.get("maxItems")) for part in parts_of(schema)]
@@ -354,12 +359,15 @@ class ParamGrammar:
         return self._lark.rule(f'"[" ( {few}{inner} {more} ) "]"')
 
     def _object(self, schema: JsonObject, depth: int) -> str:
-        properties = schema.get("properties") or {}
-        required = set(schema.get("required") or ())
+        members = members_of(schema)
+        self._check_words(members)
         parts = []
-        for key, part in self._in_order(properties):
+        for key, part in self._in_order(members.properties):
+            required = key in members.required
             value = self._inner(part, depth)
-            if not value and key not in required:
+            if not value and not required:
+                continue
+            if not self._names.carries(key, required=required, inside=True):
                 continue
             value = value or self._nothing()
             if self._args.member is not None:
@@ -368,15 +376,14 @@ class ParamGrammar:
                 member = f"{self._lark.text(opening)} {value} {self._lark.text(closing)}"
             else:
                 member = f"{self._lark.text(key + ':')} {value}"
-            parts.append((self._lark.rule(member), key in required))
+            parts.append((self._lark.rule(member), required))
         if self._args.member is not None:
             return self._sequence(parts, "") if parts else '""'
-        inside = self._sequence(parts, ",") if parts else self._free_members(schema, depth)
+        inside = self._sequence(parts, ",") if parts else self._free_members(members.others, depth)
         return self._lark.rule(f'"{{" {inside} "}}"')
 
-    def _free_members(self, schema: JsonObject, depth: int) -> str:
+    def _free_members(self, others: JsonValue, depth: int) -> str:
         """Members of any name, where a schema names none and forbids none."""
-        others = schema.get("additionalProperties", {})
         value = "" if others is False else self._inner(others, depth)
         if not value:
             return ""

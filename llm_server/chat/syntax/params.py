@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import product
 
+from llm_server.chat.syntax.alternatives import Alternatives, joined
 from llm_server.chat.syntax.format import ParamArgs, Wrapper
 from llm_server.chat.syntax.literal import (
     Literal,
@@ -16,6 +18,7 @@ from llm_server.chat.syntax.literal import (
     Slot,
     build,
     fill,
+    fits_slot,
     is_marker,
     pieces,
     text_of,
@@ -47,6 +50,7 @@ class ParamParser:
         self._args = args
         self._tails = tails
         self._schema = schema if isinstance(schema, dict) else {}
+        self._members = joined(Alternatives(self._schema, "").members())
         self._emit = emit
         self._next = build(*args.separator, *args.pre)
         self._ends = [_until_marker(tail) for tail in tails]
@@ -72,11 +76,11 @@ class ParamParser:
 
     def _nullable(self) -> list[str]:
         """The required parameters that may be null."""
-        properties = self._schema.get("properties") or {}
+        properties, required = self._members.properties, self._members.required
         return [
             key
-            for key in self._schema.get("required") or ()
-            if key in properties and "null" in kinds_of(properties[key], self._schema)
+            for key, part in properties.items()
+            if key in required and "null" in kinds_of(part, self._schema)
         ]
 
     def _parameter(self, first: bool) -> Parse[bool]:
@@ -88,7 +92,7 @@ class ParamParser:
             return False
         self._missing = [name for name in self._missing if name != key]
         self._emit(f"{'{' if first else ', '}{json.dumps(key, ensure_ascii=False)}: ")
-        schema = (self._schema.get("properties") or {}).get(key)
+        schema = self._members.properties.get(key)
         kinds = kinds_of(schema, self._schema) & wrapper[1] or wrapper[1]
         post = fill(wrapper[0].post, {Slot.KEY: key})
         if not post:
@@ -169,7 +173,7 @@ class ParamParser:
                 pass_on(reader.take(len(reader.text) - reader.pos - keep))
                 scan = 0
                 if reader.closed:
-                    pass_on(reader.take(keep))
+                    reader.take(keep)  # the beginning of `post`, cut
                     return False
                 yield
                 continue
@@ -185,7 +189,10 @@ class ParamParser:
         if any(isinstance(p, str) and any(map(str.isalpha, p)) for p in self._args.pre):
             return [self._next, *self._ends]
         # A lone comma says little: the next name must follow it as well.
-        return [*(build(*self._next, Slot.KEY, *mid) for mid, _, _ in self._mids), *self._ends]
+        names: list[str | Slot] = [Slot.KEY]
+        names += (key for key in self._members.properties if not fits_slot(Slot.KEY, key))
+        named = product(names, self._mids)
+        return [*(build(*self._next, name, *mid) for name, (mid, _, _) in named), *self._ends]
 
     def _bare(self) -> Parse[str | None]:
         """A value without a closing tag: up to a sign on its own level."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import html
 import json
+import math
 import re
+import sys
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
@@ -73,7 +75,7 @@ def _in_quotes(text: str) -> str:
 def read_literal(text: str) -> JsonValue:
     """JSON, or a literal as Python prints it."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, parse_float=finite)
     except ValueError:
         pass
     try:
@@ -82,6 +84,12 @@ def read_literal(text: str) -> JsonValue:
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise _Unreadable from None
     return value
+
+
+def finite(spelled: str) -> float:
+    """A number of JSON; the largest of its sign for what overflows, since JSON has no infinity."""
+    value = float(spelled)
+    return value if math.isfinite(value) else math.copysign(sys.float_info.max, value)
 
 
 def _refuse(constant: str) -> JsonValue:
@@ -108,7 +116,7 @@ def _read_dialect(text: str, at: int, quote: tuple[str, str], depth: int) -> tup
     if spelled in _WORDS:
         return _WORDS[spelled], word.end()
     if _NUMBER.fullmatch(spelled):
-        return json.loads(spelled), word.end()
+        return json.loads(spelled, parse_float=finite), word.end()
     raise _Unreadable
 
 
