@@ -20,7 +20,7 @@ SECONDS = 0.1
 """Processor time of one search, for which all answers wait. With a vocabulary of 150,000 the way
 out of an object with twenty texts takes 0.03; without a limit, long patterns took 6."""
 
-_SIGNS = ["}", "]", ")", '"', ",", ":", "0", "1", "t", "f", "n", "{", "[", "a", "-"]
+_SIGNS = ["}", "]", ")", '"', "'", ",", ":", "0", "1", "t", "f", "n", "{", "[", "a", "-"]
 """What ends something comes before what goes on for ever, as digits do."""
 _LAST = ["\n", " "]
 _REPEATS = 4  # what comes so often would go on for ever: a digit, a letter
