@@ -172,7 +172,7 @@ def test_texts_end_as_their_pattern_wants(form: dict[str, str], begun: bool) -> 
 @pytest.mark.parametrize("wish", ["", 'ab:<|"|>cd<|"|>,', "abc"])
 def test_members_of_any_name_end_too(wish: str) -> None:
     """The name of the tool would fit into theirs, which have no quotes in this syntax."""
-    anything = {"type": "object", "properties": {}}
+    anything = {"type": "object", "properties": {}, "additionalProperties": True}
     request = ChatRequest(QUESTION, [tool("fn", anything)], tool_choice="required")
     source = TEMPLATES["google-gemma-4-31B-it-interleaved"]
     begun = "<|tool_call>call:fn{" + wish
