@@ -113,8 +113,13 @@ class ResponseEvents:
         return []
 
     def failed(self, info: ErrorInfo) -> Event:
-        """The last event of a response that has failed."""
+        """The last event of a response that has failed.
+
+        The open item is part of it, but is not told as done: clients act on calls that are.
+        """
         error = response_error(info)
+        if self._open is not None:
+            self._join(_ended(self._open, "incomplete"))
         self.response = replace(self.response, status="failed", error=error)
         return self._event(Broken, response=self.response)
 
@@ -149,21 +154,22 @@ class ResponseEvents:
         opened, self._open = self._open, None
         if opened is None:
             return []
-        text, item = "".join(opened.pieces), opened.item
+        item = _ended(opened, status)
         if isinstance(item, CallOut):
-            whole = {"name": item.name, "arguments": text}
+            whole = {"name": item.name, "arguments": item.arguments}
             events = [self._event(ArgumentsDone, **opened.place, **whole)]
-            item = replace(item, status=status, arguments=text)
         else:
             done = TextDone if isinstance(item, MessageOut) else ThoughtDone
-            part = OutputText(text) if isinstance(item, MessageOut) else ReasoningText(text)
+            (part,) = item.content
             events = [
-                self._event(done, **opened.place, text=text),
+                self._event(done, **opened.place, text=part.text),
                 self._event(PartDone, **opened.place, part=part),
             ]
-            item = replace(item, status=status, content=[part])
-        self.response = replace(self.response, output=[*self.response.output, item])
+        self._join(item)
         return [*events, self._event(ItemDone, output_index=opened.output_index, item=item)]
+
+    def _join(self, item: ItemOut) -> None:
+        self.response = replace(self.response, output=[*self.response.output, item])
 
     def _finish(self, event: Finished) -> list[Event]:
         early = event.reason == "length" and not self._warming
@@ -207,6 +213,16 @@ def _new_item(event: Delta) -> ItemOut:
     if isinstance(event, Reasoning):
         return ReasoningOut(new_id("rs"), "in_progress")
     return MessageOut(new_id("msg"), "in_progress")
+
+
+def _ended(opened: _Open, status: Status) -> ItemOut:
+    """The open item with all of its text."""
+    text, item = "".join(opened.pieces), opened.item
+    if isinstance(item, CallOut):
+        return replace(item, status=status, arguments=text)
+    if isinstance(item, MessageOut):
+        return replace(item, status=status, content=[OutputText(text)])
+    return replace(item, status=status, content=[ReasoningText(text)])
 
 
 def new_id(kind: str) -> str:

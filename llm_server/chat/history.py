@@ -48,7 +48,7 @@ def dicts(
     for message in messages:
         if message.role == "tool" and results is not None:
             name = message.name or calls.get(message.tool_call_id or "", "")
-            results.append({"name": name, "response": _object(message.content or "")})
+            results.append({"name": name, "response": as_object(message.content or "")})
             continue
         entry = _head(message, style)
         if message.reasoning_content is not None:
@@ -82,13 +82,14 @@ def _head(message: Message, style: Style) -> dict[str, Any]:
 
 
 def _call(call: FunctionCall, number: int, style: Style) -> dict[str, Any]:
+    arguments = call.arguments
     named = style.ids in ("named", "renamed")
     return {
         "id": f"functions.{call.name}:{number}" if named else _short(call.id, style),
         "type": "function",
         "function": {
             "name": call.name,
-            "arguments": _object(call.arguments) if style.arguments == "object" else call.arguments,
+            "arguments": as_object(arguments) if style.arguments == "object" else arguments,
         },
     }
 
@@ -100,7 +101,7 @@ def _short(call_id: str, style: Style) -> str:
     return hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()[:9]
 
 
-def _object(arguments: str) -> JsonObject | str:
+def as_object(arguments: str) -> JsonObject | str:
     """Arguments that are no JSON object stay text: the history is what it is."""
     try:
         value = json.loads(arguments or "{}", parse_float=finite)

@@ -5,10 +5,12 @@ Pure functions from messages to messages. They know nothing of templates: the ca
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import msgspec
 
+from llm_server.chat.history import as_object
 from llm_server.worker.messages import Message
 
 
@@ -111,6 +113,32 @@ def bare_calls(messages: list[Message]) -> list[Message]:
     ]
 
 
+def whole_arguments(messages: list[Message]) -> list[Message]:
+    """Arguments that are no JSON object, as of a call that was cut, as what there is of one."""
+    return [
+        msgspec.structs.replace(
+            message,
+            tool_calls=[
+                msgspec.structs.replace(call, arguments=_whole(call.arguments))
+                for call in message.tool_calls
+            ],
+        )
+        for message in messages
+    ]
+
+
+def _whole(arguments: str) -> str:
+    if isinstance(as_object(arguments), dict):
+        return arguments
+    from pydantic_core import from_json  # workers seldom need it, and it takes 30 ms
+
+    try:
+        begun = from_json(arguments.encode("utf-8", "replace"), allow_partial="trailing-strings")
+    except ValueError:
+        begun = None
+    return json.dumps(begun if isinstance(begun, dict) else {}, ensure_ascii=False)
+
+
 def _chain(
     *repairs: Callable[[list[Message]], list[Message]],
 ) -> Callable[[list[Message]], list[Message]]:
@@ -131,5 +159,7 @@ REPAIRS: tuple[Callable[[list[Message]], list[Message]], ...] = (
     fold_system,
     _chain(fold_system, join_neighbours),
     _chain(bare_calls, split_calls, fold_system, join_neighbours),
+    whole_arguments,
+    _chain(whole_arguments, bare_calls, split_calls, fold_system, join_neighbours),
 )
 """In the order to try: the least change first."""

@@ -23,7 +23,7 @@ MARGIN = 4
 """Tokens left over at the end of an answer that had to be closed, at least."""
 
 EVERY = 16
-"""Tokens between two looks for a way out where the last one found none."""
+"""Tokens until the next look for a way out where one found none; after each more, twice as many."""
 
 
 class Room:
@@ -46,6 +46,7 @@ class Room:
         self._said: list[int] = []
         self._path: list[int] | None = None
         self._unknown = 0  # tokens to wait before looking again
+        self._wait = EVERY  # how many these are next time
         self._next: tuple[int, list[int]] | None = None
         self.lost = False
         self.leaving = False
@@ -64,7 +65,8 @@ class Room:
     def enter(self, tokens: Sequence[int] = ()) -> None:
         """A grammar begins, and with it these tokens."""
         self._said = list(tokens)
-        self._path, self._next, self._unknown = None, None, 0
+        self._path, self._next = None, None
+        self._unknown, self._wait = 0, EVERY
 
     def accept(self, token: int) -> None:
         """The answer goes on with `token`."""
@@ -84,7 +86,10 @@ class Room:
             return False
         if self._path is None and not self._unknown:
             self._path = self._way_out.find(matcher, self._written())
-            self._unknown = EVERY if self._path is None else 0
+            if self._path is None:
+                self._unknown, self._wait = self._wait, 2 * self._wait
+            else:
+                self._wait = EVERY
         if self._path is None:
             return False
         if not self.leaving and len(self._path) + MARGIN > remaining:

@@ -69,7 +69,7 @@ _LIST_MUTATIONS = frozenset({"append", "extend", "insert", "pop", "remove", "rev
 _DICT_MUTATIONS = frozenset({"update", "setdefault", "pop", "popitem", "clear"})
 _WIDE_FORMAT = re.compile(r"\d{5,}|\{[^{}]*\{|\*")
 
-_NOT_ASCII = re.compile("[^\x00-\x7f\ufdd0-\ufdef\U0010f000-\U0010ffff]")
+_NOT_ASCII = re.compile("[^\x00-\x7f\U0001d000-\U0001d01f\U0010f000-\U0010ffff]")
 """What ASCII JSON escapes; not the characters that may be marks (`segments`)."""
 
 

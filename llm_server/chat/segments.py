@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
-_MARKS = [chr(c) for c in range(0xFDD0, 0xFDF0)] + [chr(c) for c in range(0x10F000, 0x10FFFE)]
-"""Noncharacters, which no text should hold, then private-use characters."""
+MARKS = "".join(map(chr, [*range(0x1D000, 0x1D020), *range(0x10F000, 0x10FFFE)]))
+"""Notes of Byzantine music, which few texts hold and Python's `repr` leaves as they are; then
+private-use characters."""
 
 
 class Segment(NamedTuple):
@@ -49,7 +50,7 @@ class Lookalikes:
     def marker(self, texts: Iterable[str]) -> Marks:
         """Marks for a render in which the outside strings are `texts` and no others."""
         joined = "".join(texts)
-        mark = next((m for m in _MARKS if m not in joined), "")
+        mark = next((m for m in MARKS if m not in joined), "")
         return Marks(self, mark)
 
     def add_marks(self, text: str, mark: str) -> str:

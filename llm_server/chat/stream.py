@@ -94,6 +94,8 @@ class AnswerParser:
         self._deltas: list[Delta] = []
         self.n_calls = 0
         self._calling = False
+        self._spoke = False  # content has been shown
+        self._apart = False  # and a call since: what comes now is another paragraph
         self._skipping = syntax.reasoning is not None
         self._running = self._answer()
         next(self._running)
@@ -329,7 +331,7 @@ class AnswerParser:
         index, self.n_calls = self.n_calls, self.n_calls + 1
         call_id = f"call_{secrets.token_hex(12)}"
         self._deltas.append(ToolCall(self._id, index, call_id=call_id, name=name))
-        self._skipping = True
+        self._skipping, self._apart = True, self._spoke
         return index
 
     def add_arguments(self, index: int, text: str) -> None:
@@ -339,7 +341,8 @@ class AnswerParser:
     def _say(self, text: str) -> None:
         text = self._skip(text)
         if text:
-            self._deltas.append(Content(self._id, text))
+            self._deltas.append(Content(self._id, "\n\n" + text if self._apart else text))
+            self._spoke, self._apart = self._spoke or not text.isspace(), False
 
     def _think(self, text: str) -> None:
         text = self._skip(text)

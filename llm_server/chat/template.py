@@ -28,7 +28,7 @@ from llm_server.chat.sandbox import (
     LimitExceeded,
     Refused,
 )
-from llm_server.chat.segments import Lookalikes, Segment
+from llm_server.chat.segments import MARKS, Lookalikes, Segment
 from llm_server.errors import TemplateError
 from llm_server.worker.messages import FunctionCall, JsonObject, Message
 
@@ -57,6 +57,8 @@ RENDER_ERRORS = (
     AttributeError,
 )
 """What running a template may raise: it can do to its values whatever Python can."""
+
+_NO_MARKS = str.maketrans("", "", MARKS)
 
 _PROBE_TOOL: JsonObject = {
     "type": "function",
@@ -369,11 +371,15 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _words(error: Exception) -> str:
-    """What to tell the client: the template's own words, or the kind of failure, never more."""
+    """What to tell the client: the template's own words, or the kind of failure, never more.
+
+    The marks of look-alikes are left out.
+    """
     if isinstance(error, Refused | LimitExceeded):
         text = str(error.message)
     elif isinstance(error, JinjaError):
         text = error.message or type(error).__name__
     else:
         text = f"the chat template failed ({type(error).__name__})"
-    return "".join(c if c.isprintable() else " " for c in text[:300])
+    text = text.translate(_NO_MARKS)[:300]
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -195,6 +195,12 @@ def test_a_late_failure_is_the_last_event(live: Live) -> None:
     assert response["status"] == "failed"
     assert response["error"]["code"] == "server_error"
     assert response["error"]["message"] == "As asked."
+    (item,) = response["output"]
+    told = "".join(e["delta"] for e in events if e["type"] == "response.output_text.delta")
+    assert item["status"] == "incomplete"
+    assert told and item["content"][0]["text"] == told
+    assert [e["sequence_number"] for e in events] == list(range(len(events)))
+    assert "output_item.done" not in short(events)
 
 
 def test_the_sdk_puts_a_stream_together(live: Live) -> None:

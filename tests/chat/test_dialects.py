@@ -202,6 +202,22 @@ def test_a_closing_tag_that_has_begun_is_gone_on_with_where_tokens_run_short(nam
         assert parsed(name, said) == ("", [("do-it", {"city": "Paris"})])
 
 
+@pytest.mark.parametrize("quote", ["'", '"'])
+@pytest.mark.parametrize("text", ["", "Paris", "It is", "a, n=3)]"])
+def test_texts_in_either_quotes_end_where_tokens_run_short(quote: str, text: str) -> None:
+    if LFM not in TEMPLATES:
+        pytest.skip("no published templates beside the checkout")
+    vocabulary = ByteVocabulary(["<s>", "</s>"])
+    d = Dialogue(TEMPLATES[LFM], vocabulary)
+    prepared = d.prepare(1, ChatRequest([Message("user", "?")], TOOLS))
+    assert prepared.constraint is not None
+    said = f"<|tool_call_start|>[get_weather(city={quote}{text}"
+    for token in vocabulary.tokenize(said, parse_special=True):
+        prepared.constraint.accept(token)
+    said += bytes(prepared.constraint.forced(1)).decode()
+    assert parsed(LFM, said) == ("", [("get_weather", {"city": text})])
+
+
 LITERALS = [
     ("city='Paris'", "Paris"),
     ('city="Paris"', "Paris"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from llm_server.chat.normalise import join_neighbours, split_calls
+import pytest
+
+from llm_server.chat.normalise import join_neighbours, split_calls, whole_arguments
+from llm_server.chat.template import ChatTemplate
 from llm_server.worker.messages import FunctionCall, Message
 
 
@@ -32,3 +35,44 @@ def test_thoughts_of_neighbours_are_joined_as_their_texts_are() -> None:
     assert join_neighbours([first, second]) == [
         Message("assistant", "a\n\nb", reasoning_content="hm\n\nwell")
     ]
+
+
+@pytest.mark.parametrize(
+    ("cut", "whole"),
+    [
+        ('{"a": "unclo', '{"a": "unclo"}'),
+        ('{"a": [1, {"b": "é', '{"a": [1, {"b": "é"}]}'),
+        ('{"a": 1, "b', '{"a": 1}'),
+        ('{"a": "\\', '{"a": ""}'),
+        ('{"a": 1}', '{"a": 1}'),
+        ('{"a": "\ud83d', '{"a": "?"}'),
+        ("", ""),
+        ("[1]", "{}"),
+        ("null", "{}"),
+        ("no JSON", "{}"),
+        ("[" * 100_000, "{}"),
+    ],
+)
+def test_arguments_that_were_cut_are_the_object_that_was_begun(cut: str, whole: str) -> None:
+    answer = Message("assistant", tool_calls=[FunctionCall("0", "f", cut)])
+    (shown,) = whole_arguments([answer])
+    assert shown.tool_calls == [FunctionCall("0", "f", whole)]
+
+
+def test_a_call_that_was_cut_can_be_sent_back() -> None:
+    """Where a template goes through the members of an object; where it takes text, as it was."""
+    members = "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }};{% endfor %}"
+    text = "{{ c.function.arguments }}"
+    source = """{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}{% endif %}
+{%- for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }}(@){% endfor %}
+{{- m.content or '' }}|{% endfor %}"""
+    history = [
+        Message("user", "q"),
+        Message("assistant", tool_calls=[FunctionCall("0", "f", '{"a": "x", "b": "unclo')]),
+        result("0", "cut"),
+    ]
+    template = ChatTemplate(source.replace("@", members), "", "")
+    assert template.render_text(history) == "q|f(a=x;b=unclo;)|cut|"
+    assert template.render_text([Message("system", "s"), *history]).startswith("s\n\nq|f(a=x;")
+    template = ChatTemplate(source.replace("@", text), "", "")
+    assert template.render_text(history) == 'q|f({"a": "x", "b": "unclo)|cut|'

@@ -54,6 +54,24 @@ def test_a_call_streams_as_openai_has_it() -> None:
     assert parser.n_calls == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (f"Before.\n{CALL}\nAfter.", "Before.\n\nAfter."),
+        (f"Before.{CALL}After.", "Before.\n\nAfter."),
+        (f"One {CALL}\n{CALL}\ntwo\n{CALL}  three.\n", "One\n\ntwo\n\nthree.\n"),
+        (f"<think>Hm.</think>\n\n{CALL}\nAfter.", "After."),
+        (f"{CALL}\nAfter.", "After."),
+        (f"Before.\n{CALL}\n", "Before."),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 2, 7, 1000])
+def test_text_on_both_sides_of_calls_is_paragraphs(text: str, content: str, step: int) -> None:
+    parser = parse(THINKING)
+    deltas = [d for i in range(0, len(text), step) for d in parser.feed(text[i : i + step])]
+    assert fold(deltas + parser.close())[0] == content
+
+
 def test_thoughts_are_kept_apart() -> None:
     parser = parse(THINKING)
     assert parser.feed("<think>\nHm") == [Reasoning(7, "Hm")]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_server.chat.segments import Segment
+from llm_server.chat.segments import MARKS, Segment
 from llm_server.chat.template import MAX_SOURCE_BYTES, ChatTemplate
 from llm_server.errors import TemplateError
 from llm_server.worker.messages import FunctionCall, Message
@@ -67,8 +67,18 @@ def test_look_alikes_survive_the_operations_of_templates() -> None:
     assert text(segments).startswith('"\\u00e9<|im_end|>"')
 
 
+@pytest.mark.parametrize("also", ["", MARKS[0]])
+def test_look_alikes_survive_where_a_template_prints_as_python_does(also: str) -> None:
+    source = "{{ [messages[0].content] }}{{ {'k': tools} }}{{ '%r' % messages[0].content }}"
+    tool = {"type": "function", "function": {"name": "f", "description": "<|im_end|>"}}
+    content = f"it's <|im_end|>\n{also}"
+    segments = template(source, CHATML_SPECIALS).render([Message("user", content)], [tool])
+    assert [s.text for s in segments if not s.special] == ["<|im_end|>"] * 3
+    assert text(segments) == f"{[content]}{ {'k': [tool]} }{content!r}"
+
+
 @given(
-    content=st.text(alphabet=["<", "|", "a", ">", "\ufdd0", "\ufdd1", "\n"], max_size=40),
+    content=st.text(alphabet=["<", "|", "a", ">", MARKS[0], MARKS[1], "\n"], max_size=40),
     specials=st.lists(st.text(alphabet="<|a>", min_size=1, max_size=4), max_size=5),
 )
 def test_every_look_alike_is_found_and_the_text_is_unchanged(
@@ -82,8 +92,7 @@ def test_every_look_alike_is_found_and_the_text_is_unchanged(
 
 
 def test_a_text_with_every_possible_mark_is_plain_text_throughout() -> None:
-    content = "".join(map(chr, [*range(0xFDD0, 0xFDF0), *range(0x10F000, 0x10FFFE)]))
-    segments = template(None, CHATML_SPECIALS).render([Message("user", content)])
+    segments = template(None, CHATML_SPECIALS).render([Message("user", MARKS)])
     assert not any(s.special for s in segments)
 
 
@@ -115,6 +124,14 @@ def test_a_refusal_carries_the_templates_own_words() -> None:
     info = caught.value.info
     assert (info.status, info.code, info.param) == (400, "template_error", "messages")
     assert info.message == "No " + "x" * 297
+
+
+def test_a_refusal_shows_what_looks_like_a_control_token_as_it_is() -> None:
+    with pytest.raises(TemplateError) as caught:
+        template("{{ raise_exception(messages[0].content) }}", CHATML_SPECIALS).render(
+            [Message("user", "a <|im_end|> b")]
+        )
+    assert caught.value.info.message == "a <|im_end|> b"
 
 
 def test_other_failures_tell_no_internals() -> None:
