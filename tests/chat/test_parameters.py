@@ -150,3 +150,23 @@ def test_what_a_root_cannot_be_kept_to_is_refused(
 ) -> None:
     with pytest.raises(InvalidRequest, match=told):
         arguments_for(dialect, strict({"type": "object", **schema}))
+
+
+@pytest.mark.parametrize("dialect", [GEMMA, "MiniMax-M3"])
+def test_members_are_read_by_their_schema_whatever_they_are_called(dialect: str) -> None:
+    part = {
+        "type": "object",
+        "properties": {"item": {"enum": ["5"]}, "n": {"const": 5}},
+        "required": ["item", "n"],
+        "additionalProperties": False,
+    }
+    schema = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/part"}, "b": {"items": {"$ref": "#/$defs/part"}}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+        "$defs": {"part": part},
+    }
+    schema["properties"]["b"] |= {"type": "array", "minItems": 1, "maxItems": 2}
+    got = arguments_for(dialect, strict(schema))
+    jsonschema.validate(got, schema)

@@ -109,7 +109,7 @@ class ParamParser:
     def _read(self, raw: str, kinds: frozenset[str], schema: JsonValue) -> JsonValue:
         if kinds == {"string"} and not self._args.quoted:
             return read_text(raw, self._args)
-        value = read_value(raw, self._args, schema)
+        value = read_value(raw, self._args, schema, self._schema)
         if "string" in kinds and not kinds_of({"const": value}) <= kinds:
             return read_text(raw, self._args)
         return value

@@ -42,14 +42,17 @@ def read_text(raw: str, args: ParamArgs) -> str:
     return raw
 
 
-def read_value(raw: str, args: ParamArgs, schema: JsonValue) -> JsonValue:
-    """The value that a parameter's raw text stands for; the text itself if it is none."""
+def read_value(raw: str, args: ParamArgs, schema: JsonValue, root: JsonValue = None) -> JsonValue:
+    """The value that a parameter's raw text stands for; the text itself if it is none.
+
+    Follows local references of `root`.
+    """
     text = read_text(raw, args).strip()
     if text in args.words:
         return (True, False, None)[args.words.index(text)]
     try:
         if args.item is not None or args.member is not None:
-            return _read_elements(text, args, schema, 0)
+            return _read_elements(text, args, schema, root)
         if args.quote is not None:
             value, end = _read_dialect(text, 0, args.quote, 0)
             if text[end:].strip():
@@ -149,22 +152,32 @@ def _read_object(text: str, at: int, quote: tuple[str, str], depth: int) -> tupl
     return members, at + 1
 
 
-def _read_elements(text: str, args: ParamArgs, schema: JsonValue, depth: int) -> JsonValue:
+def _read_elements(
+    text: str, args: ParamArgs, schema: JsonValue, root: JsonValue, depth: int = 0
+) -> JsonValue:
     """Arrays and objects as elements; texts and numbers look alike, the schema tells."""
     if depth > MAX_DEPTH:
         raise _Unreadable
+    kinds = kinds_of(schema, root)
+    while isinstance(schema, dict) and isinstance(schema.get("$ref"), str) and depth < MAX_DEPTH:
+        schema, depth = resolve(schema["$ref"], root), depth + 1
     schema = schema if isinstance(schema, dict) else {}
-    kinds = kinds_of(schema)
-    if args.item is not None and ("array" in kinds or text.startswith(text_of(args.item.mid))):
-        parts = _split_items(text, text_of(args.item.mid), text_of(args.item.post))
+    opening = text_of(args.item.mid) if args.item is not None else ""
+    # A member may be called as items are.
+    listed = "array" in kinds or ("object" not in kinds and text.startswith(opening))
+    if args.item is not None and listed:
+        parts = _split_items(text, opening, text_of(args.item.post))
         if parts is not None:
             inner = schema.get("items")
-            return [_read_elements(part, args, inner, depth + 1) for part in parts]
+            return [_read_elements(part, args, inner, root, depth + 1) for part in parts]
     if args.member is not None and ("object" in kinds or text.startswith(text_of(args.pre))):
         members = _split_members(text, args)
         if members is not None:
             inner = schema.get("properties") or {}
-            return {k: _read_elements(v, args, inner.get(k), depth + 1) for k, v in members}
+            return {
+                key: _read_elements(part, args, inner.get(key), root, depth + 1)
+                for key, part in members
+            }
     if kinds == {"string"}:
         return text
     try:
