@@ -61,12 +61,16 @@ def english() -> tuple[str, ...]:
 
 @cache
 def known_words() -> tuple[str, ...]:
-    """Every word of the data files: each of the tokenizer's words must be copied now and then."""
+    """Every word of the data files: each of the tokenizer's words must be copied now and then.
+
+    Files that are newer than the tokenizer are left out: cases to be measured draw from here, and
+    would be others with each new file.
+    """
     folder = Path(__file__).parent / "data"
     texts = (
         path.read_text(encoding="utf-8")
         for path in sorted(folder.glob("*.txt"))
-        if not path.name.startswith(("tools_", "frames"))
+        if not path.name.startswith(("tools_", "frames", "facts_words_"))
     )
     words = {word for text in texts for word in re.findall(r"[a-z]{2,}", text)}
     return tuple(sorted(words))
