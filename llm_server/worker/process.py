@@ -129,6 +129,22 @@ class Owner(Protocol):
         """The process has ended; a negative status is a signal."""
 
 
+class _Nobody:
+    """Who wants no process any more."""
+
+    def connected(self, process: Process) -> None:
+        """It is being closed."""
+
+    def received(self, data: bytes) -> None:
+        """Nobody reads it."""
+
+    def output_ended(self) -> None:
+        """As it should."""
+
+    def exited(self, status: int) -> None:
+        """As it should."""
+
+
 class Spawn(Protocol):
     """`spawn`, as far as owners need it."""
 
@@ -151,11 +167,19 @@ async def spawn(owner: Owner, argv: Sequence[str] = WORKER_ARGV) -> None:
         # A session of its own: Ctrl-C in a terminal must reach the server only, which drains.
         start_new_session=True,
     )
+    process = Process(owner, popen)
+    connecting = asyncio.ensure_future(process.connect())
     try:
-        await Process(owner, popen).connect()
+        await asyncio.shield(connecting)
     except BaseException:
         popen.kill()
         popen.wait()
+        if not connecting.done():
+            # It is not broken off: uvloop would lose a pipe that it is about to open.
+            process.owner = _Nobody()
+            await asyncio.wait([connecting])
+            if connecting.exception() is None:
+                process.close()
         raise
 
 
