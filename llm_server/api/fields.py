@@ -71,6 +71,10 @@ _IN_JSON = {
 """What JSON calls the types that pydantic names as Python does."""
 
 
+_NEVER_TRUE = "Input should be False"
+"""What pydantic says of a flag that is only known for its name."""
+
+
 def _invalid(error: ErrorDetails) -> InvalidRequest:
     """A pydantic error in our words. The client's own input is never repeated."""
     param = _param(error["loc"])
@@ -80,6 +84,9 @@ def _invalid(error: ErrorDetails) -> InvalidRequest:
         return InvalidRequest(message, param=param, code="missing_required_parameter")
     if kind in ("extra_forbidden", "none_required"):
         return UnsupportedParameter("This parameter is not supported.", param=param)
+    if kind == "literal_error" and error["msg"] == _NEVER_TRUE:
+        told = f"'{param}' is not supported: send false, or leave it out."
+        return UnsupportedParameter(told, param=param)
     wrong_type = kind.endswith("_type") or (
         kind == "literal_error" and not isinstance(error["input"], str)
     )

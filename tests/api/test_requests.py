@@ -20,7 +20,7 @@ from llm_server.api.wire import (
     ChatBody,
     CompletionBody,
 )
-from llm_server.errors import InvalidRequest, ServerError
+from llm_server.errors import InvalidRequest, ServerError, UnsupportedParameter
 from llm_server.worker.messages import ChatRequest, FunctionCall, Message, ResponseFormat, Sampling
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -70,7 +70,7 @@ def test_text_parts_are_joined_and_developer_is_system() -> None:
 
 def test_an_answer_cannot_be_begun_by_the_client() -> None:
     begun = {"role": "assistant", "content": "The answer is", "prefix": True}
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(UnsupportedParameter, match="prefix' is not supported: ") as caught:
         chat_call({"messages": [*HELLO, begun]})
     assert caught.value.info.param == "messages[1].prefix"
     chat_call({"messages": [*HELLO, {**begun, "prefix": False}]})
