@@ -9,12 +9,14 @@ import multiprocessing
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from multiprocessing.queues import Queue
 
 import numpy as np
 import numpy.typing as npt
 
+from training.conversation import Reworded
 from training.meanings import Meanings
 from training.render import draw_question_sample, draw_sample
 from training.tokenizer import END_OF_TEXT, TURN_END, TURN_START, load
@@ -29,11 +31,13 @@ QUESTION_LENGTH = 128
 @dataclass(frozen=True, slots=True)
 class Mix:
     """The size of a batch of whole conversations, and the share, 0 to 1, of the batches that hold
-    single questions about facts instead: as many tokens, in rows of `QUESTION_LENGTH`."""
+    single questions about facts instead: as many tokens, in rows of `QUESTION_LENGTH`, half of
+    them `reworded` ones where there are some."""
 
     rows: int
     length: int
     questions: float = 0.0
+    reworded: Reworded = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,8 @@ def mixed(seed: int, mix: Mix, meanings: Meanings | None = None) -> Iterator[Bat
     if not mix.questions:
         yield from whole
     rows = max(1, mix.rows * mix.length // QUESTION_LENGTH)
-    questions = batches(seed, rows, QUESTION_LENGTH, draw_question_sample, meanings)
+    drawn = partial(draw_question_sample, reworded=mix.reworded)
+    questions = batches(seed, rows, QUESTION_LENGTH, drawn, meanings)
     while True:
         yield next(questions if rng.random() < mix.questions else whole)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
-from training.facts import DATA, load_facts
+from training.facts import DATA, Fact, load_facts
 from training.grammar import draw, draw_kind
 from training.noise import case, dress, typo
 from training.persona import Persona, person_name
@@ -65,7 +65,12 @@ def _slot(rng: random.Random, name: str) -> str:
 def fact(rng: random.Random, talk: Talk) -> Turn:
     """A question about the server."""
     item = rng.choice(load_facts())
-    return Turn(dress(rng, item.question(rng)), talk.persona.style(item.answer))
+    return about(rng, talk, item.question(rng), item)
+
+
+def about(rng: random.Random, talk: Talk, question: str, item: Fact) -> Turn:
+    """A given question about a fact."""
+    return Turn(dress(rng, question), talk.persona.style(item.answer))
 
 
 def greet(rng: random.Random, talk: Talk) -> Turn:

