@@ -193,3 +193,17 @@ def test_a_template_that_is_wrong_or_hostile_harms_nobody(server: LiveServer) ->
     )
     assert response.status_code == 400, response.text
     ask(server, "again", **PLAIN)
+
+
+def test_no_context_is_longer_than_the_positions_that_a_model_has_learnt(
+    server: LiveServer, folder: Path
+) -> None:
+    tiny_models.build_learnt_positions(folder / "learnt.gguf", 300)
+    told = {"model": "learnt.gguf", "load_model_configs": {"n_ctx": 1024}}
+    fit = server.client.post("/models/fit", json=told).json()
+    assert (fit["n_ctx"], fit["largest_n_ctx"]) == (300, 300)
+    body = {**told, "prompt": "hello", "max_tokens": 400, "logit_bias": {"40": 100}}
+    answer = server.client.post("/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["total_tokens"] == 300
+    (folder / "learnt.gguf").unlink()

@@ -141,14 +141,22 @@ def spm_vocabulary() -> Vocabulary:
 class _Builder:
     """Collects one model's metadata and random tensors, then writes the file."""
 
-    def __init__(self, path: Path, arch: str, vocabulary: Vocabulary, n_layer: int, seed: int):
+    def __init__(
+        self,
+        path: Path,
+        arch: str,
+        vocabulary: Vocabulary,
+        n_layer: int,
+        seed: int,
+        n_ctx_train: int = N_CTX_TRAIN,
+    ):
         self.path = path
         self.n_layer = n_layer
         self.vocabulary = vocabulary
         self.random = np.random.default_rng(seed)
         self.writer = GGUFWriter(path, arch)
         self.writer.add_name(path.stem)
-        self.writer.add_context_length(N_CTX_TRAIN)
+        self.writer.add_context_length(n_ctx_train)
         self.writer.add_embedding_length(N_EMBD)
         self.writer.add_block_count(n_layer)
         self.writer.add_feed_forward_length(N_FF)
@@ -308,6 +316,30 @@ def build_sliding(path: Path, seed: int = 3) -> Path:
             builder.ones(f"{blk}.{norm}.weight", N_EMBD)
         builder.attention(layer, qk_norm=True)
         builder.feed_forward(layer)
+    return builder.write()
+
+
+def build_learnt_positions(path: Path, n_ctx_train: int, seed: int = 6) -> Path:
+    """A `gpt2` model: it has learnt a vector for each position, and none for those beyond."""
+    builder = _Builder(path, "gpt2", bpe_vocabulary(), 2, seed, n_ctx_train)
+    builder.writer.add_head_count(N_HEAD)
+    builder.writer.add_layer_norm_eps(1e-5)
+    builder.embeddings()
+    builder.add("output_norm.bias", np.zeros(N_EMBD))
+    builder.normal("position_embd.weight", n_ctx_train, N_EMBD, std=0.5)
+    for layer in range(builder.n_layer):
+        blk = f"blk.{layer}"
+        for norm in ("attn_norm", "ffn_norm"):
+            builder.ones(f"{blk}.{norm}.weight", N_EMBD)
+            builder.add(f"{blk}.{norm}.bias", np.zeros(N_EMBD))
+        for name, n_out, n_in in (
+            ("attn_qkv", 3 * N_EMBD, N_EMBD),
+            ("attn_output", N_EMBD, N_EMBD),
+            ("ffn_up", N_FF, N_EMBD),
+            ("ffn_down", N_EMBD, N_FF),
+        ):
+            builder.matrix(f"{blk}.{name}.weight", n_out, n_in)
+            builder.add(f"{blk}.{name}.bias", np.zeros(n_out))
     return builder.write()
 
 

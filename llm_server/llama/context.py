@@ -102,7 +102,8 @@ class Context:
             adapter.apply(self._context, adapters)
         self._fresh = pages.mapped_since(before)
         self.model = model
-        self.n_ctx: int = lib.llama_n_ctx(self._context)
+        # llama.cpp rounds up; a model with learnt positions may have none for what is added.
+        self.n_ctx: int = min(n_ctx, lib.llama_n_ctx(self._context))
         self.dry = DrySamplers(model.vocab, self.n_ctx)
         self.n_batch: int = lib.llama_n_batch(self._context)
         self.n_ubatch: int = lib.llama_n_ubatch(self._context)

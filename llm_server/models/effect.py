@@ -37,7 +37,7 @@ def effect(facts: Facts, config: LoadConfig) -> LoadConfig:
     if not facts.shape.k_elements:
         for name in ("type_k", "type_v", "flash_attn"):
             same[name] = getattr(_USUAL, name)
-    n_ctx = -(-config.n_ctx // CTX_STEP) * CTX_STEP
+    n_ctx = min(-(-config.n_ctx // CTX_STEP) * CTX_STEP, facts.max_n_ctx)
     n_batch = min(config.n_batch, n_ctx)
     return msgspec.structs.replace(
         config,

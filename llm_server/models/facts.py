@@ -111,6 +111,9 @@ class Facts:
     n_params: int
     quantization: str
     n_ctx_train: int
+    max_n_ctx: int
+    """The longest context it can have at all: the positions whose vectors it has learnt, `MAX_DIM`
+    where it computes them."""
     template_sha256: str | None
     """Of the chat template's UTF-8 text; None for a model without one."""
     pooling: str | None
@@ -181,12 +184,19 @@ def facts_of(headers: Sequence[Header]) -> Facts:
         n_params=sum(tensor.n_elements for tensor in tensors),
         quantization=_quantization(values, tensors),
         n_ctx_train=values.whole("context_length"),
+        max_n_ctx=_max_n_ctx(values, tensors),
         template_sha256=hashlib.sha256(template.encode()).hexdigest() if template else None,
         pooling=_pooling(values),
         shape=_shape(values, tensors),
         rope=_rope(values),
         sampling=recommended_sampling(values.metadata),
     )
+
+
+def _max_n_ctx(values: _Values, tensors: Sequence[Tensor]) -> int:
+    """llama.cpp ends the process at a position without a vector (`ggml_get_rows`)."""
+    learnt = any(tensor.name == "position_embd.weight" for tensor in tensors)
+    return values.whole("context_length") if learnt else MAX_DIM
 
 
 def _rope(values: _Values) -> dict[str, float | str]:

@@ -143,7 +143,8 @@ def settled(facts: Facts, config: LoadConfig, room: int, extras: Extras = Extras
     """`config` with the numbers that it leaves open, for a model that may take `room` bytes.
 
     The context is what the model was trained for, as far as a share of the room holds it, and at
-    least `MIN_N_CTX` as far as all of the room does. Whether the result fits is another question.
+    least `MIN_N_CTX` as far as all of the room does. One that is asked for is at most what the
+    model can have at all. Whether the result fits is another question.
     """
     if embeds(facts, config):
         return _settled_for_texts(facts, config)
@@ -151,7 +152,8 @@ def settled(facts: Facts, config: LoadConfig, room: int, extras: Extras = Extras
     config = msgspec.structs.replace(config, parallel=min(parallel, config.n_batch))
     if config.n_ctx == 0:
         config = msgspec.structs.replace(config, n_ctx=_fitted(facts, config, room, extras))
-    return msgspec.structs.replace(config, parallel=min(config.parallel, config.n_ctx))
+    n_ctx = min(config.n_ctx, facts.max_n_ctx)
+    return msgspec.structs.replace(config, n_ctx=n_ctx, parallel=min(config.parallel, n_ctx))
 
 
 def largest_n_ctx(facts: Facts, config: LoadConfig, room: int, extras: Extras = Extras()) -> int:

@@ -181,6 +181,13 @@ def test_open_numbers_are_settled_within_each_other(demo: Facts, recurrent_gguf:
     assert settled(recurrent, LoadConfig(), AMPLE).n_ctx == recurrent.n_ctx_train
 
 
+def test_positions_that_were_learnt_bound_the_context(demo: Facts) -> None:
+    learnt = replace(demo, max_n_ctx=demo.n_ctx_train)
+    asked = LoadConfig(n_ctx=2 * demo.n_ctx_train)
+    assert settled(demo, asked, AMPLE).n_ctx == asked.n_ctx
+    assert settled(learnt, asked, AMPLE).n_ctx == demo.n_ctx_train
+
+
 def test_whole_states_are_kept_as_many_as_are_affordable(demo: Facts, recurrent_gguf: Path) -> None:
     told, shape = LoadConfig(parallel=1), facts(recurrent_gguf).shape
 
