@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +28,8 @@ from llm_server.models.memory import (
 from llm_server.models.registry import ModelFile, Registry
 from llm_server.worker.config import Adapter, KvType, LoadConfig
 from llm_server.worker.messages import Loaded
+
+logger = logging.getLogger(__name__)
 
 GB = 1_000_000_000
 
@@ -224,9 +227,24 @@ class Planner:
     def sampling(self, plan: Plan) -> dict[str, Any]:
         """Fields of `Sampling` for requests to a model that leave them out.
 
-        What the configuration file says, before what the model's file recommends.
+        What the configuration file says, before what the model's file recommends; of a
+        `logit_bias` the tokens that the model has.
         """
-        return {**plan.facts.sampling, **self.told(plan.model).sampling}
+        told = dict(self.told(plan.model).sampling)
+        if bias := told.get("logit_bias"):
+            n_vocab = plan.facts.shape.n_vocab
+            told["logit_bias"] = {id: value for id, value in bias.items() if id < n_vocab}
+        return {**plan.facts.sampling, **told}
+
+    def warn_of_unknown_tokens(self, plan: Plan) -> None:
+        """Log which tokens of the configuration file's `logit_bias` the model lacks."""
+        told = self.told(plan.model).sampling.get("logit_bias", {})
+        if unknown := told.keys() - self.sampling(plan).get("logit_bias", {}).keys():
+            logger.warning(
+                "%s has no token %s, so the configuration file's logit_bias does without.",
+                plan.model.name,
+                ", ".join(map(str, sorted(unknown))),
+            )
 
     def told(self, model: ModelFile) -> ModelDefaults:
         """What the configuration file says of a model."""

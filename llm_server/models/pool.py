@@ -351,6 +351,7 @@ class Pool:
 
     async def _load(self, plan: Plan, keep_alive_s: float) -> None:
         worker = await self._loader.load(plan)
+        self.planner.warn_of_unknown_tokens(plan)
         memory = self.planner.learn(plan, worker.loaded.memory_bytes)
         self._residents.settle_in(plan, worker, memory, keep_alive_s)
 

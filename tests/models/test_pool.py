@@ -28,7 +28,7 @@ from llm_server.errors import (
 )
 from llm_server.models.lease import Lease
 from llm_server.models.loader import Loader
-from llm_server.models.plan import Planner
+from llm_server.models.plan import ModelDefaults, Planner
 from llm_server.models.pool import Pool
 from llm_server.models.registry import Registry
 from llm_server.opening import new_loop
@@ -530,6 +530,25 @@ def test_workers_are_told_the_cache_and_the_log_level(tmp_path: Path) -> None:
     load = msgspec.json.decode((tmp_path / "commands.log").read_bytes(), type=Load)
     assert load.log_level == "debug"
     assert load.cache == CacheConfig(cache.folder, 1000, "all", "a.gguf")
+
+
+def test_tokens_of_the_configuration_that_a_model_lacks_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_models(tmp_path, "a.gguf")
+    told = ModelDefaults(sampling={"temperature": 0, "logit_bias": {1: -100.0, 2: 5.0, 77: 5.0}})
+
+    async def test(pool: Pool) -> None:
+        pool.planner.by_model = {"a": told}
+        for _ in range(2):
+            lease = await pool.acquire("a")
+            sampling = pool.planner.sampling(lease.plan)
+            assert sampling == {"temperature": 0, "logit_bias": {1: -100.0}}
+            lease.release()
+
+    with_pool(tmp_path, test)
+    (warning,) = (r for r in caplog.records if "logit_bias" in r.getMessage())
+    assert warning.getMessage().startswith("a.gguf has no token 2, 77")
 
 
 def test_models_stay_beside_each_other_while_the_budget_holds_them(tmp_path: Path) -> None:
