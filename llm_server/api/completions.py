@@ -104,15 +104,17 @@ def completion_call(body: dict[str, Json]) -> Call:
     if wanted.echo and suffix is not None:
         raise InvalidRequest("A prompt with a suffix cannot be echoed.", param="echo")
     prompts = prompts_of(wanted.prompt)
+    alone = isinstance(wanted.prompt, str) or isinstance(wanted.prompt[0], int)
+    places = ["prompt"] if alone else [f"prompt[{i}]" for i in range(len(prompts))]
     chosen = chosen_sampling(wanted)
     told = {"max_tokens": DEFAULT_MAX_TOKENS, "top_logprobs": wanted.logprobs} | chosen
     sampling = Sampling(**told)
     return Call(
         [
             request
-            for prompt in prompts
+            for prompt, place in zip(prompts, places, strict=True)
             for request in choices(
-                CompletionRequest(prompt, suffix, bool(wanted.echo), sampling), n
+                CompletionRequest(prompt, suffix, bool(wanted.echo), sampling, place=place), n
             )
         ],
         n=n,

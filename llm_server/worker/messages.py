@@ -115,6 +115,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag=Tru
 
     `suffix` is what comes behind the gap that is to be filled. `echo` asks for the prompt's text
     as the first `Content`; where log probabilities are wanted, those of its tokens come with it.
+    `place` is where the prompt stands in the client's request, for what there is against it.
     """
 
     prompt: str | list[int]
@@ -123,6 +124,7 @@ class CompletionRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag=Tru
     sampling: Sampling = Sampling()
     cache_salt: str = ""
     persist: bool = False
+    place: str = "prompt"
 
 
 Request: TypeAlias = ChatRequest | CompletionRequest

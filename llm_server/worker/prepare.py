@@ -131,7 +131,7 @@ class Preparer:
         check_tokens(sampling.logit_bias, self._vocab.n_tokens, "logit_bias")
         tokens = self._prompt_tokens(request)
         if len(tokens) >= self._context.n_ctx:
-            raise ContextLengthExceeded(len(tokens), self._context.n_ctx, param="prompt")
+            raise ContextLengthExceeded(len(tokens), self._context.n_ctx, param=request.place)
         scores = self._scores(id, sampling)
         told = request.echo and scores is None
         return Prompt(
@@ -155,8 +155,9 @@ class Preparer:
 
     def _prompt_tokens(self, request: CompletionRequest) -> list[int]:
         vocab, prompt, suffix = self._vocab, request.prompt, request.suffix
-        tokens = self._tokenize_text(prompt) if isinstance(prompt, str) else prompt
-        check_tokens(tokens, vocab.n_tokens, "prompt")
+        place = request.place
+        tokens = self._tokenize_text(prompt, place) if isinstance(prompt, str) else prompt
+        check_tokens(tokens, vocab.n_tokens, place)
         if suffix is not None:
             before, after, middle = vocab.fill_in
             if NO_TOKEN in vocab.fill_in:
@@ -164,15 +165,15 @@ class Preparer:
                     "This model has no tokens to fill in a middle: it cannot honour a suffix.",
                     param="suffix",
                 )
-            tokens = [before, *tokens, after, *self._tokenize_text(suffix), middle]
+            tokens = [before, *tokens, after, *self._tokenize_text(suffix, "suffix"), middle]
         if isinstance(prompt, str) and vocab.add_bos and tokens[:1] != [vocab.bos]:
             tokens = [vocab.bos, *tokens]
         if not tokens:
-            raise InvalidRequest("The prompt is empty.", param="prompt")
+            raise InvalidRequest(f"The {place} is empty.", param=place)
         return tokens
 
-    def _tokenize_text(self, text: str) -> list[int]:
-        self._refuse_longer(len(text.encode()), param="prompt")
+    def _tokenize_text(self, text: str, param: str) -> list[int]:
+        self._refuse_longer(len(text.encode()), param)
         return self._vocab.tokenize(text, parse_special=True)
 
     def _refuse_longer(self, n_bytes: int, param: str = "messages") -> None:

@@ -125,6 +125,15 @@ def test_prompts_of_every_kind() -> None:
     assert [r.prompt for r in asked(prompt=[[1, 2], [3]])] == [[1, 2], [3]]
 
 
+def test_a_prompt_among_several_is_known_by_its_place() -> None:
+    assert [r.place for r in asked(prompt="a", n=2)] == ["prompt", "prompt"]
+    assert [r.place for r in asked(prompt=[1, 2])] == ["prompt"]
+    assert [r.place for r in asked(prompt=["a"])] == ["prompt[0]"]
+    assert [r.place for r in asked(prompt=[[1], [2]], n=2)] == [
+        *("prompt[0]", "prompt[0]", "prompt[1]", "prompt[1]")
+    ]
+
+
 def test_defaults_are_openais() -> None:
     (request,) = asked(prompt="x")
     assert (request.sampling.max_tokens, request.sampling.top_logprobs) == (16, None)

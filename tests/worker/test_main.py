@@ -212,6 +212,17 @@ def test_an_over_long_prompt_is_refused_in_openai_words(loaded: Process) -> None
         assert ("in at least" in end.error.message) == (id == 1)
 
 
+@pytest.mark.parametrize("prompt", ["water " * 600, "x" * 2_000_000, [1] * 600, [1 << 20], []])
+def test_what_is_refused_of_a_prompt_names_its_place(
+    loaded: Process, prompt: str | list[int]
+) -> None:
+    loaded.send(Submit(1, CompletionRequest(prompt, place="prompt[3]")))
+    _, end = loaded.end_of(1)
+    assert isinstance(end, Failed)
+    assert (end.error.status, end.error.param) == (400, "prompt[3]")
+    assert "prompt[3]" in end.error.message
+
+
 def test_a_chat_whose_prompt_is_empty_is_refused_and_harms_nobody(
     worker: Process, attention_gguf: Path, tmp_path: Path
 ) -> None:
