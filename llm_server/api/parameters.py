@@ -46,8 +46,8 @@ Breakers = Annotated[list[StopText], Field(max_length=MAX_STOPS)]
 class SamplingFields(Wire):
     """How to pick tokens: OpenAI's names and llama.cpp's. Null is the default."""
 
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
+    max_tokens: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
     top_p: Probability | None = None
@@ -159,6 +159,8 @@ def sampling_fields(fields: SamplingFields) -> dict[str, Any]:
     ):
         if other in chosen:
             chosen[name] = chosen.pop(other)
+    if chosen.get("max_tokens") == -1:  # llama.cpp's "as many as there is room for"
+        chosen["max_tokens"] = None
     if isinstance(stop := chosen.get("stop"), str):
         chosen["stop"] = [stop]
     for text in chosen.get("stop", []):

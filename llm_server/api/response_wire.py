@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from llm_server.api.parameters import MAX_INT32, Wire, choice_kind, content_kind
 from llm_server.api.wire import (
@@ -145,7 +145,14 @@ class ResponsesBody(GenerationFields):
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
-    max_output_tokens: Annotated[int, Field(ge=1, le=MAX_INT32)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
     include: list[str] | None = None
     metadata: dict[str, str] | None = None
     prompt_cache_options: CacheOptions | None = None
+
+    @field_validator("max_output_tokens")
+    @classmethod
+    def _check_limit(cls, n: int | None) -> int | None:
+        if n == 0:
+            raise ValueError("A response has a token at least")
+        return n

@@ -121,7 +121,8 @@ def responses_call(body: dict[str, Json]) -> ResponsesCall:
     ignored += ignored_in_tools(asked.tools or [])
     chosen = chosen_sampling(asked)
     if asked.max_output_tokens is not None:
-        chosen["max_tokens"] = asked.max_output_tokens
+        limit = asked.max_output_tokens
+        chosen["max_tokens"] = None if limit == -1 else limit
     request = _chat_request(asked, Sampling(**chosen))
     call = Call(
         [request],

@@ -139,6 +139,7 @@ def test_defaults_are_openais() -> None:
     assert (request.sampling.max_tokens, request.sampling.top_logprobs) == (16, None)
     assert (request.echo, request.suffix) == (False, None)
     assert asked(prompt="x", max_tokens=0)[0].sampling.max_tokens == 0
+    assert asked(prompt="x", max_tokens=-1)[0].sampling.max_tokens is None
 
 
 @pytest.mark.parametrize(

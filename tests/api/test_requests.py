@@ -205,6 +205,13 @@ def test_two_names_for_one_thing() -> None:
     assert sampling(inference_configs={"max_tokens": 3}, max_completion_tokens=4).max_tokens == 4
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_minus_one_token_at_most_is_no_limit(name: str) -> None:
+    assert sampling(**{name: -1}).max_tokens is None
+    call = chat_call({"messages": HELLO, name: -1})
+    assert "max_tokens" in call.chosen, "the model's own limit would take its place"
+
+
 def test_null_is_the_default_everywhere() -> None:
     fields = {name: None for name in ChatBody.model_fields if name != "messages"}
     assert chat_call({"messages": HELLO} | fields) == chat_call({"messages": HELLO})
@@ -230,7 +237,7 @@ def test_stop_seed_and_logit_bias() -> None:
         ("repeat_last_n", [-1, 0], [-2, 2**31]),
         ("frequency_penalty", [-2, 2], [-2.1, 1e30]),
         ("presence_penalty", [-2, 2], [-2.1, 1e30]),
-        ("max_tokens", [0, 1, 2**31 - 1], [-1, 2**31, 2**63]),
+        ("max_tokens", [0, 1, 2**31 - 1], [-2, 2**31, 2**63]),
         ("mirostat", [0, 2], [-1, 3]),
         ("mirostat_tau", [0.1, 100], [0, 101]),
         ("mirostat_eta", [0.1, 1], [0, 1.1]),

@@ -360,6 +360,7 @@ def test_fields_mean_what_they_mean_in_chat() -> None:
     sampling = request.sampling
     assert (sampling.max_tokens, sampling.temperature) == (7, 0.5)
     assert (sampling.top_p, sampling.top_k) == (0.25, 3)
+    assert understood("hi", max_output_tokens=-1).sampling.max_tokens is None
 
 
 @pytest.mark.parametrize(
@@ -378,6 +379,7 @@ def test_fields_mean_what_they_mean_in_chat() -> None:
         ({"tools": [TOOL, TOOL]}, "tools[1].name", "invalid_value"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema", None),
         ({"max_output_tokens": 0}, "max_output_tokens", "invalid_value"),
+        ({"max_output_tokens": -2}, "max_output_tokens", "invalid_value"),
         ({"input": []}, "input", "invalid_value"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input", "invalid_value"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type", "invalid_value"),
