@@ -18,7 +18,7 @@ from llm_server.api.keys import Key, Keyring
 from llm_server.errors import InvalidRequest
 from llm_server.web.assets import assets
 
-PUBLIC = frozenset({"/health", *assets()})
+PUBLIC = frozenset({"/health", "/ui/", *assets()})
 """Paths that answer without a key, exactly as written; what `/health` tells depends on it. The
 others are the files of the page, which asks for the key."""
 

@@ -61,8 +61,8 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     """Handler of the router's errors: no such path, or not with this method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        extra = {"allow": allowed.replace("GET", "GET, HEAD")}
+        allowed = {*(error.headers or {}).get("Allow", "").split(", ")}
+        extra = {"allow": ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))}
         info = InvalidRequest("This path does not take this method.", code="method_not_allowed")
         return error_response(msgspec.structs.replace(info.info, status=405), extra)
     info = InvalidRequest("There is nothing at this path. GET / lists what is.", code="unknown_url")

@@ -73,7 +73,8 @@ def redirect() -> Response:
 
 def file_routes() -> list[Route]:
     """One exact route for each file: nothing of a path is ever looked up on the disk."""
-    return [Route(path, _File(asset), methods=["GET"]) for path, asset in assets().items()]
+    files = [Route(path, _File(asset), methods=["GET"]) for path, asset in assets().items()]
+    return [*files, Route("/ui/", RedirectResponse("/ui"), methods=["GET"])]
 
 
 class _File:

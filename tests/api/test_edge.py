@@ -39,7 +39,11 @@ def test_unknown_paths(live: Live, path: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("DELETE", "/health", "GET, HEAD"), ("GET", "/setModel", "POST")],
+    [
+        ("DELETE", "/health", "GET, HEAD"),
+        ("PUT", "/ui", "GET, HEAD"),
+        ("GET", "/setModel", "POST"),
+    ],
 )
 def test_wrong_methods(live: Live, method: str, path: str, allowed: str) -> None:
     response = live.client.request(method, path)

@@ -36,8 +36,13 @@ def test_every_file_is_served_under_a_strict_policy(live: Live, path: str) -> No
     assert (again.status_code, again.content) == (304, b"")
 
 
+def test_the_page_is_found_with_a_slash_too(live: Live) -> None:
+    answer = live.client.get("/ui/")
+    assert (answer.status_code, answer.headers["location"]) == (307, "/ui")
+
+
 def test_nothing_but_the_files_is_served_below_ui(live: Live) -> None:
-    for path in ("/ui/", "/ui/index.html", "/ui/__init__.py", "/ui/../api/app.py", "/ui/%2e%2e/x"):
+    for path in ("/ui/index.html", "/ui/__init__.py", "/ui/../api/app.py", "/ui/%2e%2e/x"):
         assert live.client.get(path).status_code == 404
 
 
