@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests import tiny_models
+from tests.gguf_bytes import gguf
 from tests.live import LiveServer
 
 HEAD = "you may write each word " * 60
@@ -22,6 +23,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, attention_gguf: Path) -> Pa
     shutil.copy(attention_gguf, folder / "a.gguf")
     tiny_models.build_lora(folder / "lora.gguf")
     tiny_models.build_lora(folder / "more.gguf", seed=10)
+    foreign = {"general.type": "adapter", "general.architecture": "llama"}
+    (folder / "foreign.gguf").write_bytes(gguf(foreign))
     (folder / "short.jinja").write_text(
         "{% for m in messages %}{{ m.content }}\n{% endfor %}assistant "
     )
@@ -165,6 +168,7 @@ def test_a_file_of_another_content_is_read_again(server: LiveServer, folder: Pat
         ({"lora": [{"name": "lora"}, {"name": "lora.gguf"}]}, "lora", "named twice"),
         ({"lora": [{"name": "lora", "scale": 1e9}]}, "lora[0].scale", ""),
         ({"lora": [{"name": "lora", "path": "/x"}]}, "lora[0].path", "not supported"),
+        ({"lora": [{"name": "foreign"}]}, "lora", "another architecture than qwen2"),
         ({"chat_template": "nope"}, "chat_template", "no chat template of that name"),
         ({"chat_template": "../outside.jinja"}, "chat_template", "no chat template"),
         ({"chat_template": "/etc/passwd"}, "chat_template", "no chat template"),
@@ -182,6 +186,13 @@ def test_what_is_refused(
     error = refusal(server, **configs)
     assert error["param"] == f"load_model_configs.{param}"
     assert words in error["message"]
+
+
+def test_an_adapter_of_another_architecture_does_not_fit(server: LiveServer) -> None:
+    configs = {"lora": [{"name": "foreign"}]}
+    fit = server.client.post("/models/fit", json={"model": "a", "load_model_configs": configs})
+    assert fit.status_code == 400, fit.text
+    assert fit.json()["error"] == refusal(server, **configs)
 
 
 def test_a_template_that_is_wrong_or_hostile_harms_nobody(server: LiveServer) -> None:

@@ -278,6 +278,6 @@ def response_usage(usage: Usage) -> ResponseUsage:
 
 def response_error(info: ErrorInfo) -> ResponseError:
     """An error as a failed response shows it."""
-    # Also of what somebody cancelled: Codex repeats what fails with any code but its few known ones.
+    # Also of what somebody cancelled: Codex repeats what fails with a code that it does not know.
     code: Any = "server_error" if info.status >= 500 else "invalid_prompt"
     return ResponseError(code, info.message, info.param, info.type)

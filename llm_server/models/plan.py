@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from llm_server.errors import InsufficientMemory, InvalidRequest
+from llm_server.errors import InsufficientMemory, InvalidRequest, ModelLoadFailed
+from llm_server.gguf.header import InvalidGguf, read_header
 from llm_server.machine import physical_cores
 from llm_server.models.effect import effect, is_in_force
 from llm_server.models.facts import Facts, Identity
@@ -153,12 +154,14 @@ class Planner:
         """What a load would take, whether that fits or not. Blocks for the disk.
 
         Raises:
-            ModelLoadFailed: llama.cpp would not take the file.
+            ModelLoadFailed: llama.cpp would not take the file, or an adapter with it.
             InvalidRequest: the settings exclude each other, or do not suit the model.
         """
         asked = self.asked(model, {}) if asked is None else asked
         facts = self.registry.facts(model)
         adapters = tuple(self.registry.adapter(adapter.name) for adapter in asked.lora)
+        for adapter in adapters:
+            _check_adapter(facts, adapter)
         template = self.registry.template(asked.chat_template) if asked.chat_template else None
         extras = self._extras(model, adapters)
         config = self._settled(facts, asked, extras)
@@ -269,6 +272,20 @@ class Planner:
         beyond = taken - (plain.total - plain.prompt_cache)
         self._corrections[plan.model.identity] = beyond
         return plain.total + beyond
+
+
+def _check_adapter(facts: Facts, adapter: ModelFile) -> None:
+    """Raises ModelLoadFailed for an adapter of another kind of model. Blocks for the disk."""
+    try:
+        made_for = read_header(adapter.path).metadata.get("general.architecture")
+    except (InvalidGguf, OSError):
+        return  # The load says what is wrong with it.
+    if made_for != facts.architecture:
+        raise ModelLoadFailed(
+            f"The adapter {adapter.name} cannot be used with this model: it changes models of "
+            f"another architecture than {facts.architecture}.",
+            param="load_model_configs.lora",
+        )
 
 
 def _check_kv_types(facts: Facts, config: LoadConfig) -> None:
