@@ -18,7 +18,7 @@ from llm_server.cache.idle import RENT_ROWS
 from llm_server.cache.ledger import Ledger
 from llm_server.cache.reading import READ_AHEAD
 from llm_server.cache.store import ChunkStore
-from llm_server.cache.survey import survey
+from llm_server.cache.survey import damage, survey
 from llm_server.worker.messages import Failed, Finished, Usage
 from tests.cache.scenario import chunk_files
 from tests.engine.fake_context import Bench, FakeContext, reference
@@ -207,6 +207,21 @@ def test_persist_stores_all_of_a_prompt(server: Server) -> None:
     assert (usage.completion_tokens, usage.state_bytes) == (0, len(HEAD))
     server.restart(killed=True)
     assert server.ask(2, HEAD + prompt(5)).disk_tokens == len(HEAD)
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 200], ids=["emptied", "cut off"])
+def test_one_restart_heals_all_that_a_power_failure_took(ranges: Server, keep_bytes: int) -> None:
+    ranges.ask(1, HEAD, max_tokens=0, persist=True)
+    ranges.restart(killed=True)
+    for path in chunk_files(ranges.folder)[1:]:
+        os.truncate(path, min(keep_bytes, path.stat().st_size - 1))
+    ranges.restart(killed=True)
+    ranges.ask(2, HEAD, max_tokens=0, persist=True)
+    ranges.store.flush(10)
+    assert ranges.disk.has(HEAD, "")
+    assert [damage(file) for file in survey(ranges.folder).stored] == [None] * 7
+    ranges.restart(killed=True)
+    assert ranges.ask(3, HEAD + prompt(5)).disk_tokens == len(HEAD)
 
 
 def test_what_was_stored_as_anything_becomes_a_head_when_it_is_asked_for(tmp_path: Path) -> None:
