@@ -1,4 +1,4 @@
-"""What this machine has: processors, limits set by containers, graphics cards.
+"""What this machine has: processors, limits set by containers and services, graphics cards.
 
 Read from what the system says of itself (/proc, /sys, sysctl); where it says nothing, so do these.
 Judges nothing. `root` stands for `/`, for tests. psutil is imported where it is used, because flags
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 ROOT = Path("/")
@@ -22,7 +23,7 @@ _CGROUP = "sys/fs/cgroup"
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes, of this machine or of the container that we run in."""
+    """Bytes, of this machine or of what the container or service may use that we run in."""
 
     total: int
     available: int
@@ -100,36 +101,52 @@ def _merged(speeds: Counter[int]) -> list[int]:
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
-    """Processors a container may use at a time (cgroup v2 `cpu.max`); None for no limit."""
-    quota, _, period = _read(root / _CGROUP / "cpu.max").strip().partition(" ")
-    if quota.isdecimal() and period.isdecimal() and int(period):
-        return int(quota) / int(period)
-    return None
+    """Processors that this process may use at a time (cgroup v2 `cpu.max`); None for no limit."""
+    quotas: list[float] = []
+    for group in _groups(root):
+        quota, _, period = _read(group / "cpu.max").strip().partition(" ")
+        if quota.isdecimal() and period.isdecimal() and int(period):
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
 
 
 def memory(root: Path = ROOT) -> Memory:
-    """What there is now. A container's limit counts as all there is.
+    """What there is now. A limit of a container or service counts as all there is.
 
-    Pages of files that the container's group holds are not counted as used, since the kernel
-    takes them back when it needs them.
+    Pages of files that the limited group holds are not counted as used, since the kernel takes
+    them back when it needs them.
     """
     import psutil
 
     now = psutil.virtual_memory()
     total, available = int(now.total), int(now.available)
-    limit = memory_limit(root)
-    if limit is None or limit >= total:
-        return Memory(total, available)
-    used = _number(root / _CGROUP / "memory.current") or 0
-    for line in _read(root / _CGROUP / "memory.stat").splitlines():
+    for group in _groups(root):
+        limit = _number(group / "memory.max")
+        if limit is not None and limit < int(now.total):
+            total, available = min(total, limit), min(available, limit - _used(group))
+    return Memory(total, max(0, available))
+
+
+def _used(group: Path) -> int:
+    used = _number(group / "memory.current") or 0
+    for line in _read(group / "memory.stat").splitlines():
         if line.startswith("inactive_file "):
             used -= int(line.split()[1])
-    return Memory(limit, max(0, min(available, limit - used)))
+    return used
 
 
 def memory_limit(root: Path = ROOT) -> int | None:
-    """Bytes a container may use (cgroup v2 `memory.max`); None for no limit."""
-    return _number(root / _CGROUP / "memory.max")
+    """Bytes that this process may use (cgroup v2 `memory.max`); None for no limit."""
+    limits = [_number(group / "memory.max") for group in _groups(root)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _groups(root: Path) -> list[Path]:
+    """The control groups (v2) whose limits hold here: the outermost one, that of a container as it
+    sees itself, and those below it down to this process's own, such as a service's."""
+    lines = _read(root / "proc/self/cgroup").splitlines()
+    name = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
+    return list(accumulate(filter(None, name.split("/")), Path.joinpath, initial=root / _CGROUP))
 
 
 def graphics_cards(root: Path = ROOT) -> set[str]:

@@ -76,6 +76,49 @@ def test_memory_in_a_container(tmp_path: Path) -> None:
     assert machine.memory(tmp_path).total == psutil.virtual_memory().total
 
 
+def group(root: Path, name: str, **said: str) -> None:
+    folder = root / "sys/fs/cgroup" / name
+    folder.mkdir(parents=True)
+    for file, text in said.items():
+        (folder / file.replace("_", ".")).write_text(text)
+
+
+def in_group(root: Path, line: str) -> None:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(f"1:memory:/not/this\n{line}\n")
+
+
+def test_limits_of_a_service(tmp_path: Path) -> None:
+    in_group(tmp_path, "0::/system.slice/llm.service")
+    group(tmp_path, "system.slice", memory_max="1000000\n", memory_current="400000\n")
+    group(
+        tmp_path,
+        "system.slice/llm.service",
+        cpu_max="250000 100000\n",
+        memory_max="800000\n",
+        memory_current="100000\n",
+    )
+    assert machine.memory_limit(tmp_path) == 800_000
+    assert machine.memory(tmp_path) == machine.Memory(800_000, 600_000)
+    assert machine.cpu_quota(tmp_path) == 2.5
+
+
+def test_limits_of_what_a_service_is_in(tmp_path: Path) -> None:
+    in_group(tmp_path, "0::/system.slice/llm.service")
+    group(tmp_path, "system.slice", memory_max="500000\n", cpu_max="100000 100000\n")
+    group(tmp_path, "system.slice/llm.service", memory_max="900000\n", cpu_max="max 100000\n")
+    assert machine.memory(tmp_path) == machine.Memory(500_000, 500_000)
+    assert machine.memory_limit(tmp_path) == 500_000
+    assert machine.cpu_quota(tmp_path) == 1.0
+
+
+@pytest.mark.parametrize("line", ["0::/", "0::/../elsewhere", "0::/docker/of-the-host"])
+def test_a_container_sees_its_own_group_at_the_top(tmp_path: Path, line: str) -> None:
+    in_group(tmp_path, line)
+    group(tmp_path, "", memory_max="500000\n")
+    assert machine.memory_limit(tmp_path) == 500_000
+
+
 def test_graphics_cards(tmp_path: Path) -> None:
     for i, (vendor, kind) in enumerate(
         [("0x10de", "0x030200"), ("0x10de", "0x040300"), ("0x1002", "0x020000")]

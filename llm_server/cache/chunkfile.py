@@ -58,6 +58,11 @@ class Chunk:
         return f"{self.key.hex()}-{self.parent.hex()}-{place}.kv"
 
     @property
+    def least_bytes(self) -> int:
+        """Length of a file with no payload: one that is shorter was cut off by a power failure."""
+        return HEADER_BYTES + self.n_tokens * TOKEN_BYTES
+
+    @property
     def positions(self) -> range:
         """What it brings back: the positions of its tokens, or of all up to its last one."""
         return range(self.start if self.kind is Kind.RANGE else 0, self.start + self.n_tokens)

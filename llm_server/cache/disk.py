@@ -16,6 +16,7 @@ from functools import partial
 from typing import Literal
 
 from llm_server.cache.folder import TOUCH_S
+from llm_server.cache.heads import Heads
 from llm_server.cache.keys import CHUNK_TOKENS, Chain, Kind, root_key
 from llm_server.cache.ledger import Ledger
 from llm_server.cache.reading import READ_AHEAD, WORTH_READING, Fetch, Reader
@@ -82,6 +83,7 @@ class DiskTier:
         self._kind = Kind.CHECKPOINT if whole_state else Kind.RANGE
         self._size = size
         self._trusted = True
+        self._heads = Heads()
         self._copies: OrderedDict[bytes, Copy] = OrderedDict()
         self._touched: dict[bytes, float] = {}  # heads by their last chunk; the reader's alone
         self._missing: deque[tuple[Sequence[int], str]] = deque()
@@ -115,6 +117,7 @@ class DiskTier:
     def count_hit(self, tokens: Sequence[int], namespace: str) -> None:
         """A request began with this head and did not compute it."""
         if self.policy != "off":
+            self._heads.used(tokens, namespace)
             self._reader.do(partial(self._count_hit, tokens, namespace))
 
     def _count_hit(self, tokens: Sequence[int], namespace: str) -> None:
@@ -127,9 +130,16 @@ class DiskTier:
         now = time.monotonic()
         self._touched = {head: at for head, at in self._touched.items() if now - at < TOUCH_S}
         if self._touched.setdefault(key, now) == now:
-            stored = [self.store.touch(chain, start, stop, self._kind) for start, stop in pieces]
+            stored = [self._use(chain, start, stop) for start, stop in pieces]
             if not all(stored):
                 self._missing.append((tokens, namespace))
+
+    def _use(self, chain: Chain, start: int, stop: int) -> bool:
+        """Note a use of a chunk, which is part of a head from now on; False if it is not stored."""
+        if not self.store.touch(chain, start, stop, self._kind):
+            return False
+        self.store.mark_head(chain, start, stop, self._kind)
+        return True
 
     # ---- writing -------------------------------------------------------------------------------
 
@@ -162,8 +172,13 @@ class DiskTier:
             elif head:
                 self.store.mark_head(chain, start, stop, self._kind)
 
+    def want_head(self, tokens: Sequence[int], namespace: str) -> None:
+        """Store a head that was computed; at its first use if the last ones had none."""
+        if self._heads.computed(tokens, namespace):
+            self.want(tokens, namespace, head=True, tail=True)
+
     def want_missing(self) -> None:
-        """Store the heads again that are used and were found to be stored no more."""
+        """Store the heads that are used and were found not to be stored, or not any more."""
         while self._missing:
             self.want(*self._missing.popleft(), head=True, tail=True)
 

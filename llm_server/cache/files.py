@@ -67,12 +67,13 @@ class Files:
                     found.append(Entry(entry.name, is_folder, status.st_size, status.st_mtime))
         return found
 
-    def exists(self, path: str) -> bool:
-        """Whether a regular file has that name, not through a link."""
+    def size(self, path: str) -> int | None:
+        """Bytes of the regular file of that name, not through a link; None if there is none."""
         try:
-            return stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode)
+            status = os.stat(path, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
-            return False
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def is_folder(self, path: str) -> bool:
         """Whether it is one, also behind a link."""

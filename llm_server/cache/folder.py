@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llm_server.cache.chunkfile import (
-    HEADER_BYTES,
     VERSION,
     BadChunk,
     Chunk,
@@ -29,7 +28,6 @@ from llm_server.cache.chunkfile import (
 )
 from llm_server.cache.files import Entry, Files
 from llm_server.cache.index import KEEP_SHARE, Stored, choose_victims
-from llm_server.cache.keys import TOKEN_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +86,7 @@ class ChunkFolder:
         self._files.make_folder(self._root, parents=True)
 
     def scan(self) -> Scan:
-        """Everything in the folder, by names and without opening a file.
+        """Everything in the folder, by names and sizes, without opening a file.
 
         Raises:
             OSError: the folder cannot be read; one that is not there is empty.
@@ -112,6 +110,8 @@ class ChunkFolder:
             if entry.is_folder:
                 continue
             if chunk is None and entry.name.endswith(".tmp"):
+                found.temporary.append((path, entry.mtime))
+            elif chunk is not None and mine and entry.size < chunk.least_bytes:
                 found.temporary.append((path, entry.mtime))
             elif chunk is not None:
                 found.stored.append(Stored(chunk, path, entry.size, entry.mtime))
@@ -140,20 +140,20 @@ class ChunkFolder:
         return f"{self._root}/{self._model}/{chunk.key.hex()[:2]}/{chunk.name}"
 
     def find(self, chunk: Chunk) -> Chunk | None:
-        """The chunk as it lies there now, a head or not; None if it does not.
+        """The chunk as it lies there now, a head or not; None if it does not, or is cut off.
 
-        By its names alone, so that it costs the same however much is stored.
+        By its names and sizes alone, so that it costs the same however much is stored.
 
         Raises:
             OSError: the folder cannot be searched.
         """
         for named in (chunk.as_head(), replace(chunk, head=False)):
-            if self._files.exists(self.path(named)):
+            if (self._files.size(self.path(named)) or 0) >= named.least_bytes:
                 return named
         return None
 
     def has_lost(self, chunk: Chunk) -> bool:
-        """Whether somebody took the chunk away, and not the whole folder.
+        """Whether somebody took the chunk away, or cut it off, and not the whole folder.
 
         Raises:
             OSError: the folder cannot be searched.
@@ -195,8 +195,7 @@ class ChunkFolder:
             BadChunk: the header is damaged.
         """
         with self._opened(chunk) as (_, descriptor, size, _):
-            n_bytes = HEADER_BYTES + chunk.n_tokens * TOKEN_BYTES
-            header = decode_header(self._read_bytes(descriptor, min(size, n_bytes)))
+            header = decode_header(self._read_bytes(descriptor, min(size, chunk.least_bytes)))
         self._check(header, chunk)
         return header.packed
 
@@ -233,7 +232,7 @@ class ChunkFolder:
     def write(self, header: Header, payload: bytes | memoryview, *, head: bool) -> Chunk:
         """Store a chunk: a temporary file, then its name. Crashes leave nothing that matches.
 
-        It is not forced to the disk: after a power failure its checksum will tell.
+        It is not forced to the disk: after a power failure its size or its checksum will tell.
 
         Raises:
             OSError: it is not stored; nothing is left behind if that could be helped.

@@ -17,7 +17,8 @@ KEEP_SHARE = 0.9
 """Eviction goes down to this share of the budget, so that it is not needed at every write."""
 HEAD_DAYS = 30
 """Days after its last use until a head is worth no more than anything else."""
-_FUTURE_S = 60.0
+FUTURE_S = 60.0
+"""Seconds after now: a last use that is later proves only that a clock was wrong."""
 _MINUTE_S = 60
 
 
@@ -158,7 +159,7 @@ def choose_victims(stored: Iterable[Stored], excess: int, now: float) -> list[St
     """
 
     def worth(file: Stored) -> tuple[bool, bool, int, int]:
-        known = file.used <= now + _FUTURE_S
+        known = file.used <= now + FUTURE_S
         head = file.chunk.head and not (known and now - file.used > HEAD_DAYS * 86400)
         return head, known, int(file.used) // _MINUTE_S, -file.chunk.start
 

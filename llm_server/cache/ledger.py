@@ -16,6 +16,7 @@ import msgspec
 
 from llm_server.cache.files import Files
 from llm_server.cache.folder import LEDGER, LOCK, model_folder
+from llm_server.cache.index import FUTURE_S
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,9 @@ class Ledger:
         known = _read(self._path, self._files)
         if not new and known.model == self._model:
             return
-        heads = dict(known.heads)
+        latest = self._files.now() + FUTURE_S
+        # What a wrong clock has dated is the first to go, or it would outlast all that is used.
+        heads = {k: u if u.used <= latest else Use(u.hits, 0.0) for k, u in known.heads.items()}
         for key, use in new.items():
             _add(heads, key, use)
         body = memoryview(msgspec.json.encode(Record(self._model, _last(heads))))

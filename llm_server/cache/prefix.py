@@ -257,6 +257,11 @@ class PrefixCache:
         if self._disk:
             self._disk.want(tokens, namespace, head=True, tail=True)
 
+    def persist_head(self, tokens: Sequence[int], namespace: str) -> None:
+        """Store a head that was computed, unless heads are used only once here."""
+        if self._disk:
+            self._disk.want_head(tokens, namespace)
+
     def count_hit(self, tokens: Sequence[int], namespace: str) -> None:
         """A request began with this head and did not compute it."""
         if self._disk:

@@ -64,6 +64,7 @@ class Fetch:
         self.pieces: deque[Piece] = deque()
         self.n_bytes = self.n_cells = 0
         self._n_most = n_most
+        self._broken = False
         self._changed = changed or threading.Condition()
 
     @property
@@ -91,16 +92,22 @@ class Fetch:
             self._changed.notify_all()
         return piece
 
-    def add(self, piece: Piece | None) -> None:
-        """What was read of the first that is left; None if it could not be, so that it ends."""
+    def add(self, piece: Piece | None, *, damaged: bool = False) -> None:
+        """What was read of the first that is left; None if it could not be, so that it ends.
+
+        Behind a `damaged` one the rest is read, too, and not used: after a power failure many are,
+        and what the prompt stores anew is what has been found to be damaged.
+        """
         with self._changed:
-            if piece is None or not self.left:
+            self._broken |= damaged
+            if not self.left or (piece is None and not damaged):
                 self.left.clear()
             else:
                 # In this order: the engine looks without the lock, and must not see neither.
-                self.pieces.append(piece)
-                self.n_bytes += piece.payload.nbytes
-                self.n_cells += piece.n_cells
+                if piece is not None and not self._broken:
+                    self.pieces.append(piece)
+                    self.n_bytes += piece.payload.nbytes
+                    self.n_cells += piece.n_cells
                 self.left.popleft()
             self.done = self.done or not self.left
 
@@ -236,7 +243,7 @@ class Reader:
             logger.exception("a prompt could not be read from disk")
         if piece is not None:
             self._largest = max(self._largest, piece.payload.nbytes)
-        fetch.add(piece)
+        fetch.add(piece, damaged=self._store.is_damaged(hit))
         if fetch.done:
             fetch.wake()
 

@@ -62,15 +62,14 @@ class ChunkStore:
         `budget_bytes` is for all models together. A `read_only` store changes nothing on disk.
         A folder that cannot be used is a warning and a store without hits.
         """
-        files = files or Files()
-        self._files = files
-        self._folder = ChunkFolder(path, fingerprint, files)
+        self._files = files or Files()
+        self._folder = ChunkFolder(path, fingerprint, self._files)
         self._fingerprint = fingerprint
         self._budget = budget_bytes
         self._read_only = read_only
         count = functools.partial(self._count, errors=1)
-        self._reading = Health("read", files, count)
-        self._writing = Health("write to", files, count)
+        self._reading = Health("read", self._files, count)
+        self._writing = Health("write to", self._files, count)
         self._lock = threading.Lock()
         self._index = Index()
         self._bad: set[bytes] = set()
@@ -207,6 +206,10 @@ class ChunkStore:
                 return payload
         self._count(misses=1)
         return None
+
+    def is_damaged(self, hit: Hit) -> bool:
+        """Whether that chunk was read and not believed, and is not stored anew yet."""
+        return hit.chunk.key in self._bad
 
     def learn(self, chain: Chain) -> bool:
         """Read the tokens of chunks that `chain` may go on with; whether any were unknown."""

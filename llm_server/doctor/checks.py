@@ -32,7 +32,7 @@ def thread_finding(
     big = classes[0] if len(classes) > 1 else None
     detail = f"{n_threads} threads on {n_cores} cores"
     if quota is not None and n_threads > max(1, round(quota)):
-        detail += f", and this container may use {quota:g} processors: they wait for each other"
+        detail += f", and only {quota:g} processors may be used here: they wait for each other"
         return Finding("threads", "warn", detail, _threads_fix(max(1, round(quota))))
     if big is not None:
         kinds = f"{big} fast and {sum(classes) - big} slow processors"
@@ -52,11 +52,11 @@ def _threads_fix(n_threads: int) -> str:
 
 
 def memory_finding(total: int, available: int, limit: int | None, largest: int) -> Finding:
-    """Whether the `largest` model, in bytes, can be held; `limit` is a container's."""
+    """Whether the `largest` model, in bytes, can be held; `limit` is a container's or service's."""
     usable = min(total, limit or total)
     detail = f"{usable / 1e9:.1f} GB, {min(available, usable) / 1e9:.1f} GB of it available"
     if limit is not None and limit < total:
-        detail += f" (the container may use {limit / 1e9:.1f} GB)"
+        detail += f" (this container or service may use {limit / 1e9:.1f} GB)"
     if largest > usable:
         detail += f"; the largest model has {largest / 1e9:.1f} GB"
         fix = "take a smaller quantization, such as llm-server pull hf:OWNER/REPO:Q4_K_M"

@@ -241,7 +241,8 @@ class Engine:
             if end in sequence.boundaries:
                 self._keep(sequence)
             if start < sequence.head <= end:
-                self._cache.persist(sequence.tokens[: sequence.head], sequence.namespace)
+                store = self._cache.persist if sequence.persist else self._cache.persist_head
+                store(sequence.tokens[: sequence.head], sequence.namespace)
             if start < sequence.n_prompt <= end:
                 self._prompt_done(sequence)
             if sequence.is_prefilling and not sequence.n_wanted:

@@ -46,7 +46,7 @@ from llm_server.worker.messages import (
 )
 from llm_server.worker.model_file import Change, ModelFile
 from llm_server.worker.process import Process, Spawn, spawn
-from llm_server.worker.progress import Progress
+from llm_server.worker.progress import Progress, mapped_files
 from llm_server.worker.stream import EventStream
 from llm_server.worker.totals import Totals
 from llm_server.worker.watchdog import Limits, OomKills, Watchdog, own_memory
@@ -90,8 +90,7 @@ class Worker:
         self._loading: asyncio.Future[Loaded] = loop.create_future()
         self._exited: asyncio.Future[int] = loop.create_future()
         self._usable = True
-        self._stopping = False
-        self._killed = False
+        self._stopping = self._killed = False
         self._verdict: ServerError | None = None
         self._n_lost = 0
         self.answered = False
@@ -322,6 +321,7 @@ class Worker:
             loaded=self._loading.done(),
             longest=longest,
             memory=own_memory(self.pid),
+            mapped=mapped_files(self.pid),
             vectors=longest is not None and self.loaded.pooling is not None,
         )
         if verdict is not None:

@@ -15,6 +15,11 @@ from llm_server.worker.deaths import RESTARTED
 
 VMSTAT = Path("/proc/vmstat")
 
+PAGING = 10
+"""So many times the silence, beside it, while a worker's files come back into its memory: weights
+that have left the page cache do so at an SD card's pace. (Few of these reads are major faults, for
+the system reads ahead.) Who thrashes for ever is ended at last."""
+
 LATELY_TICKS = 5
 """It takes a moment until a process of many gigabytes has ended."""
 
@@ -48,21 +53,30 @@ class Watchdog:
         self._limits = limits
         self._load_s = limits.load_s + model_bytes / limits.load_rate
         self._loading_for = 0.0
-        self._silent_for = 0.0
+        self._silent_for = self._paging_for = 0.0
+        self._mapped = 0
 
     def heard(self) -> None:
         """The worker has said something about a request, or was given its first one."""
-        self._silent_for = 0.0
+        self._silent_for = self._paging_for = 0.0
 
     def tick(
-        self, *, loaded: bool, longest: int | None, memory: int, vectors: bool = False
+        self,
+        *,
+        loaded: bool,
+        longest: int | None,
+        memory: int,
+        mapped: int = 0,
+        vectors: bool = False,
     ) -> ServerError | None:
         """A tick has passed. Why to end the worker now, or None.
 
         `longest` is the size of the longest running request in bytes, None when nothing runs;
-        `memory` the bytes that are the worker's own; `vectors`: it makes those of texts.
+        `memory` the bytes that are the worker's own; `mapped` those of files in its memory;
+        `vectors`: it makes those of texts.
         """
         limits = self._limits
+        reads_in, self._mapped = mapped > self._mapped, mapped
         if limits.memory is not None and memory > limits.memory:
             return OutOfMemory(
                 "The worker has outgrown the memory it may use. Send a shorter prompt, or load the "
@@ -77,12 +91,17 @@ class Watchdog:
                     param="model",
                 )
             return None
-        self._silent_for = 0.0 if longest is None else self._silent_for + limits.tick_s
+        if longest is None:
+            self.heard()
+        elif reads_in and self._paging_for < PAGING * limits.silence_s:
+            self._paging_for += limits.tick_s
+        else:
+            self._silent_for += limits.tick_s
         rate = limits.vector_rate if vectors else limits.text_rate
         if self._silent_for > limits.silence_s + (longest or 0) / rate:
             return WorkerCrashed(
-                f"The model's worker process has not answered for {self._silent_for:.0f} s and was "
-                f"ended. {RESTARTED}"
+                "The model's worker process has not answered for "
+                f"{self._silent_for + self._paging_for:.0f} s and was ended. {RESTARTED}"
             )
         return None
 

@@ -19,7 +19,7 @@ from tests.cache.scenario import chain_of, chunk_files, keep, open_store, recall
 PROMPTS = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 9], [7, 8]]
 OTHER_MODEL = "ab" * 8 + "-v1"
 OPERATIONS = (
-    "make_folder list_folder exists create write open read_into close rename remove remove_folder "
+    "make_folder list_folder size create write open read_into close rename remove remove_folder "
     "touch lock"
 ).split()
 

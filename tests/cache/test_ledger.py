@@ -194,6 +194,18 @@ def test_the_heads_that_were_used_last_are_kept(folder: Path) -> None:
     assert set(hits(folder)) == {key.hex() for key in keys[1:]}
 
 
+def test_a_clock_that_was_ahead_once_does_not_end_the_counting(folder: Path) -> None:
+    ahead, right = Later(), Later()
+    ahead.seconds = 1e9
+    for files in (ahead, right):
+        files.gate.set()
+    old = [i.to_bytes(32, "big") for i in range(ledger.MAX_HEADS)]
+    count(folder, *old, files=ahead)
+    count(folder, KEY, old[7], files=right)
+    assert KEY.hex() in hits(folder)
+    assert hits(folder)[old[7].hex()] == 2
+
+
 def test_a_survey_shows_them_and_clearing_takes_them_along(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     keep(store, [1, 2, 3, 4, 5], head=True)

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_server.cache.chunkfile import decode
+from llm_server.cache.chunkfile import HEADER_BYTES, decode
 from llm_server.cache.disk import DiskTier
 from llm_server.cache.files import Files
-from llm_server.cache.keys import Chain, Kind, root_key, unpack
+from llm_server.cache.keys import TOKEN_BYTES, Chain, Kind, root_key, unpack
 from llm_server.cache.store import MAX_NEW_SIBLINGS, ChunkStore
 from tests.cache.scenario import (
     BUDGET,
@@ -381,9 +381,40 @@ def test_every_truncation_and_a_byte_too_many_is_a_miss(
     one_chunk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = one_chunk.read_bytes()
-    for damaged in [*(data[:n] for n in range(len(data))), data + b"\0", bytes(len(data))]:
+    n_least = HEADER_BYTES + 2 * TOKEN_BYTES
+    cut_off = [data[:n] for n in range(n_least, len(data))]
+    for damaged in [*cut_off, data + b"\0", bytes(len(data))]:
         one_chunk.write_bytes(damaged)
         damaged_is_a_miss(tmp_path, caplog, found_by_name=1)
+
+
+def test_what_is_too_short_to_be_a_chunk_is_not_found_by_its_name(
+    one_chunk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = one_chunk.read_bytes()
+    for n in range(HEADER_BYTES + 2 * TOKEN_BYTES):
+        one_chunk.write_bytes(data[:n])
+        store = open_store(tmp_path)
+        assert store.stats().chunks == recall(store, [1, 2]) == warnings(caplog) == 0
+        keep(store, [1, 2])
+        store.close(10)
+        assert recall(store, [1, 2]) == 2
+
+
+def test_what_is_cut_off_while_it_is_known_is_not_stored(one_chunk: Path, tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    assert store.holds(chain_of([1, 2]), 0, 2)
+    one_chunk.write_bytes(b"")
+    assert not store.holds(chain_of([1, 2]), 0, 2)
+
+
+def test_what_a_power_failure_has_emptied_is_swept(one_chunk: Path, tmp_path: Path) -> None:
+    one_chunk.write_bytes(b"")
+    open_store(tmp_path)
+    assert one_chunk.exists()
+    os.utime(one_chunk, (0, 0))
+    open_store(tmp_path)
+    assert not one_chunk.exists()
 
 
 def test_swapped_files_are_misses(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -48,7 +48,7 @@ def test_memory() -> None:
     large = checks.memory_finding(16 * GB, 9 * GB, None, 40 * GB)
     assert large.status == "warn" and "40.0 GB" in large.detail
     boxed = checks.memory_finding(64 * GB, 60 * GB, 4 * GB, 5 * GB)
-    assert boxed.status == "warn" and "container may use 4.0 GB" in boxed.detail
+    assert boxed.status == "warn" and "service may use 4.0 GB" in boxed.detail
 
 
 def test_swap() -> None:

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_server.cache.disk import DiskTier, Policy, chunk_tokens
+from llm_server.cache.heads import N_IN_VAIN
 from llm_server.cache.idle import RENT_ROWS
 from llm_server.cache.ledger import Ledger
 from llm_server.cache.reading import READ_AHEAD
 from llm_server.cache.store import ChunkStore
-from llm_server.cache.survey import survey
+from llm_server.cache.survey import damage, survey
 from llm_server.worker.messages import Failed, Finished, Usage
 from tests.cache.scenario import chunk_files
 from tests.engine.fake_context import Bench, FakeContext, reference
@@ -181,6 +182,45 @@ def test_a_head_that_stays_in_the_cells_is_stored_again_when_it_was_cleared(
     assert set(stored) <= set(chunk_files(server.folder))
 
 
+def heads_stored(server: Server) -> int:
+    server.store.flush(10)
+    return len(survey(server.folder).heads())
+
+
+def test_heads_that_nobody_uses_again_are_no_heads_until_somebody_does(server: Server) -> None:
+    told = [prompt(i, 40) for i in range(N_IN_VAIN + 3)]  # the time of day is in them
+    for i in range(N_IN_VAIN + 2):
+        server.ask(i, told[i] + prompt(50 + i), head=40)
+    assert heads_stored(server) == N_IN_VAIN
+    server.ask(80, told[N_IN_VAIN + 1] + prompt(80), head=40)
+    noticed = threading.Event()
+    server.disk._reader.do(noticed.set)
+    assert noticed.wait(10)
+    server.ask(81, told[-1] + prompt(81), head=40)
+    assert heads_stored(server) == N_IN_VAIN + 2
+
+
+def test_what_was_stored_as_anything_becomes_a_head_when_it_is_found_as_one(
+    tmp_path: Path,
+) -> None:
+    server = Server(tmp_path, policy="all")
+    server.ask(1, HEAD, max_tokens=1)
+    assert heads_stored(server) == 0
+    server.ask(2, HEAD + prompt(2), head=96)
+    noticed = threading.Event()
+    server.disk._reader.do(noticed.set)
+    assert noticed.wait(10)
+    assert heads_stored(server) == 1
+
+
+def test_a_head_that_is_asked_for_is_stored_whatever_became_of_others(server: Server) -> None:
+    for i in range(N_IN_VAIN):
+        server.ask(i, prompt(i, 40) + prompt(50 + i), head=40)
+    server.ask(80, HEAD + prompt(80), head=len(HEAD), max_tokens=0, persist=True)
+    server.restart(killed=True)
+    assert server.ask(81, HEAD + prompt(81), head=len(HEAD)).disk_tokens == len(HEAD)
+
+
 def test_a_conversation_goes_on_after_a_restart_in_order(server: Server) -> None:
     usage = server.ask(1, HEAD, max_tokens=6)
     answer = [ord(c) - ord("0") for c in server.bench.texts[1]]
@@ -207,6 +247,21 @@ def test_persist_stores_all_of_a_prompt(server: Server) -> None:
     assert (usage.completion_tokens, usage.state_bytes) == (0, len(HEAD))
     server.restart(killed=True)
     assert server.ask(2, HEAD + prompt(5)).disk_tokens == len(HEAD)
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 200], ids=["emptied", "cut off"])
+def test_one_restart_heals_all_that_a_power_failure_took(ranges: Server, keep_bytes: int) -> None:
+    ranges.ask(1, HEAD, max_tokens=0, persist=True)
+    ranges.restart(killed=True)
+    for path in chunk_files(ranges.folder)[1:]:
+        os.truncate(path, min(keep_bytes, path.stat().st_size - 1))
+    ranges.restart(killed=True)
+    ranges.ask(2, HEAD, max_tokens=0, persist=True)
+    ranges.store.flush(10)
+    assert ranges.disk.has(HEAD, "")
+    assert [damage(file) for file in survey(ranges.folder).stored] == [None] * 7
+    ranges.restart(killed=True)
+    assert ranges.ask(3, HEAD + prompt(5)).disk_tokens == len(HEAD)
 
 
 def test_what_was_stored_as_anything_becomes_a_head_when_it_is_asked_for(tmp_path: Path) -> None:

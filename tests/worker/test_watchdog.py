@@ -26,6 +26,7 @@ from llm_server.worker.suspects import MAX_CRASHES, Suspects
 from llm_server.worker.totals import Totals
 from llm_server.worker.watchdog import (
     LATELY_TICKS,
+    PAGING,
     Limits,
     OomKills,
     Watchdog,
@@ -103,6 +104,28 @@ def test_any_word_and_any_pause_begin_the_silence_anew() -> None:
         watchdog.heard()
         assert not any(verdicts(watchdog, 9))
         assert not any(verdicts(watchdog, 1, None))
+
+
+def test_who_reads_its_model_in_again_is_not_silent_yet() -> None:
+    watchdog = Watchdog(Limits(silence_s=10), 0)
+    sizes = [*range(1, 101), *[100] * 11]
+    said = [watchdog.tick(loaded=True, longest=0, memory=0, mapped=size) for size in sizes]
+    assert not any(said[:-1])
+    assert "not answered for 111 s" in str(said[-1])
+
+
+def test_who_reads_it_in_for_ever_is_ended_at_last() -> None:
+    watchdog = Watchdog(Limits(silence_s=10), 0)
+    sizes = range(1, 10 * PAGING + 12)
+    said = [watchdog.tick(loaded=True, longest=0, memory=0, mapped=size) for size in sizes]
+    assert not any(said[:-1]) and isinstance(said[-1], WorkerCrashed)
+
+
+def test_what_a_load_has_read_counts_for_nothing_later() -> None:
+    watchdog = Watchdog(Limits(silence_s=10), 0)
+    watchdog.tick(loaded=False, longest=None, memory=0, mapped=1000)
+    said = [watchdog.tick(loaded=True, longest=0, memory=0, mapped=1000) for _ in range(11)]
+    assert not any(said[:-1]) and isinstance(said[-1], WorkerCrashed)
 
 
 def test_a_load_may_take_as_long_as_its_size_deserves() -> None:
