@@ -6,7 +6,7 @@ or `Failed`, whatever happens behind it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from llm_server.errors import ErrorInfo
@@ -68,8 +68,8 @@ class LoadedModel(Protocol):
         """Its worker, or any of them."""
 
     @property
-    def leases(self) -> Collection[object]:
-        """One for each request it has."""
+    def n_running(self) -> int:
+        """The requests that it answers."""
 
     @property
     def memory(self) -> int:

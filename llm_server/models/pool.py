@@ -84,8 +84,9 @@ class Pool:
 
     @property
     def waiting(self) -> Counter[str]:
-        """How many requests wait for which model."""
-        return Counter(ticket.model.name for ticket in list(self._waiting))
+        """How many requests wait for which model, here or in its worker."""
+        here = Counter(ticket.model.name for ticket in list(self._waiting))
+        return here + Counter({r.model.name: r.n_queued for r in list(self._residents)})
 
     @property
     def pids(self) -> list[int]:
@@ -179,13 +180,14 @@ class Pool:
         shown = next((r for r in usable if r.model == self.default), usable[0] if usable else None)
         loaded = shown.worker.loaded if shown else None
         model = shown.model if shown else loading
+        queued = self._residents.n_queued
         return Status(
             state=state_of(self._closing, bool(usable), loading, self._loader.last_error),
             model=model.name if model else None,
             n_ctx=loaded.n_ctx if loaded else 0,
             parallel=loaded.parallel if loaded else self._parallel(),
-            running=self._residents.n_running,
-            waiting=len(self._waiting),
+            running=self._residents.n_running - queued,
+            waiting=len(self._waiting) + queued,
             loading=loading.name if loading else None,
             fraction=self._loader.fraction,
             error=self._loader.last_error.message if self._loader.last_error else None,
