@@ -155,6 +155,25 @@ def test_a_default_model_whose_file_is_gone_gives_way_once_it_is_unloaded(tmp_pa
     with_pool(tmp_path, test)
 
 
+@pytest.mark.parametrize("name", ["sub/b.gguf", "sub/b", "b.gguf", "b", "small"])
+def test_a_loaded_model_whose_file_is_gone_is_found_by_its_names(tmp_path: Path, name: str) -> None:
+    add_models(tmp_path, "sub/b.gguf", "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        pool._registry._aliases = {"small": "b"}
+        assert await answers(pool, name) == "sub/b.gguf"
+        (tmp_path / "sub/b.gguf").unlink()
+        for _ in range(2):
+            assert await answers(pool, name) == "sub/b.gguf"
+        assert await answers(pool, "a") == "a.gguf"
+        assert (await pool.unload(name)).was_loaded
+        with pytest.raises(ModelNotFound):
+            await pool.acquire(name)
+        assert len(loads(tmp_path / "sub")) == 1
+
+    with_pool(tmp_path, test)
+
+
 def test_a_new_file_of_exactly_that_name_is_the_one_that_is_meant(tmp_path: Path) -> None:
     add_models(tmp_path, "sub/x.gguf")
 
