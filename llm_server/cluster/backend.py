@@ -182,7 +182,7 @@ class Deployments:
         overrides: Overrides | None = None,
         *,
         keep_alive_s: float | None = None,
-        make_default: bool = False,
+        make_default: bool | None = None,
         owner: str = "",
     ) -> RemoteLease:
         """The right to ask a model, None for the default one, once it has a replica.

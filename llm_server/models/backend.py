@@ -128,10 +128,13 @@ class Backend(Protocol):
         overrides: Overrides | None = None,
         *,
         keep_alive_s: float | None = None,
-        make_default: bool = False,
+        make_default: bool | None = None,
         owner: str = "",
     ) -> WorkerLease:
-        """A lease on a worker with that model, None for the default one. Raises ServerError."""
+        """A lease on a worker with that model, None for the default one. Raises ServerError.
+
+        With `make_default` it becomes the default one; without, that is left to the backend.
+        """
 
     async def unload(self, model: str) -> Unloaded:
         """End a model after its requests. Raises ServerError."""

@@ -120,7 +120,7 @@ class Ticket:
     keep_alive_s: float | None = None
     """How long the model shall stay afterwards; None leaves that as it is."""
     named: bool = False
-    """Whether the request named its model."""
+    """Whether the request named its model: the default one from now on, if it makes text."""
     make_default: bool = False
     """Whether requests that name no model shall get this one from now on."""
     revives: bool = False

@@ -123,13 +123,13 @@ class Pool:
         overrides: Overrides | None = None,
         *,
         keep_alive_s: float | None = None,
-        make_default: bool = False,
+        make_default: bool | None = None,
         owner: str = "",
     ) -> Lease:
         """A lease on a ready worker with that model (None: the default, else the first).
 
-        A model that is named becomes the default one if it generates text, and with
-        `make_default` in any case. Waits for loads, and for requests that are in their way.
+        A model that is named becomes the default one if it generates text, with `make_default` in
+        any case, and not if that is False. Waits for loads, and for requests that are in their way.
         Raises ModelNotFound, what `check_room` raises, and whatever a load fails with.
         """
         file, wanted = await self._choice.of(model), await self._named(overrides or {})
@@ -140,8 +140,8 @@ class Pool:
             wanted,
             granted,
             keep_alive_s,
-            named=model is not None,
-            make_default=make_default,
+            named=model is not None and make_default is None,
+            make_default=bool(make_default),
             owner=owner,
         )
         self._waiting.append(ticket)

@@ -126,6 +126,17 @@ def test_no_name_means_the_model_named_last_and_else_the_first(tmp_path: Path) -
     with_pool(tmp_path, test)
 
 
+def test_a_named_model_that_is_not_to_be_the_default_one_is_not(tmp_path: Path) -> None:
+    add_models(tmp_path, "b.gguf", "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        assert await answers(pool, None) == "a.gguf"
+        assert await answers(pool, "b", make_default=False) == "b.gguf"
+        assert await answers(pool, None) == "a.gguf"
+
+    with_pool(tmp_path, test)
+
+
 @pytest.mark.parametrize("memory", [AMPLE, SCARCE])
 def test_a_model_that_makes_vectors_takes_nobodys_place(tmp_path: Path, memory: int) -> None:
     add_models(tmp_path, "a.gguf", "vectors.gguf")
