@@ -121,7 +121,7 @@ class Settings(BaseSettings):
         default=64,
         ge=0,
         le=100_000,
-        description="requests that may wait beyond those computed at once",
+        description="requests that may wait beyond those that all loaded models compute at once",
     )
     max_body_bytes: int = Field(
         default=8 * 1024 * 1024, ge=1024, description="longest request body in bytes"

@@ -12,6 +12,7 @@ model name     `broken*` refuses to load, `crash*` aborts while loading, `gate*`
 `late-fail`    one word, then Failed               `garbage`, `foreign`, `huge` break the protocol
 `tool`         a tool call in fragments            `think`  reasoning, then an answer
 `prefill:P`    progress, the answer once P exists  `report` the request itself, as JSON
+`queue:P`      not begun with before P exists
 `flood`        6 MB of text at once               `grow:N` takes N bytes of memory, and hangs
 `count:N`      N words, one event a frame          `scores` two tokens with their logprobs
 anything else: the words back. A completion is told its prompt, with a seed if it has one
@@ -156,6 +157,9 @@ def special(submit: Submit, text: str) -> bool:  # noqa: C901 - one case a behav
                 send(Content(id, "x" * 100_000))
         case "prefill", path:
             send(Progress(id, 100, 42, 10))
+            wait_for(Path(path))
+            send(Content(id, "done"), finished(submit, 1))
+        case "queue", path:
             wait_for(Path(path))
             send(Content(id, "done"), finished(submit, 1))
         case "gate", path:

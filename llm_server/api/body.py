@@ -102,7 +102,8 @@ def parse_json_object(body: bytes) -> dict[str, Json]:
 def _check_structure(body: bytes) -> None:
     """Refuse too many values and too deep nesting before anything is made of them.
 
-    Exact for JSON; of other bytes it may let pass what the parser refuses. Each step is one quick
+    Exact for JSON, but that an empty array or object is counted twice; of other bytes it may let
+    pass what the parser refuses. Each step is one quick
     pass, because all of them hold Python's lock.
     """
     plain = body

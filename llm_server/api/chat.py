@@ -34,6 +34,7 @@ from llm_server.worker.messages import (
     Finished,
     Logprobs,
     Progress,
+    Question,
     RequestEvent,
     Sampling,
 )
@@ -134,6 +135,7 @@ class Answer:
                 self._call.model,
                 self._call.overrides,
                 keep_alive_s=self._call.keep_alive_s,
+                make_default=False if isinstance(self._call.requests[0], Question) else None,
                 owner=self._passage.owner,
             )
         except asyncio.CancelledError:

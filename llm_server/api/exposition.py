@@ -113,7 +113,7 @@ def _of_models(pool: Backend) -> Iterator[Metric]:
     )
     for loaded in pool.loaded:
         name, used = loaded.model.name, loaded.cells
-        running.add_metric([name], len(loaded.leases))
+        running.add_metric([name], loaded.n_running)
         memory.add_metric([name], loaded.memory)
         if used is not None:
             cells.add_metric([name, "running"], used.running)

@@ -12,6 +12,7 @@ from llm_server.api.body import Json, printable
 from llm_server.api.parameters import SamplingFields, Wire, sampling_fields
 from llm_server.api.wire import (
     HARMLESS,
+    INSTEAD,
     NO_EFFECT,
     REFUSED,
     GenerationFields,
@@ -30,15 +31,17 @@ def check_names(body: dict[str, Json], model: type[Wire], prefix: str = "") -> l
         if name in model.model_fields or name in HARMLESS or value is None:
             continue
         if name in REFUSED or (name in NO_EFFECT and value not in NO_EFFECT[name]):
-            raise UnsupportedParameter(
-                f"The parameter '{name}' is not supported with this value."
-                if name in NO_EFFECT
-                else f"The parameter '{name}' is not supported.",
-                param=prefix + name,
-            )
+            raise UnsupportedParameter(_refusal(name, model), param=prefix + name)
         if name not in NO_EFFECT:
             ignored.append(prefix + name)
     return ignored
+
+
+def _refusal(name: str, model: type[Wire]) -> str:
+    instead = INSTEAD.get(name, "")
+    with_value = " with this value" if name in NO_EFFECT else ""
+    hint = f" Send '{instead}'." if instead.partition(".")[0] in model.model_fields else ""
+    return f"The parameter '{name}' is not supported{with_value}.{hint}"
 
 
 def check_generation(body: dict[str, Json], model: type[GenerationFields]) -> list[str]:

@@ -184,7 +184,7 @@ def _props_of(resident: LoadedModel, planner: Planner) -> PropsModelJson:
     }
     return PropsModelJson(
         model=resident.model.name,
-        running=len(resident.leases),
+        running=resident.n_running,
         keep_alive=resident.keep_alive_s,
         memory=resident.memory,
         estimate=_memory_json(resident.plan.memory),

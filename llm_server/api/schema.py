@@ -39,6 +39,8 @@ KEYS = {
 }
 """How an API key is sent, where the server wants one."""
 
+_TOO_LONG = "Of `context_length_exceeded` alone."
+
 ERROR = {
     "description": "An error, always in this shape.",
     "type": "object",
@@ -52,6 +54,8 @@ ERROR = {
                 "type": {"type": "string"},
                 "param": {"type": ["string", "null"], "description": "Where in the request."},
                 "code": {"type": ["string", "null"], "description": "What is wrong, for programs."},
+                "n_prompt_tokens": {"type": "integer", "description": _TOO_LONG},
+                "n_ctx": {"type": "integer", "description": _TOO_LONG},
             },
         }
     },

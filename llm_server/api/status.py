@@ -280,7 +280,7 @@ def _loaded(loaded: LoadedModel, waiting: Mapping[str, int]) -> LoadedModelJson:
         model=loaded.model.name,
         state=loaded.state,
         n_ctx=loaded.worker.loaded.n_ctx,
-        running=len(loaded.leases),
+        running=loaded.n_running,
         waiting=waiting.get(loaded.model.name, 0),
         cells_running=cells.running if cells else None,
         cells_idle=cells.idle if cells else None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, ClassVar
 
 import httptools
@@ -22,16 +23,11 @@ from llm_server.errors import ErrorInfo, InvalidRequest, Unavailable
 
 logger = logging.getLogger(__name__)
 
-_PHRASES = {
-    400: b"Bad Request",
-    408: b"Request Timeout",
-    414: b"URI Too Long",
-    431: b"Request Header Fields Too Large",
-    503: b"Service Unavailable",
-}
 _LINGER_S = 2.0
 """How long a client that is refused may go on sending: closing at once would reset the connection,
 and it would never read why."""
+_SILENT_S = 1.0
+"""Who has sent nothing for so long makes room for others; a request may be on its way before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,18 +214,24 @@ class Connection(HttpToolsProtocol):
         return answered and not (self.pipeline or self._in_head or self._in_body)
 
     def _evict_idle(self) -> bool:
-        """Close the connection that has idled longest; whether there was one."""
-        idle = [
-            (timer.when(), connection)
+        """Close the idle or silent connection that would be closed next; whether there was one."""
+        ends = {
+            connection: timer.when()
             for connection in self.connections
-            if isinstance(connection, Connection)
-            and (timer := connection.timeout_keep_alive_task) is not None
-        ]
-        if not idle:
+            if isinstance(connection, Connection) and (timer := connection._idling) is not None
+        }
+        if not ends:
             return False
-        _, oldest = min(idle, key=lambda pair: pair[0])
-        oldest.timeout_keep_alive_handler()
+        min(ends, key=ends.__getitem__).timeout_keep_alive_handler()
         return True
+
+    @property
+    def _idling(self) -> asyncio.TimerHandle | None:
+        """The timer that closes it, if it has long sent nothing, or nothing since an answer."""
+        silence = self._receipt if self._is_idle() else None
+        if silence and silence.when() - self.loop.time() < self.limits.head_s - _SILENT_S:
+            return silence
+        return self.timeout_keep_alive_task
 
     # ---- the parser's callbacks ----------------------------------------------------------------
 
@@ -258,10 +260,8 @@ class Connection(HttpToolsProtocol):
         if self._in_head:
             super().on_header(name, value)
             if len(self.headers) > self.limits.headers:
-                error = InvalidRequest(
-                    f"The request has more than {self.limits.headers} headers.",
-                    code="headers_too_large",
-                )
+                message = f"The request has more than {self.limits.headers} headers."
+                error = InvalidRequest(message, code="headers_too_large")
                 self._stop(msgspec.structs.replace(error.info, status=431))
 
     def on_headers_complete(self) -> None:
@@ -347,7 +347,7 @@ class Connection(HttpToolsProtocol):
         self._log(info, request_id)
         body = msgspec.json.encode(envelope(info))
         lines = [
-            b"HTTP/1.1 %d %b" % (info.status, _PHRASES[info.status]),
+            b"HTTP/1.1 %d %b" % (info.status, HTTPStatus(info.status).phrase.encode()),
             b"content-type: application/json",
             b"content-length: %d" % len(body),
             b"x-request-id: " + request_id.encode(),

@@ -172,7 +172,11 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "
 
 
 class TemplateKwargs(Wire):
-    """Variables of chat templates that a client may set; others are refused."""
+    """Variables of chat templates that a client may set; others are refused.
+
+    `enable_thinking` or `thinking`, as the template calls it, switches thinking on or off.
+    `preserve_thinking` keeps the thoughts of earlier turns, `clear_thinking` leaves them out.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -216,10 +220,14 @@ class ChatBody(GenerationFields):
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
     response_format: WireResponseFormat | None = None
-    reasoning_budget: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = None
+    reasoning_budget: Annotated[int, Field(ge=-1, le=MAX_INT32)] | None = Field(
+        None, description="Most tokens of thought; -1 is as many as it takes, 0 none."
+    )
     prompt_cache_options: CacheOptions | None = None
     chat_template_kwargs: TemplateKwargs | None = None
-    reasoning_effort: ReasoningEffort | None = None
+    reasoning_effort: ReasoningEffort | None = Field(
+        None, description="For templates that know it; `none` is no thought, with any model."
+    )
 
 
 def _prompt_kind(value: object) -> str:
@@ -369,3 +377,13 @@ REFUSED = frozenset(
     "thinking_budget_tokens tool_choice truncate_prompt_tokens web_search_options".split()
 )
 """Known fields that would change the answer, where they are not honoured: refused unless null."""
+
+INSTEAD = {
+    "enable_thinking": "chat_template_kwargs.enable_thinking",
+    "thinking": "chat_template_kwargs.thinking",
+    "thinking_budget": "reasoning_budget",
+    "thinking_budget_tokens": "reasoning_budget",
+    "max_new_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+}
+"""What says the same as a field that is refused, where there is such a field."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ray.serve.handle import DeploymentHandle
@@ -80,9 +80,9 @@ class Deployed:
         return self.plan.model
 
     @property
-    def leases(self) -> Collection[object]:
-        """The requests that this ingress has there."""
-        return self.worker.streams
+    def n_running(self) -> int:
+        """The requests of this ingress that replicas have begun with."""
+        return self.worker.n_running
 
     @property
     def state(self) -> ModelState:
@@ -158,7 +158,7 @@ class Deployments:
             for name, counted in self._counted.items()
             if counted.running and self._workers[name].described and name not in self._resting
         ]
-        return sorted(running, key=lambda deployed: -len(deployed.leases))
+        return sorted(running, key=lambda deployed: -len(deployed.worker.streams))
 
     @property
     def waiting(self) -> Mapping[str, int]:
@@ -182,7 +182,7 @@ class Deployments:
         overrides: Overrides | None = None,
         *,
         keep_alive_s: float | None = None,
-        make_default: bool = False,
+        make_default: bool | None = None,
         owner: str = "",
     ) -> RemoteLease:
         """The right to ask a model, None for the default one, once it has a replica.

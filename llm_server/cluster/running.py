@@ -5,14 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Sequence
 
 import ray
 from ray import serve
 
 from llm_server import __version__
 from llm_server.cluster.build import build
-from llm_server.config import Settings, settings_from_args
+from llm_server.config import Settings
 from llm_server.demo import demo_model_path
 from llm_server.server import (
     CannotStart,
@@ -26,9 +25,8 @@ from llm_server.server import (
 APPLICATION = "llm-server"
 
 
-def main(args: Sequence[str], prog: str) -> int:
-    """Serve until told to stop. The exit status: 0, 1 cannot start, 2 bad usage."""
-    settings = settings_from_args(args, prog)
+def main(settings: Settings) -> int:
+    """Serve until told to stop. The exit status: 0, or 1 if it cannot start."""
     try:
         return run(settings)
     except CannotStart as error:

@@ -27,6 +27,9 @@ def cluster() -> None:
 )
 def serve(context: typer.Context) -> None:
     """Serve the models of a folder on the Ray cluster of RAY_ADDRESS, else on one made here."""
+    from llm_server.config import settings_from_args
+
+    settings = settings_from_args(context.args, prog="llm-server cluster serve")
     try:
         from llm_server.cluster import tuning
 
@@ -39,4 +42,4 @@ def serve(context: typer.Context) -> None:
             "llm-server: Ray is not installed: pip install 'llm-server[cluster]'", file=sys.stderr
         )
         raise typer.Exit(1) from None
-    raise typer.Exit(running.main(context.args, prog="llm-server cluster serve"))
+    raise typer.Exit(running.main(settings))

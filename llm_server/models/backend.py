@@ -6,7 +6,7 @@ or `Failed`, whatever happens behind it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from llm_server.errors import ErrorInfo
@@ -68,8 +68,8 @@ class LoadedModel(Protocol):
         """Its worker, or any of them."""
 
     @property
-    def leases(self) -> Collection[object]:
-        """One for each request it has."""
+    def n_running(self) -> int:
+        """The requests that it answers."""
 
     @property
     def memory(self) -> int:
@@ -128,10 +128,13 @@ class Backend(Protocol):
         overrides: Overrides | None = None,
         *,
         keep_alive_s: float | None = None,
-        make_default: bool = False,
+        make_default: bool | None = None,
         owner: str = "",
     ) -> WorkerLease:
-        """A lease on a worker with that model, None for the default one. Raises ServerError."""
+        """A lease on a worker with that model, None for the default one. Raises ServerError.
+
+        With `make_default` it becomes the default one; without, that is left to the backend.
+        """
 
     async def unload(self, model: str) -> Unloaded:
         """End a model after its requests. Raises ServerError."""

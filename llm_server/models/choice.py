@@ -24,7 +24,7 @@ class Choice:
         self._first_model = first_model
 
     async def of(self, name: str | None) -> ModelFile:
-        """The file that `name` means.
+        """The file that `name` means; one that is gone, too, while its model is loaded.
 
         Raises:
             ModelNotFound: there is none.
@@ -39,10 +39,16 @@ class Choice:
             if name == resident.model.name or self._registry.is_current():
                 return resident.model
         await asyncio.to_thread(self._registry.scan)
-        return self._registry.find(name)
+        try:
+            return self._registry.find(name)
+        except ModelNotFound:
+            for resident in self._residents:
+                if self._registry.means(name, resident.model):
+                    return resident.model
+            raise
 
     async def to_unload(self, name: str) -> ModelFile:
-        """As `of`, and a loaded model also when its file is gone.
+        """As `of`, and the stand-in also when it serves nobody any more.
 
         Raises ModelNotFound.
         """

@@ -74,6 +74,16 @@ class Resident:
         return self.plan.model
 
     @property
+    def n_queued(self) -> int:
+        """Requests that its worker has not begun with. Those for vectors take turns: none waits."""
+        return self.worker.n_queued if self.worker.loaded.pooling is None else 0
+
+    @property
+    def n_running(self) -> int:
+        """Requests that it has, less those."""
+        return len(self.leases) - self.n_queued
+
+    @property
     def cells(self) -> Cells | None:
         """The cells in use; None of an embedding model, which has none."""
         return self.worker.cells if self.worker.loaded.pooling is None else None
@@ -110,7 +120,7 @@ class Ticket:
     keep_alive_s: float | None = None
     """How long the model shall stay afterwards; None leaves that as it is."""
     named: bool = False
-    """Whether the request named its model."""
+    """Whether the request named its model: the default one from now on, if it makes text."""
     make_default: bool = False
     """Whether requests that name no model shall get this one from now on."""
     revives: bool = False

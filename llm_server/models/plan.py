@@ -208,8 +208,8 @@ class Planner:
     def sources(self, plan: Plan) -> dict[str, str]:
         """Where each setting of a plan is from.
 
-        "default" is ours, "option" the command line or environment, "file" the configuration
-        file, "request" a client; "fitted" was left open and settled.
+        "default" is ours, "option" the command line, environment or top of the configuration file,
+        "file" a model's table in it, "request" a client; "fitted" was left open and settled.
         """
         told = self.told(plan.model).load
         with contextlib.suppress(InvalidRequest):  # A file that it names may be gone by now.

@@ -84,8 +84,9 @@ class Pool:
 
     @property
     def waiting(self) -> Counter[str]:
-        """How many requests wait for which model."""
-        return Counter(ticket.model.name for ticket in list(self._waiting))
+        """How many requests wait for which model, here or in its worker."""
+        here = Counter(ticket.model.name for ticket in list(self._waiting))
+        return here + Counter({r.model.name: r.n_queued for r in list(self._residents)})
 
     @property
     def pids(self) -> list[int]:
@@ -122,13 +123,13 @@ class Pool:
         overrides: Overrides | None = None,
         *,
         keep_alive_s: float | None = None,
-        make_default: bool = False,
+        make_default: bool | None = None,
         owner: str = "",
     ) -> Lease:
         """A lease on a ready worker with that model (None: the default, else the first).
 
-        A model that is named becomes the default one if it generates text, and with
-        `make_default` in any case. Waits for loads, and for requests that are in their way.
+        A model that is named becomes the default one if it generates text, with `make_default` in
+        any case, and not if that is False. Waits for loads, and for requests that are in their way.
         Raises ModelNotFound, what `check_room` raises, and whatever a load fails with.
         """
         file, wanted = await self._choice.of(model), await self._named(overrides or {})
@@ -139,8 +140,8 @@ class Pool:
             wanted,
             granted,
             keep_alive_s,
-            named=model is not None,
-            make_default=make_default,
+            named=model is not None and make_default is None,
+            make_default=bool(make_default),
             owner=owner,
         )
         self._waiting.append(ticket)
@@ -179,13 +180,14 @@ class Pool:
         shown = next((r for r in usable if r.model == self.default), usable[0] if usable else None)
         loaded = shown.worker.loaded if shown else None
         model = shown.model if shown else loading
+        queued = self._residents.n_queued
         return Status(
             state=state_of(self._closing, bool(usable), loading, self._loader.last_error),
             model=model.name if model else None,
             n_ctx=loaded.n_ctx if loaded else 0,
             parallel=loaded.parallel if loaded else self._parallel(),
-            running=self._residents.n_running,
-            waiting=len(self._waiting),
+            running=self._residents.n_running - queued,
+            waiting=len(self._waiting) + queued,
             loading=loading.name if loading else None,
             fraction=self._loader.fraction,
             error=self._loader.last_error.message if self._loader.last_error else None,

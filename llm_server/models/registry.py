@@ -188,8 +188,14 @@ class Registry:
         raise ModelLoadFailed(f"{model.name} cannot be loaded: {facts}.", param="model")
 
     def means(self, name: str, model: ModelFile) -> bool:
-        """Whether `name` is one of the names of `model`, as of the last scan."""
+        """Whether `name` is one of the names of `model`, as of the last scan.
+
+        One whose file is gone has those that nothing else has now.
+        """
         found = self._names.get(name)
+        gone = model.name not in self._models and not self.is_stand_in(model)
+        if gone and not self.knows(name):
+            return self._aliases.get(name, name) in (model.name, *_spellings(model))
         return found is not None and found.path == model.path
 
     def adapter(self, name: str) -> ModelFile:

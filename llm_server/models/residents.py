@@ -38,7 +38,7 @@ class Residents:
         self._idle.set()
 
     def __iter__(self) -> Iterator[Resident]:
-        return iter(self._residents.values())
+        return iter(list(self._residents.values()))  # A scrape of the metrics has its own thread.
 
     def get(self, model: ModelFile) -> Resident | None:
         """The resident of that model's name."""
@@ -48,6 +48,11 @@ class Residents:
     def n_running(self) -> int:
         """Leases held."""
         return sum(len(resident.leases) for resident in self)
+
+    @property
+    def n_queued(self) -> int:
+        """Requests among them that wait in a worker."""
+        return sum(resident.n_queued for resident in self)
 
     def held_by(self, owner: str) -> int:
         """Leases held by one owner."""

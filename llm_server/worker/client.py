@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -47,20 +46,11 @@ from llm_server.worker.messages import (
 from llm_server.worker.model_file import Change, ModelFile
 from llm_server.worker.process import Process, Spawn, spawn
 from llm_server.worker.progress import Progress, mapped_files
-from llm_server.worker.stream import EventStream
+from llm_server.worker.stream import EventStream, Sent
 from llm_server.worker.totals import Totals
 from llm_server.worker.watchdog import Limits, OomKills, Watchdog, own_memory
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A request the worker has, and how many bytes it was."""
-
-    request: Asked
-    stream: EventStream
-    size: int
 
 
 class Worker:
@@ -83,7 +73,7 @@ class Worker:
         self._oom_kills = OomKills()
         self._cache_stats = CacheStats()
         self._splitter = frames.FrameSplitter()
-        self._running: dict[int, _Sent] = {}
+        self._running: dict[int, Sent] = {}
         self._last_id = 0
         self._process: Process
         self._ticking: asyncio.TimerHandle
@@ -142,6 +132,12 @@ class Worker:
         return self._usable
 
     @property
+    def n_queued(self) -> int:
+        """Answers that the worker has not begun with."""
+        streams = {sent.stream for sent in list(self._running.values())}
+        return sum(not stream.begun for stream in streams)
+
+    @property
     def outdated(self) -> bool:
         """Whether the model, an adapter or its template is another by now. Looks at the disk.
 
@@ -166,7 +162,7 @@ class Worker:
         try:
             for id, request in zip(stream.ids, requests, strict=True):
                 body = frames.encode_command(Submit(id, request, owner))
-                self._running[id] = _Sent(request, stream, len(body))
+                self._running[id] = Sent(request, stream, len(body))
                 if self._usable:
                     self._write(body, droppable=True)
         except ServerError:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from llm_server.worker.messages import (
+    Asked,
     Content,
     Embedded,
     Failed,
@@ -42,11 +44,14 @@ class EventStream:
         "_unread",
         "_unread_bytes",
         "_waiter",
+        "begun",
         "ids",
     )
 
     def __init__(self, ids: range, close: Callable[[EventStream], None]) -> None:
         self.ids = ids
+        self.begun = False
+        """Whether anything has come: nothing does before the worker has turned to one of them."""
         self._close = close
         self._n_open = len(ids)
         self._unread: list[RequestEvent] = []
@@ -97,6 +102,7 @@ class EventStream:
             self._n_open = 0
         elif self._left_bytes > MAX_UNREAD:
             return False
+        self.begun = True
         self._unread.append(event)
         self._unread_bytes += 100 + _text_length(event)
         return True
@@ -106,6 +112,15 @@ class EventStream:
         self._left_bytes = self._unread_bytes
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request that a worker has, where its events go, and how many bytes it was."""
+
+    request: Asked
+    stream: EventStream
+    size: int
 
 
 def _text_length(event: RequestEvent) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, get_type_hints
 
 import msgspec
@@ -507,6 +508,20 @@ def test_template_variables_come_from_a_list() -> None:
 )
 def test_what_is_known_and_not_honoured_is_refused(fields: dict[str, Any]) -> None:
     assert refusal(**fields) == ("unsupported_parameter", next(iter(fields)))
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("enable_thinking", " Send 'chat_template_kwargs.enable_thinking'."),
+        ("thinking_budget", " Send 'reasoning_budget'."),
+        ("n_predict", " Send 'max_tokens'."),
+        ("regex", ""),
+    ],
+)
+def test_a_refusal_names_the_field_that_says_the_same(name: str, instead: str) -> None:
+    with pytest.raises(UnsupportedParameter, match=f"supported[a-z ]*[.]{re.escape(instead)}$"):
+        chat_call({"messages": HELLO, name: 5})
 
 
 def test_choices_share_everything_but_their_seed() -> None:

@@ -53,6 +53,24 @@ def test_each_model_is_told_with_its_state_cells_and_end(live: Live) -> None:
     assert [model["model"] for model in status(live)["models"]] == ["a.gguf"]
 
 
+def test_what_a_worker_has_not_begun_with_is_waiting(live: Live, tmp_path: Path) -> None:
+    texts = (f"gate:{tmp_path / 'open'}", *[f"queue:{tmp_path / 'open'}"] * 2)
+    threads = [in_background(live, json=chat_body(text, model="a.gguf"))[0] for text in texts]
+    until(lambda: sum(request["pieces"] for request in status(live)["requests"]) == 1)
+    until(lambda: status(live)["waiting"] == 2)
+    now = status(live)
+    scraped = set(live.client.get("/metrics").text.splitlines())
+    (tmp_path / "open").touch()
+    for thread in threads:
+        thread.join()
+    until(live.is_quiet)
+    a = next(model for model in now["models"] if model["model"] == "a.gguf")
+    assert (now["running"], a["running"], a["waiting"]) == (1, 1, 2)
+    assert {"llm_requests_running 1.0", "llm_requests_waiting 2.0"} <= scraped
+    assert 'llm_model_requests_waiting{model="a.gguf"} 2.0' in scraped
+    assert 'llm_model_requests_running{model="a.gguf"} 1.0' in scraped
+
+
 def test_the_stream_tells_history_once(live: Live) -> None:
     with live.client.stream(
         "GET", "/api/status", headers={"accept": "text/event-stream"}

@@ -55,6 +55,13 @@ def test_the_model_is_picked_as_chat_picks_it(live: Live) -> None:
         assert live.post(path, body | {"model": "a"}).status_code == 200
 
 
+def test_a_question_makes_no_model_the_default_one(live: Live) -> None:
+    assert live.chat("x", model="a").status_code == 200
+    for path, body in (("/tokenize", {"content": "x"}), ("/apply-template", chat_body("x"))):
+        assert live.post(path, body | {"model": "b"}).status_code == 200
+        assert live.chat("x").json()["model"] == "a.gguf"
+
+
 def test_they_count_as_nobodys_answers(live: Live) -> None:
     before = live.client.get("/metrics").text
     ask(live, "/tokenize", {"content": "hi"})

@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -270,6 +271,16 @@ def test_idle_connections_make_room(hasty: Live) -> None:
             connection = stack.enter_context(connect(url(hasty)))
             connection.sendall(SECOND)
             assert connection.recv(15) == b"HTTP/1.1 200 OK"
+
+
+def test_silent_connections_make_room(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    limits = Limits(head_s=300.0, connections=4)
+    with live_server(tmp_path, limits=limits) as live, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(connect(url(live))) for _ in range(limits.connections)]
+        until(lambda: talk(url(live), SECOND, responses=1).statuses == [200])
+        silent[-1].sendall(SECOND)
+        assert silent[-1].recv(15) == b"HTTP/1.1 200 OK"
 
 
 def test_slow_heads_are_nobody_elses_business(hasty: Live) -> None:

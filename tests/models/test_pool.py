@@ -126,6 +126,17 @@ def test_no_name_means_the_model_named_last_and_else_the_first(tmp_path: Path) -
     with_pool(tmp_path, test)
 
 
+def test_a_named_model_that_is_not_to_be_the_default_one_is_not(tmp_path: Path) -> None:
+    add_models(tmp_path, "b.gguf", "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        assert await answers(pool, None) == "a.gguf"
+        assert await answers(pool, "b", make_default=False) == "b.gguf"
+        assert await answers(pool, None) == "a.gguf"
+
+    with_pool(tmp_path, test)
+
+
 @pytest.mark.parametrize("memory", [AMPLE, SCARCE])
 def test_a_model_that_makes_vectors_takes_nobodys_place(tmp_path: Path, memory: int) -> None:
     add_models(tmp_path, "a.gguf", "vectors.gguf")
@@ -151,6 +162,25 @@ def test_a_default_model_whose_file_is_gone_gives_way_once_it_is_unloaded(tmp_pa
         pool._registry.scan()  # as a list of the models does: it does not know the file any more
         assert (await pool.unload("b")).was_loaded
         assert await answers(pool, None) == "a.gguf"
+
+    with_pool(tmp_path, test)
+
+
+@pytest.mark.parametrize("name", ["sub/b.gguf", "sub/b", "b.gguf", "b", "small"])
+def test_a_loaded_model_whose_file_is_gone_is_found_by_its_names(tmp_path: Path, name: str) -> None:
+    add_models(tmp_path, "sub/b.gguf", "a.gguf")
+
+    async def test(pool: Pool) -> None:
+        pool._registry._aliases = {"small": "b"}
+        assert await answers(pool, name) == "sub/b.gguf"
+        (tmp_path / "sub/b.gguf").unlink()
+        for _ in range(2):
+            assert await answers(pool, name) == "sub/b.gguf"
+        assert await answers(pool, "a") == "a.gguf"
+        assert (await pool.unload(name)).was_loaded
+        with pytest.raises(ModelNotFound):
+            await pool.acquire(name)
+        assert len(loads(tmp_path / "sub")) == 1
 
     with_pool(tmp_path, test)
 
