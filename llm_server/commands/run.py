@@ -67,7 +67,7 @@ def run(
             client, model = _connected(stack, screen, model, url, key, models_dir)
             chat = Chat(client, screen, model, _text(system))
             if piped is None:
-                screen.note(f"{model} (/help lists commands, Ctrl-D leaves)")
+                screen.note(f"{model or 'Ready'} (/help lists commands, Ctrl-D leaves)")
                 chat.converse(_line_reader())
             else:
                 figures = chat.ask(piped)
@@ -89,7 +89,10 @@ def _connected(
     key: str | None,
     models_dir: Path | None,
 ) -> tuple[ChatClient, str]:
-    """A client of the server that is meant, and the full name of the model that is loaded there."""
+    """A client of the server that is meant, and the full name of the model that is loaded there.
+
+    "" where models do not stay loaded, and the server chooses.
+    """
     from llm_server.terminal.child import OwnServer
     from llm_server.terminal.client import ChatClient
 

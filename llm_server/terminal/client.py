@@ -93,20 +93,23 @@ class ChatClient:
     def wait_ready(self, tell: Callable[[str], None]) -> str:
         """Until a model is loaded; its name. `tell` gets what the server says meanwhile.
 
+        "" where it has been unloaded again: a request that names no model has it loaded anew.
         Raises ChatError when no model can be loaded.
         """
         while True:
             health = self._json("GET", "/health", refused=(503,))
             message = str(health.get("message", ""))
             if health.get("status") == "ok":
-                return str(self._json("GET", "/").get("model") or "")
+                break
             if health.get("status") not in ("loading", "empty"):
                 raise ChatError(message or "no model is loaded")
             tell(message)
             if health.get("status") == "empty":
                 # Any request has a model loaded, and this one computes nothing.
                 self._json("POST", "/tokenize", {"content": ""}, timeout=_LOADING)
+                break
             time.sleep(_POLL_S)
+        return str(self._json("GET", "/").get("model") or "")
 
     def load(self, model: str) -> str:
         """Load `model` and make it the current one; its full name. Raises ChatError."""
@@ -116,9 +119,12 @@ class ChatClient:
     def answer(self, messages: Sequence[Message], model: str) -> Generator[Piece, None, None]:
         """The answer to `messages` as it comes. To stop it is to close the iterator.
 
+        `model` may be "", for the server's own choice.
         Raises ChatError, at once or where the answer breaks off.
         """
-        body = {"model": model, "messages": list(messages), "stream": True}
+        body: dict[str, Any] = {"messages": list(messages), "stream": True}
+        if model:
+            body["model"] = model
         with (
             _plain_errors(),
             self._http.stream("POST", "/v1/chat/completions", json=body) as response,

@@ -17,10 +17,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from llm_server.cli import app
+from llm_server.terminal.client import ChatClient, Text
 from tests.fake_live import add_models, live_server, until
 
 COMMAND = [sys.executable, "-c", "from llm_server.cli import main; main()", "run"]
 """`llm-server run` as a process."""
+USER = {"role": "user", "content": "hi"}
 
 
 def run(*args: str, text: str = "") -> Result:
@@ -83,6 +85,18 @@ def test_a_server_that_has_unloaded_its_model_loads_one(url: str) -> None:
     httpx.post(f"{url}/models/unload", json={"model": "a"}).raise_for_status()
     assert httpx.get(f"{url}/health").json()["status"] == "empty"
     assert run("--url", url, text="hi").output == "hi \n"
+
+
+def test_a_server_whose_models_do_not_stay_loaded(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    with live_server(tmp_path, wait=False, keep_alive="0") as live:
+        until(lambda: live.client.get("/health").json()["status"] == "empty")
+        assert run("--url", str(live.client.base_url), text="hi").output == "hi \n"
+        until(lambda: live.client.get("/health").json()["status"] == "empty")
+        talk = ChatClient(str(live.client.base_url))
+        with talk:
+            assert talk.wait_ready(lambda told: None) in ("", "a.gguf")
+            assert [p.text for p in talk.answer([USER], "") if isinstance(p, Text)] == ["hi "]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="about signals as Unix has them")
