@@ -269,12 +269,13 @@ def make_registry(settings: Settings, stand_in: Path | None) -> Registry:
     )
 
 
-def _given(settings: Settings) -> Path | None:
+def _given(settings: Settings) -> str | None:
     """The model file that is meant by its path, and not by a name in the models folder."""
     name = settings.model_name or ""
     path = Path(name)
-    in_folder = (settings.models_dir / path).is_file() and not path.is_absolute()
-    return path if name.endswith(".gguf") and path.is_file() and not in_folder else None
+    is_path = path.is_absolute() or name.startswith(("./", "../"))
+    in_folder = not is_path and (settings.models_dir / path).is_file()
+    return name if name.endswith(".gguf") and path.is_file() and not in_folder else None
 
 
 def make_planner(settings: Settings, registry: Registry) -> Planner:

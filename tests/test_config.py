@@ -11,10 +11,11 @@ import pytest
 from llm_server.cache.budget import MAX_BYTES, SHARE
 from llm_server.cache.chunkfile import PARENT_BYTES, Chunk
 from llm_server.cache.keys import Kind
-from llm_server.config import cache_config, settings_from_args
+from llm_server.config import cache_config, make_registry, settings_from_args
 from llm_server.places import user_data_dir
 from llm_server.worker.config import CacheConfig
 from tests.cache.scenario import add_chunk
+from tests.fake_live import add_models
 
 
 def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +40,24 @@ def test_models_lie_in_the_working_directory_or_in_the_users_data(
     assert settings_from_args([], "x").models_dir == tmp_path / "models"
     other = str(tmp_path / "other")
     assert settings_from_args(["--models_dir", other], "x").models_dir == tmp_path / "other"
+
+
+def test_a_file_is_found_however_its_path_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    add_models(tmp_path, "a.gguf", "models/a.gguf", "models/b.gguf")
+    monkeypatch.chdir(tmp_path)
+    here, below = Path("a.gguf").absolute(), Path("models").absolute()
+    for written, path in {
+        "./a.gguf": here,
+        ".//a.gguf": here,
+        f"{tmp_path}/./a.gguf": here,
+        "a.gguf": below / "a.gguf",
+        "models/b.gguf": below / "b.gguf",
+    }.items():
+        registry = make_registry(settings_from_args([written], "x"), None)
+        registry.scan()
+        assert registry.find(written).path == path
 
 
 def test_the_users_data_folder_follows_the_custom(monkeypatch: pytest.MonkeyPatch) -> None:
