@@ -274,8 +274,8 @@ def _given(settings: Settings) -> str | None:
     name = settings.model_name or ""
     path = Path(name)
     is_path = path.is_absolute() or name.startswith(("./", "../"))
-    in_folder = not is_path and (settings.models_dir / path).is_file()
-    return name if name.endswith(".gguf") and path.is_file() and not in_folder else None
+    in_folder = not is_path and places.is_file(settings.models_dir / path)
+    return name if name.endswith(".gguf") and places.is_file(path) and not in_folder else None
 
 
 def make_planner(settings: Settings, registry: Registry) -> Planner:
@@ -326,7 +326,7 @@ def _settings(given: Mapping[str, Any], prog: str) -> Settings:
     told = given.get("config") or os.environ.get(_variable("config"))
     path = Path(told).absolute() if told else config_file.found(places.user_config_dir())
     try:
-        if told and path is not None and not path.is_file():
+        if told and path is not None and not places.is_file(path):
             raise ConfigFileError(f"--config: there is no file {path}")
         return Settings(**{**given, "config": path})
     except ValidationError as error:

@@ -6,6 +6,7 @@ own. Flags and environment win over it.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -25,6 +26,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, TomlConfigSettingsSource
 
+from llm_server import places
 from llm_server.api.parameters import (
     LoadFields,
     SamplingFields,
@@ -170,14 +172,15 @@ class FileSource(TomlConfigSettingsSource):
         for name, value in values.items():
             field = self.settings_cls.model_fields.get(name)
             if field is not None and _is_path(field.annotation) and isinstance(value, str):
-                values[name] = self._path.parent / Path(value).expanduser()
+                values[name] = self._path.parent / os.path.expanduser(value)
         return values
 
 
 def found(config_dir: Path) -> Path | None:
     """The file of the working directory, else that of the user, if there is one."""
-    places = (Path(NAME).absolute(), config_dir / NAME)
-    return next((place for place in places if place.is_file()), None)
+    if places.is_file(NAME):
+        return Path(NAME).absolute()
+    return config_dir / NAME if places.is_file(config_dir / NAME) else None
 
 
 def explained(error: ErrorDetails, path: Path, settings: type[BaseSettings]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -58,6 +59,31 @@ def test_a_file_is_found_however_its_path_is_written(
         registry = make_registry(settings_from_args([written], "x"), None)
         registry.scan()
         assert registry.find(written).path == path
+
+
+def test_where_nothing_can_be_looked_at_nothing_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", f"/{'x' * 300}")
+    assert settings_from_args(["x" * 300 + ".gguf"], "x").config is None
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert settings_from_args([], "x").models_dir == user_data_dir() / "models"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="about users as Unix has them")
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd
+
+    def unknown(uid: int) -> object:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert user_data_dir().is_absolute() and settings_from_args([], "x").config is None
 
 
 def test_the_users_data_folder_follows_the_custom(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,10 +108,10 @@ def clear(
 
 def _folder(cache_dir: Path | None, models_dir: Path | None) -> Path:
     """The folder a server with these options, or the environment, would use; ends if it is none."""
-    from llm_server import config
+    from llm_server import config, places
 
     folder = config.cache_dir(output.settings(cache_dir=cache_dir, models_dir=models_dir))
-    if not folder.is_dir():
+    if not places.is_folder(folder):
         typer.echo(f"There is no cache at {folder} yet.")
         raise typer.Exit
     return folder
