@@ -55,7 +55,7 @@ def run(
     from llm_server.terminal.screen import Screen
 
     exit_on_signals()  # so that the own server ends in order
-    piped = None if sys.stdin.isatty() else sys.stdin.buffer.read().decode(errors="replace").strip()
+    piped = None if sys.stdin.isatty() else _piped()
     if piped == "":
         output.fail("there is no message on standard input", 2)
     if api_key is not None and url is None:
@@ -101,13 +101,22 @@ def _connected(
         return client, client.load(_text(model)) if model else client.wait_ready(screen.status)
     options = ["--log-level", "warning"]
     if models_dir is not None:
-        options += ["--models-dir", str(models_dir)]
+        options.append(f"--models-dir={models_dir}")
     if model is not None:
-        options += ["--model-name", model]
+        options.append(f"--model-name={model}")
     screen.status("Starting ...")
     own = stack.enter_context(OwnServer(options))
-    client = stack.enter_context(ChatClient(own.url, key))
+    client = stack.enter_context(ChatClient(own.url, key, own.require))
     return client, client.wait_ready(screen.status)
+
+
+def _piped() -> str:
+    """The message on standard input, which may be as long as a request."""
+    limit = output.settings().max_body_bytes
+    data = sys.stdin.buffer.read(limit + 1)
+    if len(data) > limit:
+        output.fail(f"the message on standard input is longer than {limit} bytes", 2)
+    return data.decode(errors="replace").strip()
 
 
 def _key(given: str | None) -> str | None:

@@ -133,6 +133,22 @@ def test_a_server_that_asks_for_a_key(tmp_path: Path, monkeypatch: pytest.Monkey
     ) and "k\u00e9y" not in result.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="about files as Unix has them")
+def test_more_to_say_than_a_server_takes(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_SERVER_MAX_BODY_BYTES", "1024")
+    with Path("/dev/zero").open("rb") as endless:
+        said = subprocess.run(
+            [*COMMAND, "--url", url], stdin=endless, capture_output=True, text=True
+        )
+    told = "llm-server: the message on standard input is longer than 1024 bytes\n"
+    assert (said.returncode, said.stderr) == (2, told)
+
+
+def test_a_model_whose_name_looks_like_an_option(tmp_path: Path) -> None:
+    result = run("--models-dir", str(tmp_path), "--", "-n", text="hi")
+    assert (result.exit_code, "`-n` does not exist" in result.stderr) == (1, True)
+
+
 def test_nothing_to_say_and_nobody_to_say_it_to() -> None:
     assert run(text=" \n").exit_code == 2
     result = run("--url", "http://127.0.0.1:9", text="hi")
@@ -216,6 +232,17 @@ def test_a_conversation_on_an_own_server(tmp_path: Path) -> None:
     terminal.press("\x03", ">>> ")
     assert terminal.leave() == 0
     until(lambda: not any(child.is_running() for child in children))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_an_own_server_that_dies_ends_the_conversation(tmp_path: Path) -> None:
+    terminal = Terminal("--models-dir", str(tmp_path))
+    terminal.wait_for(">>> ")
+    (server,) = psutil.Process(terminal.pid).children()
+    server.kill()
+    terminal.type("hi\n")
+    terminal.wait_for("the server has ended")
+    assert terminal.end() == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
