@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -56,6 +58,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     if not shown.is_terminal:
         shown.width = _ANY_WIDTH
     shown.print(table)
+
+
+def is_styled() -> bool:
+    """Whether to dim, colour and replace lines on stdout (no-color.org for NO_COLOR)."""
+    return (
+        sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM", "dumb") != "dumb"
+    )
 
 
 def say(text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -61,7 +60,7 @@ def run(
     if api_key is not None and url is None:
         output.fail("--api-key is for a server that runs: say where with --url", 2)
     key = _key(api_key)
-    screen = Screen(sys.stdout, _is_styled())
+    screen = Screen(sys.stdout, output.is_styled())
     with ExitStack() as stack:
         try:
             client, model = _connected(stack, screen, model, url, key, models_dir)
@@ -132,15 +131,6 @@ def _key(given: str | None) -> str | None:
         return read_key_file(settings.api_key_file)[0] if settings.api_key_file else None
     except InvalidKey as error:
         output.fail(f"--api-key: {error}", 2)
-
-
-def _is_styled() -> bool:
-    """Whether to dim and to replace lines (no-color.org for NO_COLOR)."""
-    return (
-        sys.stdout.isatty()
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM", "dumb") != "dumb"
-    )
 
 
 def _text(argument: str) -> str:

@@ -83,7 +83,8 @@ def folder_finding(check: str, folder: Path, needs_write: bool) -> Finding:
     existing = _existing(folder)
     quoted = shlex.quote(str(existing))
     if not places.is_folder(existing):
-        return Finding(check, "fail", f"{existing} is no folder", f"mv {quoted} {quoted}.old")
+        fix = f"export LLM_SERVER_{check.upper()}_DIR=/another/folder"
+        return Finding(check, "fail", f"{existing} is no folder", fix)
     mend = f'sudo chown -R "$(id -un)" {quoted} && chmod -R u+rwX {quoted}'
     if not os.access(existing, os.R_OK | os.X_OK):
         return Finding(check, "fail", f"{existing} cannot be read", mend)
