@@ -223,6 +223,12 @@ class Settings(BaseSettings):
             return init_settings, variables
         return init_settings, variables, FileSource(settings_cls, Path(path))
 
+    @field_validator("models_dir", "cache_dir", "api_key_file", mode="before")
+    @classmethod
+    def _as_path(cls, told: object) -> object:
+        """As a shell would have it: none has looked at the variables of a service."""
+        return places.expanded(told) if isinstance(told, str | Path) else told
+
     @field_validator("memory", "keep_alive", mode="before")
     @classmethod
     def _as_text(cls, told: object) -> object:
@@ -324,7 +330,7 @@ def settings_from_environment(given: Mapping[str, Any] | None = None) -> Setting
 
 def _settings(given: Mapping[str, Any], prog: str) -> Settings:
     told = given.get("config") or os.environ.get(_variable("config"))
-    path = Path(told).absolute() if told else config_file.found(places.user_config_dir())
+    path = places.expanded(told).absolute() if told else config_file.found()
     try:
         if told and path is not None and not places.is_file(path):
             raise ConfigFileError(f"--config: there is no file {path}")

@@ -6,7 +6,6 @@ own. Flags and environment win over it.
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -171,16 +170,19 @@ class FileSource(TomlConfigSettingsSource):
         values = super().__call__()
         for name, value in values.items():
             field = self.settings_cls.model_fields.get(name)
-            if field is not None and _is_path(field.annotation) and isinstance(value, str):
-                values[name] = self._path.parent / os.path.expanduser(value)
+            if field is None or not _is_path(field.annotation):
+                continue
+            if value and isinstance(value, str):
+                values[name] = self._path.parent / places.expanded(value)
         return values
 
 
-def found(config_dir: Path) -> Path | None:
+def found() -> Path | None:
     """The file of the working directory, else that of the user, if there is one."""
     if places.is_file(NAME):
         return Path(NAME).absolute()
-    return config_dir / NAME if places.is_file(config_dir / NAME) else None
+    of_user = places.user_config_dir() / NAME
+    return of_user if places.is_file(of_user) else None
 
 
 def explained(error: ErrorDetails, path: Path, settings: type[BaseSettings]) -> str:

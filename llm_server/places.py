@@ -42,6 +42,13 @@ def is_folder(path: str | Path) -> bool:
     return os.path.isdir(path)
 
 
+def expanded(path: str | Path) -> Path:
+    """A path whose `~` is the home of a user, if there is one. Raises ValueError for no path."""
+    if path == "":
+        raise ValueError("this is no path")
+    return Path(os.path.expanduser(path))
+
+
 def _home() -> Path:
     """This user's home; `/` of one that has none, as containers do for a user without a name."""
     home = os.path.expanduser("~")

@@ -28,7 +28,7 @@ def test_what_the_system_refuses_is_one_line(tmp_path: Path) -> None:
     said = llm_server("cache", "clear", "--yes", "--cache-dir", str(tmp_path / ("x" * 300)))
     assert (said.returncode, said.stderr.count("\n")) == (0, 0)
     in_no_folder = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", *COMMAND]
-    command = [*in_no_folder, "list", "--models-dir", "models"]
+    command = [*in_no_folder, "cache", "ls", "--cache-dir", "cache"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "llm-server: No such file or directory\n")
 

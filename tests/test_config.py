@@ -61,6 +61,21 @@ def test_a_file_is_found_however_its_path_is_written(
         assert registry.find(written).path == path
 
 
+def test_paths_in_variables_are_as_a_shell_would_have_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("LLM_SERVER_MODELS_DIR", "~/models")
+    assert settings_from_args([], "x").models_dir == tmp_path / "models"
+    (tmp_path / "mine.toml").write_text("port = 8100")
+    assert settings_from_args(["--config", "~/mine.toml"], "x").port == 8100
+    monkeypatch.setenv("LLM_SERVER_MODELS_DIR", "")
+    with pytest.raises(SystemExit):
+        settings_from_args([], "x")
+    assert capsys.readouterr().err == "x: LLM_SERVER_MODELS_DIR: this is no path\n"
+
+
 def test_where_nothing_can_be_looked_at_nothing_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -233,10 +233,14 @@ def rm(
 
 def _registry(models_dir: Path | None, model_name: str | None = None) -> Registry:
     """The models as a server with these settings would have them."""
+    from llm_server import places
     from llm_server.config import make_registry
     from llm_server.demo import demo_model_path
 
     settings = output.settings(models_dir=models_dir, model_name=model_name)
+    folder = settings.models_dir
+    if "models_dir" in settings.model_fields_set and not places.is_folder(folder):
+        output.fail(f"--models-dir: there is no folder {folder}")
     registry = make_registry(settings, demo_model_path())
     registry.scan()
     return registry

@@ -174,6 +174,12 @@ def test_names_of_files_drive_no_terminal(folder: Path) -> None:
     assert "Delete ?[31mred.jinja" in asked and "\x1b" not in listed + asked
 
 
+def test_list_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    result = cli(tmp_path / "nothing", "list")
+    told = f"llm-server: --models-dir: there is no folder {tmp_path / 'nothing'}\n"
+    assert (result.exit_code, result.output) == (1, told)
+
+
 def test_list_for_programs(folder: Path) -> None:
     said = json.loads(cli(folder, "list", "--json").stdout)
     split, whole = said["models"]
