@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import io
 import os
 import sys
 from typing import Annotated
@@ -25,10 +25,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
-"""What is wrong where nothing can be written: a disk, or whoever reads, and not this program."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -77,15 +73,16 @@ app.command()(bench.bench)
 def main() -> None:
     """Entry point of the installed command."""
     fill_standard_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # names of files may have any character
     try:
         try:
             app()
         finally:
             sys.stdout.flush()
     except OSError as error:
-        if error.errno not in _UNWRITABLE:
-            raise
         # The interpreter tries again to write what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        print(f"llm-server: {error.strerror}", file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"llm-server: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)

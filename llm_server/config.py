@@ -223,6 +223,12 @@ class Settings(BaseSettings):
             return init_settings, variables
         return init_settings, variables, FileSource(settings_cls, Path(path))
 
+    @field_validator("models_dir", "cache_dir", "api_key_file", mode="before")
+    @classmethod
+    def _as_path(cls, told: object) -> object:
+        """As a shell would have it: none has looked at the variables of a service."""
+        return places.expanded(told) if isinstance(told, str | Path) else told
+
     @field_validator("memory", "keep_alive", mode="before")
     @classmethod
     def _as_text(cls, told: object) -> object:
@@ -269,12 +275,13 @@ def make_registry(settings: Settings, stand_in: Path | None) -> Registry:
     )
 
 
-def _given(settings: Settings) -> Path | None:
+def _given(settings: Settings) -> str | None:
     """The model file that is meant by its path, and not by a name in the models folder."""
     name = settings.model_name or ""
     path = Path(name)
-    in_folder = (settings.models_dir / path).is_file() and not path.is_absolute()
-    return path if name.endswith(".gguf") and path.is_file() and not in_folder else None
+    is_path = path.is_absolute() or name.startswith(("./", "../"))
+    in_folder = not is_path and places.is_file(settings.models_dir / path)
+    return name if name.endswith(".gguf") and places.is_file(path) and not in_folder else None
 
 
 def make_planner(settings: Settings, registry: Registry) -> Planner:
@@ -323,9 +330,9 @@ def settings_from_environment(given: Mapping[str, Any] | None = None) -> Setting
 
 def _settings(given: Mapping[str, Any], prog: str) -> Settings:
     told = given.get("config") or os.environ.get(_variable("config"))
-    path = Path(told).absolute() if told else config_file.found(places.user_config_dir())
+    path = places.expanded(told).absolute() if told else config_file.found()
     try:
-        if told and path is not None and not path.is_file():
+        if told and path is not None and not places.is_file(path):
             raise ConfigFileError(f"--config: there is no file {path}")
         return Settings(**{**given, "config": path})
     except ValidationError as error:

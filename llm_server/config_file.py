@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, TomlConfigSettingsSource
 
+from llm_server import places
 from llm_server.api.parameters import (
     LoadFields,
     SamplingFields,
@@ -169,15 +170,19 @@ class FileSource(TomlConfigSettingsSource):
         values = super().__call__()
         for name, value in values.items():
             field = self.settings_cls.model_fields.get(name)
-            if field is not None and _is_path(field.annotation) and isinstance(value, str):
-                values[name] = self._path.parent / Path(value).expanduser()
+            if field is None or not _is_path(field.annotation):
+                continue
+            if value and isinstance(value, str):
+                values[name] = self._path.parent / places.expanded(value)
         return values
 
 
-def found(config_dir: Path) -> Path | None:
+def found() -> Path | None:
     """The file of the working directory, else that of the user, if there is one."""
-    places = (Path(NAME).absolute(), config_dir / NAME)
-    return next((place for place in places if place.is_file()), None)
+    if places.is_file(NAME):
+        return Path(NAME).absolute()
+    of_user = places.user_config_dir() / NAME
+    return of_user if places.is_file(of_user) else None
 
 
 def explained(error: ErrorDetails, path: Path, settings: type[BaseSettings]) -> str:

@@ -10,19 +10,18 @@ from pathlib import Path
 
 def default_models_dir() -> Path:
     """`models/` of the working directory if there is one, else in the per-user data folder."""
-    here = Path("models")
-    return here.absolute() if here.is_dir() else user_data_dir() / "models"
+    return Path("models").absolute() if is_folder("models") else user_data_dir() / "models"
 
 
 def user_data_dir() -> Path:
     """Where this user's data of the server lies, by the platform's custom."""
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "llm-server"
+        return _home() / "Library" / "Application Support" / "llm-server"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "llm-server"
+        return Path(os.environ.get("LOCALAPPDATA", _home())) / "llm-server"
     # XDG Base Directory Specification: a relative value is to be ignored.
     told = Path(os.environ.get("XDG_DATA_HOME", ""))
-    return (told if told.is_absolute() else Path.home() / ".local" / "share") / "llm-server"
+    return (told if told.is_absolute() else _home() / ".local" / "share") / "llm-server"
 
 
 def user_config_dir() -> Path:
@@ -30,7 +29,30 @@ def user_config_dir() -> Path:
     if sys.platform in ("darwin", "win32"):
         return user_data_dir()
     told = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    return (told if told.is_absolute() else Path.home() / ".config") / "llm-server"
+    return (told if told.is_absolute() else _home() / ".config") / "llm-server"
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a file is there, as far as this user may see and the system understands the name."""
+    return os.path.isfile(path)
+
+
+def is_folder(path: str | Path) -> bool:
+    """The same of a folder."""
+    return os.path.isdir(path)
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose `~` is the home of a user, if there is one. Raises ValueError for no path."""
+    if path == "":
+        raise ValueError("this is no path")
+    return Path(os.path.expanduser(path))
+
+
+def _home() -> Path:
+    """This user's home; `/` of one that has none, as containers do for a user without a name."""
+    home = os.path.expanduser("~")
+    return Path("/" if home == "~" else home)
 
 
 def free_bytes(folder: Path) -> int:

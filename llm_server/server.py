@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_server import __version__, config_environment, logs
+from llm_server import __version__, config_environment, logs, places
 from llm_server.api.keys import InvalidKey, Keyring
 from llm_server.config import Settings, make_registry, settings_from_args, settings_from_environment
 from llm_server.demo import demo_model_path
@@ -99,7 +99,7 @@ def check_keys(settings: Settings) -> None:
 def check_models(settings: Settings, stand_in: Path | None) -> Registry:
     """The models folder, scanned. Raises CannotStart when the wanted model is not in it."""
     folder = settings.models_dir
-    if "models_dir" in settings.model_fields_set and not folder.is_dir():
+    if "models_dir" in settings.model_fields_set and not places.is_folder(folder):
         raise CannotStart(f"--models-dir: there is no folder {folder}")
     registry = make_registry(settings, stand_in)
     registry.scan()
@@ -107,7 +107,7 @@ def check_models(settings: Settings, stand_in: Path | None) -> Registry:
         try:
             registry.find(settings.model_name)
         except ModelNotFound as error:
-            if Path(settings.model_name).is_dir():
+            if places.is_folder(settings.model_name):
                 told = f"--models-dir {settings.model_name}"
                 raise CannotStart(f"that is a folder: serve what is in it with {told}") from None
             raise CannotStart(f"--model-name: {error} The models folder is {folder}") from None

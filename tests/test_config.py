@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 from llm_server.cache.budget import MAX_BYTES, SHARE
 from llm_server.cache.chunkfile import PARENT_BYTES, Chunk
 from llm_server.cache.keys import Kind
-from llm_server.config import cache_config, settings_from_args
+from llm_server.config import cache_config, make_registry, settings_from_args
 from llm_server.places import user_data_dir
 from llm_server.worker.config import CacheConfig
 from tests.cache.scenario import add_chunk
+from tests.fake_live import add_models
 
 
 def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +41,64 @@ def test_models_lie_in_the_working_directory_or_in_the_users_data(
     assert settings_from_args([], "x").models_dir == tmp_path / "models"
     other = str(tmp_path / "other")
     assert settings_from_args(["--models_dir", other], "x").models_dir == tmp_path / "other"
+
+
+def test_a_file_is_found_however_its_path_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    add_models(tmp_path, "a.gguf", "models/a.gguf", "models/b.gguf")
+    monkeypatch.chdir(tmp_path)
+    here, below = Path("a.gguf").absolute(), Path("models").absolute()
+    for written, path in {
+        "./a.gguf": here,
+        ".//a.gguf": here,
+        f"{tmp_path}/./a.gguf": here,
+        "a.gguf": below / "a.gguf",
+        "models/b.gguf": below / "b.gguf",
+    }.items():
+        registry = make_registry(settings_from_args([written], "x"), None)
+        registry.scan()
+        assert registry.find(written).path == path
+
+
+def test_paths_in_variables_are_as_a_shell_would_have_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("LLM_SERVER_MODELS_DIR", "~/models")
+    assert settings_from_args([], "x").models_dir == tmp_path / "models"
+    (tmp_path / "mine.toml").write_text("port = 8100")
+    assert settings_from_args(["--config", "~/mine.toml"], "x").port == 8100
+    monkeypatch.setenv("LLM_SERVER_MODELS_DIR", "")
+    with pytest.raises(SystemExit):
+        settings_from_args([], "x")
+    assert capsys.readouterr().err == "x: LLM_SERVER_MODELS_DIR: this is no path\n"
+
+
+def test_where_nothing_can_be_looked_at_nothing_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", f"/{'x' * 300}")
+    assert settings_from_args(["x" * 300 + ".gguf"], "x").config is None
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert settings_from_args([], "x").models_dir == user_data_dir() / "models"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="about users as Unix has them")
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd
+
+    def unknown(uid: int) -> object:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert user_data_dir().is_absolute() and settings_from_args([], "x").config is None
 
 
 def test_the_users_data_folder_follows_the_custom(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,8 @@ MAX_HEADS = 100
 
 class CachedModelJson(msgspec.Struct):
     """The chunks of one model. Its `id` is the beginning of its fingerprint, `name` how it was
-    called when it was last loaded, null where that is not known."""
+    called when it was last loaded, null where that is not known: it is on the disk within a minute.
+    """
 
     id: str
     name: str | None

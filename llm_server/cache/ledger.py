@@ -63,7 +63,6 @@ class Ledger:
         self._changed = threading.Condition()
         self._new: dict[str, Use] = {}
         self._unsaved = False
-        self._named = False
         self._closed = False
         self._failed = False
         self._thread: threading.Thread | None = None
@@ -77,11 +76,12 @@ class Ledger:
             self._save_soon()
 
     def named(self) -> None:
-        """There are chunks of the model, so that its name is worth writing down."""
+        """There are chunks of the model, so that its name is worth writing down.
+
+        Also where it was: who clears the folder takes the file along.
+        """
         with self._changed:
-            if not self._named:
-                self._named = True
-                self._save_soon()
+            self._save_soon()
 
     def close(self, deadline_s: float) -> None:
         """Save what is not saved, for at most `deadline_s` seconds."""

@@ -54,9 +54,9 @@ def print_list(registry: Registry, told: list[dict[str, Any]]) -> None:
         output.print_table(columns, [[output.cell(c, row) for c in columns] for row in told])
         for row in told:
             if row["error"] is not None:
-                typer.echo(row["error"])
+                output.say(row["error"])
     if templates := [template.name for template in registry.templates()]:
-        typer.echo(f"\nchat templates: {', '.join(templates)}")
+        output.say(f"\nchat templates: {', '.join(templates)}")
 
 
 def find(registry: Registry, name: str) -> ModelFile | None:
@@ -79,7 +79,7 @@ def show(adapter: ModelFile, json: bool) -> None:
     lines |= {name: output.cell(name, about) for name in ("rank", "parameters", "size")}
     lines["file"] = str(adapter.path)
     output.print_table(["", ""], lines.items())
-    typer.echo(f'Use it: "load_model_configs": {{"lora": [{{"name": "{adapter.name}"}}]}}')
+    output.say(f'Use it: "load_model_configs": {{"lora": [{{"name": "{adapter.name}"}}]}}')
 
 
 def named_by(settings: Settings, registry: Registry, file: ModelFile) -> Iterator[str]:

@@ -72,20 +72,28 @@ def stats(cache_dir: CacheDir = None, models_dir: ModelsDir = None) -> None:
 
 @app.command()
 def verify(cache_dir: CacheDir = None, models_dir: ModelsDir = None) -> None:
-    """Read every chunk and check its checksum. Exit status 1 if any is damaged."""
+    """Read every chunk and check its checksum.
+
+    Exit status 1 if any is damaged or cannot be read.
+    """
     from rich.progress import Progress
 
     from llm_server.cache import survey
 
-    files = _stored(cache_dir, models_dir)
-    damaged = 0
-    with Progress(console=output.console(), transient=True) as progress:
+    files = survey.stored_chunks(_folder(cache_dir, models_dir))
+    damaged = []
+    console = output.console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         for file in progress.track(files, description="Verifying"):
-            reason = survey.damage(file)
+            try:
+                reason = survey.damage(file)
+            except OSError as error:
+                reason = f"it cannot be read ({error.strerror})"
             if reason is not None:
-                damaged += 1
-                progress.console.print(f"{file.path}: {reason}")
-    typer.echo(f"{len(files)} chunks read, {damaged} damaged.")
+                damaged.append(f"{file.path}: {reason}")
+    for line in damaged:  # now, for the bar would take what goes to stdout along to stderr
+        typer.echo(line)
+    typer.echo(f"{len(files)} chunks read, {len(damaged)} damaged.")
     if damaged:
         raise typer.Exit(1)
 
@@ -102,22 +110,20 @@ def clear(
     folder = _folder(cache_dir, models_dir)
     if not yes:
         typer.confirm(f"Delete all cached prompts in {folder}?", abort=True)
-    count, size = survey.clear(folder)
+    try:
+        count, size = survey.clear(folder)
+    except OSError as error:
+        left = len(survey.stored_chunks(folder))
+        output.fail(f"{error.filename}: {error.strerror}; all but {left} chunks are deleted")
     typer.echo(f"{count} chunks deleted, {output.size_text(size)} free again.")
 
 
 def _folder(cache_dir: Path | None, models_dir: Path | None) -> Path:
     """The folder a server with these options, or the environment, would use; ends if it is none."""
-    from llm_server import config
+    from llm_server import config, places
 
     folder = config.cache_dir(output.settings(cache_dir=cache_dir, models_dir=models_dir))
-    if not folder.is_dir():
+    if not places.is_folder(folder):
         typer.echo(f"There is no cache at {folder} yet.")
         raise typer.Exit
     return folder
-
-
-def _stored(cache_dir: Path | None, models_dir: Path | None) -> list[Stored]:
-    from llm_server.cache import survey
-
-    return survey.stored_chunks(_folder(cache_dir, models_dir))

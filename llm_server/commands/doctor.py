@@ -79,7 +79,9 @@ def examine(settings: Settings, root: Path = Path("/")) -> Iterator[Finding]:
 
 def _print(finding: Finding) -> None:
     colour = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
-    status = typer.style(f"{finding.status:<4}", fg=colour[finding.status])
+    status = f"{finding.status:<4}"
+    if output.is_styled():
+        status = typer.style(status, fg=colour[finding.status])
     typer.echo(f"{status}  {finding.check:<9}  {finding.detail}")
     if finding.fix is not None:
         typer.echo(f"{'':17}-> {finding.fix}")

@@ -49,8 +49,6 @@ def pull(source: Source, models_dir: ModelsDir = None) -> None:
         _fetch_all(choice, folder)
     except DownloadError as error:
         output.fail(str(error))
-    except OSError as error:
-        output.fail(f"{error.filename or folder}: {error.strerror}")
     except KeyboardInterrupt:
         output.fail("stopped; the same command continues where this one ended", INTERRUPTED)
 
@@ -61,26 +59,37 @@ def _announce(choice: Choice) -> None:
     more = f" and {len(choice.files) - 1} more parts" if len(choice.files) > 1 else ""
     sizes = [remote.size for remote in choice.files]
     total = f", {output.size_text(sum(s for s in sizes if s))}" if all(sizes) else ""
-    typer.echo(f"{first}{more}{total}")
+    output.say(f"{first}{more}{total}")
     if choice.others:
-        typer.echo(f"(also there: {', '.join(choice.others)})")
+        output.say(f"(also there: {', '.join(choice.others)})")
 
 
 def _fetch_all(choice: Choice, folder: Path) -> None:
     from llm_server.gguf.header import read_kind
     from llm_server.models import download
 
-    download.check_space(folder, choice.files)
+    with _told(folder):
+        download.check_space(folder, choice.files)
     for remote in choice.files:
-        here = (folder / remote.name).exists()
-        with _progress_bar(remote.name) as progress:
+        with _told(folder), _progress_bar(remote.name) as progress:
+            here = (folder / remote.name).exists()
             path = download.fetch(remote, folder, progress)
         checked = "SHA-256 as announced" if remote.sha256 else "no hash was announced"
-        typer.echo(f"{path} ({'here already, ' if here else ''}{checked})")
+        output.say(f"{path} ({'here already, ' if here else ''}{checked})")
+    name = output.argument(choice.model_name)
     if read_kind(path) == "adapter":
-        typer.echo(f"It is a LoRA adapter. What it is for: llm-server show {choice.model_name}")
+        output.say(f"It is a LoRA adapter. What it is for: llm-server show {name}")
     else:
-        typer.echo(f"Try it: llm-server run {choice.model_name}")
+        output.say(f"Try it: llm-server run {name}")
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Ends the program where the disk of the models refuses."""
+    try:
+        yield
+    except OSError as error:
+        output.fail(f"{error.filename or folder}: {error.strerror}")
 
 
 @contextmanager
@@ -130,16 +139,16 @@ def list_models(models_dir: ModelsDir = None, json: Json = False) -> None:
     output.print_table(columns, [[output.cell(column, row) for column in columns] for row in rows])
     for row in rows:
         if row["error"] is not None:
-            typer.echo(f"{row['error']}")
+            output.say(row["error"])
     adapters.print_list(registry, found)
     for name, size in unfinished.items():
-        typer.echo(f"{name} is not finished: {output.size_text(size)} so far. Pull it again.")
+        output.say(f"{name} is not finished: {output.size_text(size)} so far. Pull it again.")
     for name in registry.incomplete:
-        typer.echo(f"{name} is incomplete: parts of it are missing. Pull it again, or remove it.")
+        output.say(f"{name} is incomplete: parts of it are missing. Pull it again, or remove it.")
     for name in registry.leading_out:
-        typer.echo(f"{name} is a link out of this folder: served with --follow-symlinks only.")
+        output.say(f"{name} is a link out of this folder: served with --follow-symlinks only.")
     if rows and registry.is_stand_in(registry.models()[0]):
-        typer.echo(f"There is no model in {registry.folder}: the demo model serves instead.")
+        output.say(f"There is no model in {registry.folder}: the demo model serves instead.")
 
 
 def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> None:
@@ -212,21 +221,26 @@ def rm(
         size = sum(path.lstat().st_size for path in paths if not path.is_symlink())
         files = f"{len(paths)} files, " if len(paths) > 1 else ""
         if not yes:
-            typer.confirm(f"Delete {name} ({files}{output.size_text(size)})?", abort=True)
+            shown = output.printable(name)
+            typer.confirm(f"Delete {shown} ({files}{output.size_text(size)})?", abort=True)
         try:
             for path in paths:
                 path.unlink(missing_ok=True)
         except OSError as error:
             output.fail(f"{error.filename}: {error.strerror}")
-        typer.echo(f"{name} deleted, {output.size_text(size)} free again.")
+        output.say(f"{name} deleted, {output.size_text(size)} free again.")
 
 
 def _registry(models_dir: Path | None, model_name: str | None = None) -> Registry:
     """The models as a server with these settings would have them."""
+    from llm_server import places
     from llm_server.config import make_registry
     from llm_server.demo import demo_model_path
 
     settings = output.settings(models_dir=models_dir, model_name=model_name)
+    folder = settings.models_dir
+    if "models_dir" in settings.model_fields_set and not places.is_folder(folder):
+        output.fail(f"--models-dir: there is no folder {folder}")
     registry = make_registry(settings, demo_model_path())
     registry.scan()
     return registry

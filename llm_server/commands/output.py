@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -50,15 +53,34 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_printable(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     shown = console()
     if not shown.is_terminal:
         shown.width = _ANY_WIDTH
     shown.print(table)
 
 
-def _printable(text: str) -> str:
-    """Without what a terminal would obey: some texts come out of files."""
+def is_styled() -> bool:
+    """Whether to dim, colour and replace lines on stdout (no-color.org for NO_COLOR)."""
+    return (
+        sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM", "dumb") != "dumb"
+    )
+
+
+def say(text: str) -> None:
+    """A line on stdout."""
+    typer.echo(printable(text))
+
+
+def argument(name: str) -> str:
+    """A name as a shell takes it, also one that looks like an option."""
+    return f"{'-- ' if name.startswith('-') else ''}{shlex.quote(name)}"
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would obey: some texts come out of files, or name them."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
@@ -69,7 +91,7 @@ def print_json(value: object) -> None:
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """End the program with one line on stderr."""
-    typer.echo(f"llm-server: {message}", err=True)
+    typer.echo(f"llm-server: {printable(message)}", err=True)
     raise typer.Exit(status)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -55,19 +54,19 @@ def run(
     from llm_server.terminal.screen import Screen
 
     exit_on_signals()  # so that the own server ends in order
-    piped = None if sys.stdin.isatty() else sys.stdin.buffer.read().decode(errors="replace").strip()
+    piped = None if sys.stdin.isatty() else _piped()
     if piped == "":
         output.fail("there is no message on standard input", 2)
     if api_key is not None and url is None:
         output.fail("--api-key is for a server that runs: say where with --url", 2)
     key = _key(api_key)
-    screen = Screen(sys.stdout, _is_styled())
+    screen = Screen(sys.stdout, output.is_styled())
     with ExitStack() as stack:
         try:
             client, model = _connected(stack, screen, model, url, key, models_dir)
             chat = Chat(client, screen, model, _text(system))
             if piped is None:
-                screen.note(f"{model} (/help lists commands, Ctrl-D leaves)")
+                screen.note(f"{model or 'Ready'} (/help lists commands, Ctrl-D leaves)")
                 chat.converse(_line_reader())
             else:
                 figures = chat.ask(piped)
@@ -89,7 +88,10 @@ def _connected(
     key: str | None,
     models_dir: Path | None,
 ) -> tuple[ChatClient, str]:
-    """A client of the server that is meant, and the full name of the model that is loaded there."""
+    """A client of the server that is meant, and the full name of the model that is loaded there.
+
+    "" where models do not stay loaded, and the server chooses.
+    """
     from llm_server.terminal.child import OwnServer
     from llm_server.terminal.client import ChatClient
 
@@ -98,13 +100,22 @@ def _connected(
         return client, client.load(_text(model)) if model else client.wait_ready(screen.status)
     options = ["--log-level", "warning"]
     if models_dir is not None:
-        options += ["--models-dir", str(models_dir)]
+        options.append(f"--models-dir={models_dir}")
     if model is not None:
-        options += ["--model-name", model]
+        options.append(f"--model-name={model}")
     screen.status("Starting ...")
     own = stack.enter_context(OwnServer(options))
-    client = stack.enter_context(ChatClient(own.url, key))
+    client = stack.enter_context(ChatClient(own.url, key, own.require))
     return client, client.wait_ready(screen.status)
+
+
+def _piped() -> str:
+    """The message on standard input, which may be as long as a request."""
+    limit = output.settings().max_body_bytes
+    data = sys.stdin.buffer.read(limit + 1)
+    if len(data) > limit:
+        output.fail(f"the message on standard input is longer than {limit} bytes", 2)
+    return data.decode(errors="replace").strip()
 
 
 def _key(given: str | None) -> str | None:
@@ -120,15 +131,6 @@ def _key(given: str | None) -> str | None:
         return read_key_file(settings.api_key_file)[0] if settings.api_key_file else None
     except InvalidKey as error:
         output.fail(f"--api-key: {error}", 2)
-
-
-def _is_styled() -> bool:
-    """Whether to dim and to replace lines (no-color.org for NO_COLOR)."""
-    return (
-        sys.stdout.isatty()
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM", "dumb") != "dumb"
-    )
 
 
 def _text(argument: str) -> str:

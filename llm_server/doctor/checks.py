@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from llm_server import places
 from llm_server.doctor.finding import Finding
 
 LITTLE_MEMORY = 10**9
@@ -81,8 +82,9 @@ def folder_finding(check: str, folder: Path, needs_write: bool) -> Finding:
     folder = folder.absolute()
     existing = _existing(folder)
     quoted = shlex.quote(str(existing))
-    if not existing.is_dir():
-        return Finding(check, "fail", f"{existing} is no folder", f"mv {quoted} {quoted}.old")
+    if not places.is_folder(existing):
+        fix = f"export LLM_SERVER_{check.upper()}_DIR=/another/folder"
+        return Finding(check, "fail", f"{existing} is no folder", fix)
     mend = f'sudo chown -R "$(id -un)" {quoted} && chmod -R u+rwX {quoted}'
     if not os.access(existing, os.R_OK | os.X_OK):
         return Finding(check, "fail", f"{existing} cannot be read", mend)
@@ -169,7 +171,7 @@ def _server_at(host: str, port: int) -> str | None:
 
 def _existing(folder: Path) -> Path:
     folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))
 
 
 def _file_system(folder: Path) -> str:

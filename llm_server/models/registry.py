@@ -62,12 +62,13 @@ class Registry:
         folder: Path,
         stand_in: Path | None = None,
         *,
-        given: Path | None = None,
+        given: str | None = None,
         aliases: Mapping[str, str] | None = None,
         follow_symlinks: bool = False,
     ) -> None:
         self.folder = folder
-        self.given = given
+        self.given = Path(given).absolute() if given else None
+        self._as_given = given or ""
         self._stand_in = stand_in
         self._aliases = aliases or {}
         self._follow_symlinks = follow_symlinks
@@ -90,7 +91,7 @@ class Registry:
         files = list(_files(self.folder, self._follow_symlinks, seen))
         self.leading_out = sorted(seen.leading_out)
         self.incomplete = _incomplete(files)
-        given = list(_models(_parts(self.given.absolute()))) if self.given else []
+        given = list(_models(_parts(self.given))) if self.given else []
         by_kind = self._by_kind([*sorted(_models(files), key=_by_name), *given])
         models = {model.name: model for model in by_kind.get("model", ())}
         self._adapters = {adapter.name: adapter for adapter in by_kind.get("adapter", ())}
@@ -110,8 +111,8 @@ class Registry:
         short = {name: models[min(of)] for name, of in meanings.items() if len(of) == 1}
         known = short | models
         aliased = {alias: known[name] for alias, name in self._aliases.items() if name in known}
-        paths = {str(self.given): models[m.name] for m in given if m.name in models}
-        self._names = short | aliased | models | paths
+        self._names = short | aliased | models
+        self._names.update((self._as_given, models[m.name]) for m in given if m.name in models)
         self._ambiguous = {n: sorted(of) for n, of in meanings.items() if n not in self._names}
         self._models = models
         self._folders = seen.folders

@@ -122,7 +122,7 @@ class Chat:
             if model:
                 self._screen.status(f"Loading {model} ...")
                 self._model = self._client.load(model)
-            self._screen.note(f"Current model: {self._model}")
+            self._screen.note(f"Current model: {self._model or 'the one the server chooses'}")
         except (ChatError, KeyboardInterrupt) as error:
             self._screen.note(str(error) or "stopped")
 

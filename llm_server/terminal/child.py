@@ -6,6 +6,7 @@ happens however its parent ends.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from llm_server.programs import PYTHON, with_source
 
 _BANNER = re.compile(r"\bon (http://\S+)")
 _LOG_LINES = 20
+_ENDING_S = 1.0
 
 
 class ServerEnded(Exception):
@@ -68,6 +70,13 @@ class OwnServer:
         self._process.wait()
         self._reader.join()
         self._close()
+
+    def require(self) -> None:
+        """Raises ServerEnded where it has ended, which may come a moment after its connections."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_ENDING_S)
+            self._reader.join(_ENDING_S)
+            raise ServerEnded(f"the server has ended; its last words: {self.last_words()}")
 
     def last_words(self) -> str:
         """The last line of its log."""

@@ -69,11 +69,15 @@ class ChatClient:
     """A client of the server at `url`, to be closed by leaving its block.
 
     `url` may be as people write it: without http://, or with the path of the API or the page.
-    `key` is one of the server's API keys, where it asks for them.
+    `key` is one of the server's API keys, where it asks for them. `require` is called where the
+    connection fails; what it raises ends the conversation.
     """
 
-    def __init__(self, url: str, key: str | None = None) -> None:
+    def __init__(
+        self, url: str, key: str | None = None, require: Callable[[], None] = lambda: None
+    ) -> None:
         # No proxy: this is for servers nearby.
+        self._require = require
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._http = httpx2.Client(
             base_url=_root(url), headers=headers, timeout=_ANSWERING, trust_env=False
@@ -93,20 +97,23 @@ class ChatClient:
     def wait_ready(self, tell: Callable[[str], None]) -> str:
         """Until a model is loaded; its name. `tell` gets what the server says meanwhile.
 
+        "" where it has been unloaded again: a request that names no model has it loaded anew.
         Raises ChatError when no model can be loaded.
         """
         while True:
             health = self._json("GET", "/health", refused=(503,))
             message = str(health.get("message", ""))
             if health.get("status") == "ok":
-                return str(self._json("GET", "/").get("model") or "")
+                break
             if health.get("status") not in ("loading", "empty"):
                 raise ChatError(message or "no model is loaded")
             tell(message)
             if health.get("status") == "empty":
                 # Any request has a model loaded, and this one computes nothing.
                 self._json("POST", "/tokenize", {"content": ""}, timeout=_LOADING)
+                break
             time.sleep(_POLL_S)
+        return str(self._json("GET", "/").get("model") or "")
 
     def load(self, model: str) -> str:
         """Load `model` and make it the current one; its full name. Raises ChatError."""
@@ -116,11 +123,14 @@ class ChatClient:
     def answer(self, messages: Sequence[Message], model: str) -> Generator[Piece, None, None]:
         """The answer to `messages` as it comes. To stop it is to close the iterator.
 
+        `model` may be "", for the server's own choice.
         Raises ChatError, at once or where the answer breaks off.
         """
-        body = {"model": model, "messages": list(messages), "stream": True}
+        body: dict[str, Any] = {"messages": list(messages), "stream": True}
+        if model:
+            body["model"] = model
         with (
-            _plain_errors(),
+            self._plain_errors(),
             self._http.stream("POST", "/v1/chat/completions", json=body) as response,
         ):
             if response.status_code != 200:
@@ -140,7 +150,7 @@ class ChatClient:
         refused: Sequence[int] = (),
         timeout: httpx2.Timeout = _ANSWERING,
     ) -> dict[str, Any]:
-        with _plain_errors():
+        with self._plain_errors():
             response = self._http.request(method, path, json=body, timeout=timeout)
         if response.status_code != 200 and response.status_code not in refused:
             raise ChatError(_message(response))
@@ -149,22 +159,23 @@ class ChatClient:
         except ValueError:
             raise ChatError(f"{self._http.base_url} is not an llm-server") from None
 
+    @contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        """Turns failures of the connection into ChatError."""
+        try:
+            yield
+        except httpx2.ConnectError:
+            self._require()
+            raise ChatError("there is no server at that address") from None
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            self._require()
+            raise ChatError(f"the connection broke: {error}") from None
+
 
 def _root(url: str) -> str:
     """The address of a server, of which `url` may be one of the addresses it gives away."""
     root = url.rstrip("/").removesuffix("/v1").removesuffix("/ui")
     return root if "://" in root else f"http://{root}"
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turns failures of the connection into ChatError."""
-    try:
-        yield
-    except httpx2.ConnectError:
-        raise ChatError("there is no server at that address") from None
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise ChatError(f"the connection broke: {error}") from None
 
 
 def _message(response: httpx2.Response) -> str:

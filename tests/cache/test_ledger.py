@@ -55,6 +55,18 @@ def test_a_name_is_written_without_a_hit_and_only_if_it_is_new(folder: Path) -> 
     assert written[0] == written[1] != written[2]
 
 
+def test_a_name_that_was_cleared_is_written_again(folder: Path) -> None:
+    files = Full()
+    files.tries = 2
+    counting = Ledger(folder, FINGERPRINT, "a.gguf", files=files)
+    counting.named()
+    assert files.written.wait(10)
+    (folder / MODEL / LEDGER).unlink()
+    counting.named()
+    counting.close(10)
+    assert read_ledger(folder, MODEL).model == "a.gguf"
+
+
 def test_nothing_is_made_where_nothing_of_the_model_is_stored(tmp_path: Path) -> None:
     count(tmp_path, KEY)
     count(tmp_path / "none", KEY)

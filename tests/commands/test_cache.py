@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,42 @@ def test_verify_finds_the_damaged_one(folder: Path) -> None:
     result = run(folder, "verify")
     assert result.exit_code == 1
     assert "1 damaged" in result.output and "checksum" in result.output
+
+
+def test_verify_goes_on_after_a_file_that_cannot_be_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (locked,) = [file for file in folder.rglob("*.kv") if file.stat().st_size > 4000]
+    whole = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path == locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    result = run(folder, "verify")
+    assert result.exit_code == 1
+    reason = "it cannot be read (Permission denied)"
+    assert result.stdout == f"{locked}: {reason}\n2 chunks read, 1 damaged.\n"
+
+
+def test_clear_tells_what_it_could_not_delete(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (locked,) = [file for file in folder.rglob("*.kv") if file.stat().st_size > 4000]
+    unlink = os.unlink
+
+    def refusing(path: str) -> None:
+        if path == str(locked):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", refusing)
+    result = run(folder, "clear", "--yes")
+    assert result.exit_code == 1
+    told = f"{locked}: Permission denied; all but 1 chunks are deleted"
+    assert result.output == f"llm-server: {told}\n"
 
 
 def test_clear_asks_first(folder: Path) -> None:

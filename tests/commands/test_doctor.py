@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +33,29 @@ def test_a_machine_on_which_it_works(tmp_path: Path, port: None) -> None:
     for check in ("llama.cpp", "processor", "threads", "memory", "models", "cache", "disk", "port"):
         assert check in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize(("told", "coloured"), [("", True), ("1", False)])
+def test_it_is_coloured_unless_that_is_not_wanted(
+    tmp_path: Path, port: None, told: str, coloured: bool
+) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from llm_server.cli import main; main()", "doctor"]
+    doing = subprocess.Popen(
+        [*command, "--models-dir", str(tmp_path / "models")],
+        env=os.environ | {"NO_COLOR": told, "TERM": "xterm"},
+        stdout=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError), open(ours, "rb", buffering=0) as terminal:
+        while read := terminal.read(4096):
+            shown += read
+    assert doing.wait() == 0 and b"threads" in shown
+    assert (b"\x1b" in shown) == coloured
 
 
 def test_a_fault_ends_in_1_and_says_what_to_do(

@@ -92,6 +92,30 @@ def test_what_cannot_be_pulled_is_one_line_and_status_1(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_pull_proposes_can_be_typed(
+    server: FileServer, tmp_path: Path, attention_gguf: Path
+) -> None:
+    server.files["/-a%20b.gguf"] = attention_gguf.read_bytes()
+    result = cli(tmp_path, "pull", f"{server.url}/-a%20b.gguf")
+    assert "Try it: llm-server run -- '-a b'" in result.output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="about files as Unix has them")
+def test_a_full_disk_for_the_output_is_not_that_of_the_models(
+    server: FileServer, tmp_path: Path, attention_gguf: Path
+) -> None:
+    server.files["/m.gguf"] = attention_gguf.read_bytes()
+    command = [sys.executable, "-u", "-c", "from llm_server.cli import main; main()", "pull"]
+    with Path("/dev/full").open("w") as full:
+        said = subprocess.run(
+            [*command, f"{server.url}/m.gguf", "--models-dir", str(tmp_path)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (said.returncode, said.stderr) == (1, "llm-server: No space left on device\n")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")
 def test_ctrl_c_keeps_the_part(server: FileServer, tmp_path: Path, attention_gguf: Path) -> None:
     data = attention_gguf.read_bytes()
@@ -137,6 +161,23 @@ def test_in_a_pipe_each_row_is_a_line(folder: Path) -> None:
 def test_list_tells_of_links_it_does_not_follow(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "linked.gguf").symlink_to(Path(__file__))
     assert "linked.gguf is a link out of this folder" in cli(folder, "list").output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="such names cannot be there")
+def test_names_of_files_drive_no_terminal(folder: Path) -> None:
+    name = "\x1b[31mred.jinja"
+    (folder / name).write_text("{{ messages }}")
+    (folder / f"\x1b[2J.gguf.{'0' * 12}.part").touch()
+    listed = cli(folder, "list").output
+    assert "?[31mred.jinja" in listed and "?[2J.gguf is not finished" in listed
+    asked = cli(folder, "rm", name, answer="n\n").output
+    assert "Delete ?[31mred.jinja" in asked and "\x1b" not in listed + asked
+
+
+def test_list_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    result = cli(tmp_path / "nothing", "list")
+    told = f"llm-server: --models-dir: there is no folder {tmp_path / 'nothing'}\n"
+    assert (result.exit_code, result.output) == (1, told)
 
 
 def test_list_for_programs(folder: Path) -> None:

@@ -17,10 +17,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from llm_server.cli import app
+from llm_server.terminal.client import ChatClient, Text
 from tests.fake_live import add_models, live_server, until
 
 COMMAND = [sys.executable, "-c", "from llm_server.cli import main; main()", "run"]
 """`llm-server run` as a process."""
+USER = {"role": "user", "content": "hi"}
 
 
 def run(*args: str, text: str = "") -> Result:
@@ -85,6 +87,18 @@ def test_a_server_that_has_unloaded_its_model_loads_one(url: str) -> None:
     assert run("--url", url, text="hi").output == "hi \n"
 
 
+def test_a_server_whose_models_do_not_stay_loaded(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    with live_server(tmp_path, wait=False, keep_alive="0") as live:
+        until(lambda: live.client.get("/health").json()["status"] == "empty")
+        assert run("--url", str(live.client.base_url), text="hi").output == "hi \n"
+        until(lambda: live.client.get("/health").json()["status"] == "empty")
+        talk = ChatClient(str(live.client.base_url))
+        with talk:
+            assert talk.wait_ready(lambda told: None) in ("", "a.gguf")
+            assert [p.text for p in talk.answer([USER], "") if isinstance(p, Text)] == ["hi "]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="about signals as Unix has them")
 def test_an_answer_that_ctrl_c_cut_off_in_a_pipe_is_no_success(url: str) -> None:
     with subprocess.Popen(
@@ -117,6 +131,22 @@ def test_a_server_that_asks_for_a_key(tmp_path: Path, monkeypatch: pytest.Monkey
         2,
         1,
     ) and "k\u00e9y" not in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="about files as Unix has them")
+def test_more_to_say_than_a_server_takes(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_SERVER_MAX_BODY_BYTES", "1024")
+    with Path("/dev/zero").open("rb") as endless:
+        said = subprocess.run(
+            [*COMMAND, "--url", url], stdin=endless, capture_output=True, text=True
+        )
+    told = "llm-server: the message on standard input is longer than 1024 bytes\n"
+    assert (said.returncode, said.stderr) == (2, told)
+
+
+def test_a_model_whose_name_looks_like_an_option(tmp_path: Path) -> None:
+    result = run("--models-dir", str(tmp_path), "--", "-n", text="hi")
+    assert (result.exit_code, "`-n` does not exist" in result.stderr) == (1, True)
 
 
 def test_nothing_to_say_and_nobody_to_say_it_to() -> None:
@@ -202,6 +232,17 @@ def test_a_conversation_on_an_own_server(tmp_path: Path) -> None:
     terminal.press("\x03", ">>> ")
     assert terminal.leave() == 0
     until(lambda: not any(child.is_running() for child in children))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+def test_an_own_server_that_dies_ends_the_conversation(tmp_path: Path) -> None:
+    terminal = Terminal("--models-dir", str(tmp_path))
+    terminal.wait_for(">>> ")
+    (server,) = psutil.Process(terminal.pid).children()
+    server.kill()
+    terminal.type("hi\n")
+    terminal.wait_for("the server has ended")
+    assert terminal.end() == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")

@@ -63,7 +63,7 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert missing.status == "ok" and "will be made" in missing.detail
     (tmp_path / "file").write_text("")
     found = checks.folder_finding("models", tmp_path / "file" / "x", needs_write=False)
-    assert found.status == "fail" and found.fix is not None
+    assert found.status == "fail" and found.fix == "export LLM_SERVER_MODELS_DIR=/another/folder"
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
     relative = checks.folder_finding("models", Path("here"), needs_write=False)

@@ -204,12 +204,12 @@ def test_a_file_given_by_its_path_is_a_model_beside_those_of_the_folder(tmp_path
     add_models(tmp_path / "models", "a.gguf", "b.gguf")
     add_models(tmp_path / "loads", "b.gguf", "z-00001-of-00002.gguf", "z-00002-of-00002.gguf")
     given = tmp_path / "loads" / "b.gguf"
-    registry = Registry(tmp_path / "models", given=given)
+    registry = Registry(tmp_path / "models", given=str(given))
     registry.scan()
     assert [model.name for model in registry.models()] == ["a.gguf", "b.gguf"]
     assert registry.find("b").path == registry.find(str(given)).path == given
     split = tmp_path / "loads" / "z-00001-of-00002.gguf"
-    registry = Registry(tmp_path / "nothing", tmp_path / "demo.gguf", given=split)
+    registry = Registry(tmp_path / "nothing", tmp_path / "demo.gguf", given=str(split))
     registry.scan()
     (model,) = registry.models()
     assert (model.name, len(model.parts)) == ("z.gguf", 2)
