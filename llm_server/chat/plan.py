@@ -19,6 +19,7 @@ from llm_server.chat.constraint import Constraint
 from llm_server.chat.edges import NOWHERE, Edge, anything, blank
 from llm_server.chat.examples import endings
 from llm_server.chat.grammar import Grammars, Lark, Spelling, check_schema
+from llm_server.chat.numbers import Numbers
 from llm_server.chat.phases import Opening, Plan, Trigger
 from llm_server.chat.room import Room
 from llm_server.chat.schemas import subschemas
@@ -145,6 +146,7 @@ class Planner:
                 spelled,
                 [tool["function"]["name"].encode() for tool in demand.tools],
             ),
+            lambda: self._numbers,
             sorted(self._vocabulary.eog),
             thinking=demand.where == "reasoning" and reasoning is not None,
         )
@@ -215,6 +217,11 @@ class Planner:
         if self._syntax.reasoning is None:
             return []
         return self._tokens(self._syntax.reasoning.close)
+
+    @cached_property
+    def _numbers(self) -> Numbers:
+        """Made when the first number is long."""
+        return Numbers(self._vocabulary.spellings)
 
     # ---- grammars ------------------------------------------------------------------------------
 
