@@ -31,8 +31,8 @@ class GrammarTooComplex(ServerError):
 class Constraint:
     """The constraint of one answer; the engine owns it.
 
-    After each token, sampled or forced, `accept` it; then, unless `finished`, append all of
-    `forced`, if any, or sample with `mask`, and again if the token is one that it `refuses`. If the
+    `accept` each token, sampled or forced. Before the first one and after each, unless `finished`,
+    append all of `forced`, if any, or sample with `mask`, again if it `refuses` the token. If the
     model samples an end of generation, append all of `instead_of_end`, if any. `spelled` tells the
     bytes of one of the `n_tokens` tokens, `tokenize` makes tokens of text in the middle of an
     answer, `room` knows how it may end, `numbers` where one has digits enough, `ends` are the
