@@ -181,15 +181,13 @@ class Planner:
                 posts.update(text_of(fill(post, {Slot.KEY: key})) for post in ends)
         end = "".join(part for part in self._syntax.calls.end if isinstance(part, str))
         functions = [tool["function"] for tool in tools]
-        sizes = {function["name"]: self._n_call(function) for function in functions}
         return WayOut(
             self.grammars.tokenizer,
             self._tokens,
             sorted(posts - {""}, key=len),
             endings([demand.request.response_format.schema, tools]),
             [end[i:] for i in range(len(end))] if tools else [],
-            sorted(sizes, key=sizes.__getitem__),
-            max(sizes.values(), default=0),
+            {function["name"]: self._n_call(function) for function in functions},
         )
 
     def _tokens(self, text: str) -> list[int]:
