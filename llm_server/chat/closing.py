@@ -7,7 +7,7 @@ no syntax but the texts that close values.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
@@ -32,9 +32,9 @@ class WayOut:
     `tokens` makes tokens of a text in the middle of an answer. `closers` are texts that close a
     value, `texts` such that may have to stand before, and `endings` such that close a call. What
     ends the grammar is tried first: a sign may lead from where a call could end into the next one,
-    for ever. `tools` are the names of tools, the one with the shortest call first, and `n_call` is
-    about how many tokens the shortest call of the last one takes. `clock` tells the seconds that a
-    search may have `SECONDS` of.
+    for ever. `tools` are the names of tools, with about how many tokens the shortest call of each
+    takes: `n_call` is that of the longest, `n_apart` how many more these are than the least.
+    `clock` tells the seconds that a search may have `SECONDS` of.
     """
 
     def __init__(
@@ -44,11 +44,12 @@ class WayOut:
         closers: Sequence[str],
         texts: Sequence[str] = (),
         endings: Sequence[str] = (),
-        tools: Sequence[str] = (),
-        n_call: int = 0,
+        tools: Mapping[str, int] | None = None,
         clock: Callable[[], float] = time.thread_time,
     ) -> None:
-        self.n_call = n_call
+        tools = tools or {}
+        self.n_call = max(tools.values(), default=0)
+        self.n_apart = self.n_call - min(tools.values(), default=0)
         self._clock = clock
         self._n_words = (tokenizer.vocab_size + 31) // 32
         self._mask = np.zeros(self._n_words, dtype=np.uint32)
@@ -62,7 +63,7 @@ class WayOut:
         self._texts = [t for text in texts if (t := tokens(text))]
         self._endings = [t for text in endings if (t := tokens(text))]
         self._options = [t for t in (*map(tokens, closers), *signs, *self._endings, *last) if t]
-        self._tools = [t for tool in tools if (t := tokens(tool))]
+        self._tools = [t for tool in sorted(tools, key=tools.__getitem__) if (t := tokens(tool))]
         self._eos = set(tokenizer.eos_tokens)
 
     def find(self, matcher: LLMatcher, written: bytes = b"") -> list[int] | None:

@@ -15,6 +15,7 @@ from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from llm_server.chat.edges import Edge, Tail
+from llm_server.chat.numbers import MAX_DIGITS, Numbers, digits_behind
 from llm_server.chat.phases import Opening, Plan, Trigger
 from llm_server.chat.room import MARGIN, RESERVE, Room
 from llm_server.errors import ServerError
@@ -30,11 +31,12 @@ class GrammarTooComplex(ServerError):
 class Constraint:
     """The constraint of one answer; the engine owns it.
 
-    After each token, sampled or forced, `accept` it; then, unless `finished`, append all of
-    `forced`, if any, or sample with `mask`, and again if the token is one that it `refuses`. If the
+    `accept` each token, sampled or forced. Before the first one and after each, unless `finished`,
+    append all of `forced`, if any, or sample with `mask`, again if it `refuses` the token. If the
     model samples an end of generation, append all of `instead_of_end`, if any. `spelled` tells the
     bytes of one of the `n_tokens` tokens, `tokenize` makes tokens of text in the middle of an
-    answer, `room` knows how it may end, `ends` are the tokens that end a generation.
+    answer, `room` knows how it may end, `numbers` where one has digits enough, `ends` are the
+    tokens that end a generation.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Constraint:
         spelled: Callable[[int], bytes],
         tokenize: Callable[[bytes], list[int]],
         room: Room,
+        numbers: Callable[[], Numbers],
         ends: Sequence[int],
         *,
         thinking: bool,
@@ -53,6 +56,7 @@ class Constraint:
         self._spelled = spelled
         self._tokenize = tokenize
         self._room = room
+        self._numbers = numbers
         self._mask: NDArray[np.int32] = np.zeros((n_tokens + 31) // 32, dtype=np.int32)
         self._matcher: LLMatcher | None = None
         self._ends = ends
@@ -65,6 +69,7 @@ class Constraint:
         self._tail = Tail()
         self._refused: list[int] = []  # what was sampled in this place, and may not come
         self._n_thought = 0
+        self._n_digits = 0  # in a row, at the end of what came of a grammar
         self._remaining = RESERVE + 1
         self.finished = False
         self.cut = False
@@ -89,6 +94,8 @@ class Constraint:
             return self._without_misfits()
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         self._check()
+        if self._n_digits >= MAX_DIGITS:
+            self._numbers().end(self._mask)
         return self._mask
 
     def refuses(self, token: int) -> bool:
@@ -237,6 +244,7 @@ class Constraint:
         if not self._matcher.consume_token(token):
             self._check()
         self._room.accept(token)
+        self._n_digits = digits_behind(self._spelled(token), self._n_digits)
         if self._said is not None and self._plan.heads:
             self._look_for_call(self._said + self._spelled(token))
         if self._in_head:

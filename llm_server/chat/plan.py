@@ -19,6 +19,7 @@ from llm_server.chat.constraint import Constraint
 from llm_server.chat.edges import NOWHERE, Edge, anything, blank
 from llm_server.chat.examples import endings
 from llm_server.chat.grammar import Grammars, Lark, Spelling, check_schema
+from llm_server.chat.numbers import Numbers
 from llm_server.chat.phases import Opening, Plan, Trigger
 from llm_server.chat.room import Room
 from llm_server.chat.schemas import subschemas
@@ -145,6 +146,7 @@ class Planner:
                 spelled,
                 [tool["function"]["name"].encode() for tool in demand.tools],
             ),
+            lambda: self._numbers,
             sorted(self._vocabulary.eog),
             thinking=demand.where == "reasoning" and reasoning is not None,
         )
@@ -179,15 +181,13 @@ class Planner:
                 posts.update(text_of(fill(post, {Slot.KEY: key})) for post in ends)
         end = "".join(part for part in self._syntax.calls.end if isinstance(part, str))
         functions = [tool["function"] for tool in tools]
-        sizes = {function["name"]: self._n_call(function) for function in functions}
         return WayOut(
             self.grammars.tokenizer,
             self._tokens,
             sorted(posts - {""}, key=len),
             endings([demand.request.response_format.schema, tools]),
             [end[i:] for i in range(len(end))] if tools else [],
-            sorted(sizes, key=sizes.__getitem__),
-            max(sizes.values(), default=0),
+            {function["name"]: self._n_call(function) for function in functions},
         )
 
     def _tokens(self, text: str) -> list[int]:
@@ -215,6 +215,11 @@ class Planner:
         if self._syntax.reasoning is None:
             return []
         return self._tokens(self._syntax.reasoning.close)
+
+    @cached_property
+    def _numbers(self) -> Numbers:
+        """Made when the first number is long."""
+        return Numbers(self._vocabulary.spellings)
 
     # ---- grammars ------------------------------------------------------------------------------
 

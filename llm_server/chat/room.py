@@ -138,13 +138,14 @@ class Room:
         return self._way_out.find(after, written)
 
     def _needed(self, token: int, behind: list[int]) -> int:
-        """Tokens that must be left behind `token`. Who begins one more call may want any tool."""
+        """Tokens that must be left behind `token`. Who begins one more call may want any tool:
+        `behind` holds the shortest one's call."""
         if self._names is None or len(behind) <= len(self.path):
             return len(behind)
         n_calls = len(self._named([*self._said, token, *behind]))
         if n_calls <= len(self._named([*self._said, *self.path])):
             return len(behind)
-        return len(behind) + self._way_out.n_call
+        return len(behind) + self._way_out.n_apart
 
     def _chooses(self, token: int | None, behind: Sequence[int]) -> bool:
         """Whether the way out names a tool that the model, which wants `token`, has not named."""

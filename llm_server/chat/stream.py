@@ -145,9 +145,15 @@ class AnswerParser:
         except EndOfText:
             rest = self._reader.take(len(self._reader.text))
             if self._where == "reasoning":
-                self._think(rest)
+                if not self._closes_thought(rest.strip()):
+                    self._think(rest)
             elif not self._closes(rest.strip()):
                 self._say(rest)
+
+    def _closes_thought(self, rest: str) -> bool:
+        """Whether `rest` is the beginning of what closes a thought, which was cut there."""
+        reasoning = self._syntax.reasoning
+        return bool(rest) and reasoning is not None and reasoning.close.startswith(rest)
 
     def _closes(self, rest: str) -> bool:
         """Whether `rest` is the beginning of what closes plain text: its end is not text."""

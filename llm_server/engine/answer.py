@@ -139,19 +139,13 @@ class Answer:
             self._sampler = self._make_sampler()
         if self._scores:
             self._scores.look(row)
+        if self.n_tokens == 0:
+            self._force()
         if self._pending:
             self._take_forced([self._pending.pop(0)])
-        else:
+        elif not self._tokens and self.reason is None:
             self._sample(self._sampler, row)
-        while self._constraint and self.reason is None and not self._pending:
-            forced = self._constraint.forced(self._limit - self.n_tokens)
-            if not forced:
-                break
-            if self._scores:
-                # Each is scored by logits that are yet to be computed.
-                self._pending = list(forced)
-            else:
-                self._take_forced(forced)
+        self._force()
         return self._tokens, self._deltas
 
     def open_echo(self, piece: bytes) -> list[Delta | Logprobs]:
@@ -190,6 +184,17 @@ class Answer:
         self._take_forced(instead)
         if not self._tokens:
             self._end("stop")
+
+    def _force(self) -> None:
+        """Take what must come now or, where each is scored by logits of its own, set it aside."""
+        while self._constraint and self.reason is None and not self._pending:
+            forced = self._constraint.forced(self._limit - self.n_tokens)
+            if not forced:
+                return
+            if self._scores:
+                self._pending = list(forced)
+            else:
+                self._take_forced(forced)
 
     def _take_forced(self, tokens: Sequence[int]) -> None:
         assert self._sampler is not None

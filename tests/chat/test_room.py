@@ -101,6 +101,20 @@ def test_another_call_begins_only_where_any_tool_would_fit() -> None:
     assert len(calls) == 2 and not cut
 
 
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_another_call_needs_the_room_of_one(choice: Any) -> None:
+    clock = tool("get_time", {"type": "object", "properties": {}})
+    request = ChatRequest(QUESTION, [TOOLS[2], clock], tool_choice=choice)
+    small = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
+    apart = length(CALL) - length(small)
+    for wish, spare in ((f"{CALL}\n{small}", apart), (f"{small}\n{CALL}", 0)):
+        text, _, calls, cut = said(request, wish, length(wish) + spare + 2 * MARGIN)
+        assert text == wish and len(calls) == 2 and not cut
+        for n in range(length(CALL) + MARGIN + 1, length(wish) + 2 * MARGIN):
+            _, _, calls, _ = said(request, wish, n)
+            assert calls and all(isinstance(json.loads(text), dict) for _, text in calls)
+
+
 @pytest.mark.parametrize("max_tokens", range(10, 62, 3))
 def test_arguments_end_as_late_as_they_can(max_tokens: int) -> None:
     text = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}

@@ -86,6 +86,16 @@ def test_an_opened_thought_goes_on() -> None:
     assert deltas == [Reasoning(7, "Hm."), Content(7, "Yes.")]
 
 
+@pytest.mark.parametrize("closing", ["</thin", "\n</think", "\n<", "\n"])
+def test_the_cut_end_of_a_thought_is_nobodys(closing: str) -> None:
+    for tools in (True, False):
+        parser = parse(THINKING, "reasoning", tools)
+        _, reasoning, _ = fold(parser.feed("If a < b") + parser.feed(closing) + parser.close())
+        assert reasoning.rstrip("\n") == "If a < b"
+    parser = parse(THINKING, "reasoning")
+    assert fold(parser.feed("Hm. <th") + parser.feed("anks>") + parser.close())[1] == "Hm. <thanks>"
+
+
 def test_a_call_inside_a_thought_is_a_call() -> None:
     parser = parse(THINKING, where="reasoning")
     _, reasoning, calls = fold(parser.feed(f"Let me.\n{CALL}") + parser.close())

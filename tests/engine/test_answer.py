@@ -77,6 +77,16 @@ def test_forced_tokens_are_computed_together_and_not_sampled() -> None:
     assert script.seen == [first, 11, 12, 13, after]
 
 
+def test_what_is_forced_from_the_beginning_comes_before_anything_is_sampled() -> None:
+    bench = Bench()
+    bench.submit(1, PROMPT, max_tokens=3, constraint=Script({0: [11, 12]}))
+    assert end_of(bench).usage.completion_tokens == 3
+    assert bench.texts[1] == text([11, 12, next_token([*PROMPT, 11, 12])])
+    bench.submit(2, PROMPT, max_tokens=3, constraint=Script({0: [EOG]}))
+    bench.run()
+    assert bench.texts[2] == ""
+
+
 def test_an_answer_ends_when_its_grammar_does() -> None:
     bench = Bench()
     bench.submit(1, PROMPT, max_tokens=50, constraint=Script({}, finish_at=2))

@@ -127,13 +127,14 @@ def test_what_was_held_back_for_a_stop_string_is_told_at_the_end() -> None:
 def test_forced_tokens_are_scored_by_logits_of_their_own() -> None:
     rows = Rows()
     bench = Bench()
-    script = Script({1: [11, 12, 13], 5: [14, EOG]})
+    forced = {0: [9, 10], 3: [11, 12, 13], 7: [14, EOG]}
+    script = Script(dict(forced))
     bench.submit(1, PROMPT, max_tokens=20, constraint=script, scores=scores(logits=rows))
     events = run(bench)
-    assert len(told(events)) == 6 and spelled(told(events)) == bench.texts[1]
-    assert len(rows.seen) == 7, "one row for each token, and one for the end"
+    assert len(told(events)) == 8 and spelled(told(events)) == bench.texts[1]
+    assert len(rows.seen) == 9, "one row for each token, and one for the end"
     fast = Bench()
-    fast.submit(1, PROMPT, max_tokens=20, constraint=Script({1: [11, 12, 13], 5: [14, EOG]}))
+    fast.submit(1, PROMPT, max_tokens=20, constraint=Script(dict(forced)))
     fast.run()
     assert fast.texts == bench.texts
 
