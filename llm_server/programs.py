@@ -36,6 +36,13 @@ def fill_standard_streams() -> None:
             setattr(sys, name, stream)
 
 
+def pass_over_hangups() -> None:
+    """Have SIGHUP do nothing until this process is ready for it."""
+    if hasattr(signal, "SIGHUP"):
+        # A handler, for programs that are started from here would go on ignoring it.
+        signal.signal(signal.SIGHUP, lambda *_: None)
+
+
 def exit_on_signals() -> None:
     """Have SIGTERM, and a terminal that is closed, end this process as `sys.exit(1)` does."""
     for name in ("SIGHUP", "SIGTERM"):

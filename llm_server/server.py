@@ -23,7 +23,7 @@ from llm_server.config import Settings, make_registry, settings_from_args, setti
 from llm_server.demo import demo_model_path
 from llm_server.errors import ModelNotFound
 from llm_server.models.registry import Registry
-from llm_server.programs import fill_standard_streams
+from llm_server.programs import fill_standard_streams, pass_over_hangups
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -41,6 +41,7 @@ class CannotStart(Exception):
 def main(args: Sequence[str] | None = None, prog: str = "python -m llm_server.server") -> int:
     """Serve until told to stop. The exit status: 0, 1 cannot start or told twice, 2 bad usage."""
     fill_standard_streams()
+    pass_over_hangups()
     settings = settings_from_args(sys.argv[1:] if args is None else args, prog)
     try:
         return serve(settings, stand_in=demo_model_path())

@@ -20,6 +20,18 @@ finally:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="about signals as Unix has them")
+def test_a_hangup_before_a_server_is_ready_ends_nothing() -> None:
+    script = """
+import atexit, os, signal
+from llm_server import server
+atexit.register(os.kill, os.getpid(), signal.SIGHUP)
+server.main(["--port", "x"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert done.returncode == 2 and b"--port" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="about signals as Unix has them")
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_a_program_in_order(sent: signal.Signals) -> None:
     command = [sys.executable, "-c", WAITING]
