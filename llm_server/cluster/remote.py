@@ -12,11 +12,7 @@ from contextvars import ContextVar
 from typing import cast
 
 from ray.exceptions import RayError
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    RayServeException,
-)
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from llm_server.cluster import messages
@@ -102,8 +98,8 @@ class RemoteWorker:
         self._asking += 1
         try:
             body = await self._describe.remote(b"")
-        except (RayError, BackPressureError, DeploymentUnavailableError) as error:
-            raise RemoteError(_told(error)) from None
+        except Exception as error:  # Ray passes on gRPC's own, too.
+            raise RemoteError(self._failed(error)) from None
         finally:
             self._asking -= 1
         self._opened(messages.decode_opening(body))
@@ -112,8 +108,8 @@ class RemoteWorker:
         """Have the replicas that are there end their workers. Whether any had one."""
         try:
             answers = await self._handle.broadcast("unload").results_async(return_exceptions=True)
-        except (RayError, RayServeException) as error:
-            raise RemoteError(_told(error)) from None
+        except Exception as error:
+            raise RemoteError(self._failed(error)) from None
         return any(answer is True for answer in answers)
 
     def submit(self, *requests: Asked, owner: str = "") -> EventStream:
@@ -148,16 +144,14 @@ class RemoteWorker:
                     seen = seen or not all(isinstance(event, Progress) for event in events)
                     over = over or self._feed(stream, events)
                 error: Exception = RemoteError(WorkerCrashed(LOST).info)
-            except (RayError, BackPressureError, DeploymentUnavailableError, ServerError) as failed:
+            except Exception as failed:  # Ray passes on gRPC's own, too.
                 error = failed
             if over:
                 return
             if seen or attempt == ATTEMPTS or not isinstance(error, RayError):
                 break
             logger.warning("%s: %s; asking another replica", self._model.name, type(error).__name__)
-        if not isinstance(error, ServerError):
-            logger.error("%s: a call failed: %s", self._model.name, error)
-        self._feed(stream, [Failed(stream.ids[0], _told(error))])
+        self._feed(stream, [Failed(stream.ids[0], self._failed(error))])
 
     async def _call(
         self, stream: EventStream, marks: bytes, body: bytes
@@ -189,16 +183,20 @@ class RemoteWorker:
         over = False
         for event in events:
             if not stream.add(event):
-                stream.add(
-                    Failed(stream.ids[0], QueueFull("The client reads its answer too slowly.").info)
-                )
-                over = True
-                break
+                # Cancels the pump where it waits next, and so what the replica computes.
+                self.fail(stream, QueueFull("The client reads its answer too slowly.").info)
+                return True
             if isinstance(event, Finished):
                 self._totals.add(event)
             over = over or isinstance(event, Failed)
         stream.wake()
         return over or not stream.open
+
+    def _failed(self, error: Exception) -> ErrorInfo:
+        """What a client is told of a call that failed; the log has all of it."""
+        if not isinstance(error, ServerError):
+            logger.error("%s: a call failed: %s", self._model.name, error)
+        return _told(error)
 
     def _closed(self, stream: EventStream) -> None:
         """Nobody reads on."""

@@ -25,6 +25,8 @@ ENVIRONMENT = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     # Between ingress and replica: half the time of Ray's own calls for a stream of small messages.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    # Longer than any request or step of an answer: gRPC's 4 MiB are less than a body may have.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "67108864",
     # Neither our code nor Ray's blocks the loop, and handing over to a thread costs a token more.
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",

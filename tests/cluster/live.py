@@ -31,7 +31,10 @@ with warnings.catch_warnings():
     from ray.cluster_utils import Cluster
 
     from llm_server.cluster.build import build
-    from llm_server.cluster.ingress import from_proxy as from_proxy  # For tests: it imports Ray.
+
+    # For tests: they import Ray.
+    from llm_server.cluster.ingress import from_proxy as from_proxy
+    from llm_server.cluster.remote import RemoteWorker as RemoteWorker
 
 APPLICATION = "test"
 
