@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import cast
@@ -65,7 +66,8 @@ class RemoteWorker:
         self._last_id = 0
         self._pumps: dict[EventStream, asyncio.Task[None]] = {}
         self._waiting: set[EventStream] = set()
-        self._asking = 0
+        self._owners: dict[EventStream, str] = {}
+        self._asking: Counter[str] = Counter()
 
     @property
     def loaded(self) -> Loaded:
@@ -91,17 +93,22 @@ class RemoteWorker:
     @property
     def n_waiting(self) -> int:
         """Requests that no replica has begun with."""
-        return len(self._waiting) + self._asking
+        return len(self._waiting) + self._asking.total()
 
-    async def describe(self) -> None:
+    def held_by(self, owner: str) -> int:
+        """Requests of an owner, whether a replica has begun with them or not."""
+        under_way = sum(of == owner for of in self._owners.values())
+        return under_way + self._asking[owner]
+
+    async def describe(self, owner: str = "") -> None:
         """Ask a replica what is loaded; the first one is started for it. Raises ServerError."""
-        self._asking += 1
+        self._asking[owner] += 1
         try:
             body = await self._describe.remote(b"")
         except Exception as error:  # Ray passes on gRPC's own, too.
             raise RemoteError(self._failed(error)) from None
         finally:
-            self._asking -= 1
+            self._asking[owner] -= 1
         self._opened(messages.decode_opening(body))
 
     async def unload(self) -> bool:
@@ -120,6 +127,7 @@ class RemoteWorker:
         marks = marks_of(requests[0], session.get())
         body = messages.encode_call(requests, owner)
         self._waiting.add(stream)
+        self._owners[stream] = owner
         pump = asyncio.get_running_loop().create_task(self._pump(stream, marks, body))
         self._pumps[stream] = pump
         pump.add_done_callback(lambda _: self._over(stream))
@@ -207,6 +215,7 @@ class RemoteWorker:
 
     def _over(self, stream: EventStream) -> None:
         self._pumps.pop(stream, None)
+        self._owners.pop(stream, None)
         self._waiting.discard(stream)
 
 

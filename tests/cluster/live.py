@@ -30,9 +30,9 @@ with warnings.catch_warnings():
     from ray import serve
     from ray.cluster_utils import Cluster
 
+    # Some for tests: they import Ray.
+    from llm_server.cluster.backend import Deployments as Deployments
     from llm_server.cluster.build import build
-
-    # For tests: they import Ray.
     from llm_server.cluster.ingress import from_proxy as from_proxy
     from llm_server.cluster.remote import RemoteWorker as RemoteWorker
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from llm_server.cluster import messages
-from llm_server.cluster.messages import Opening
 from llm_server.errors import ServerError
 from llm_server.models.registry import ModelFile
 from llm_server.worker import frames
-from llm_server.worker.messages import ChatRequest, Content, Failed, Loaded, Message, RequestEvent
+from llm_server.worker.messages import ChatRequest, Content, Failed, Message, RequestEvent
 from llm_server.worker.stream import MAX_UNREAD, EventStream
 from llm_server.worker.totals import Totals
+from tests.cluster.fake_handle import Handle, opening
 from tests.cluster.live import RemoteWorker
 
 grpc = pytest.importorskip("grpc")  # It comes with Ray.
@@ -24,52 +23,6 @@ grpc = pytest.importorskip("grpc")  # It comes with Ray.
 pytestmark = pytest.mark.filterwarnings("default")
 
 REQUEST = ChatRequest([Message("user", "hi")])
-LOADED = Loaded(4096, 4096, 4, 1000, "x")
-
-
-class Response:
-    """What a call of a stream returns."""
-
-    def __init__(self, steps: AsyncIterator[bytes]) -> None:
-        self._steps = steps
-        self.cancelled = asyncio.Event()
-
-    def __aiter__(self) -> Response:
-        return self
-
-    async def __anext__(self) -> bytes:
-        return await anext(self._steps)
-
-    def cancel(self) -> None:
-        self.cancelled.set()
-
-
-class Handle:
-    """A deployment whose replicas send what `answer` yields, and fail otherwise."""
-
-    def __init__(self, answer: Callable[[], AsyncIterator[bytes]]) -> None:
-        self._answer = answer
-        self.calls: list[Response] = []
-
-    def options(self, *, stream: bool = False, method_name: str) -> Handle | Broken:
-        return self if stream else Broken()
-
-    def remote(self, *args: bytes) -> Response:
-        self.calls.append(Response(self._answer()))
-        return self.calls[-1]
-
-    def broadcast(self, method: str) -> Broken:
-        return Broken()
-
-
-class Broken:
-    """A method whose calls fail with an error that is not Ray's."""
-
-    async def remote(self, *args: bytes) -> bytes:
-        raise grpc_error()
-
-    async def results_async(self, *, return_exceptions: bool) -> list[object]:
-        raise grpc_error()
 
 
 def grpc_error() -> Exception:
@@ -88,10 +41,6 @@ def worker_of(handle: Any) -> RemoteWorker:
 async def read(stream: EventStream) -> list[RequestEvent]:
     """All events up to the end."""
     return [event async for batch in stream for event in batch]
-
-
-def opening(*events: RequestEvent) -> bytes:
-    return messages.encode_opening(Opening(1, LOADED, events=list(events)))
 
 
 async def fails_at_once() -> AsyncIterator[bytes]:
@@ -125,7 +74,7 @@ def test_whatever_a_call_fails_with_its_stream_ends(
 
 def test_other_calls_fail_with_errors_of_ours() -> None:
     async def ask() -> None:
-        worker = worker_of(Handle(fails_at_once))
+        worker = worker_of(Handle(fails_at_once, grpc_error()))
         for call in (worker.describe, worker.unload):
             with pytest.raises(ServerError) as raised:
                 await call()
