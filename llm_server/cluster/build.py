@@ -55,6 +55,7 @@ def build(
 
     Raises InsufficientMemory for a model that would not fit into what its replicas may take.
     """
+    settings = _absolute(settings)
     registry = make_registry(settings, stand_in)
     registry.scan()
     planner = make_planner(settings, registry)
@@ -97,6 +98,20 @@ def build(
         settings.model_name or (first.name if first else None),
         stand_in,
     )
+
+
+def _absolute(settings: Settings) -> Settings:
+    """The same with whole paths: Ray's processes have working folders of their own."""
+    paths = {
+        "models_dir": settings.models_dir,
+        "cache_dir": settings.cache_dir,
+        "api_key_file": settings.api_key_file,
+    }
+    update: dict[str, object] = {name: path.absolute() for name, path in paths.items() if path}
+    given = make_registry(settings, None).given
+    if given is not None:
+        update["model_name"] = str(given.absolute())
+    return settings.model_copy(update=update)
 
 
 def _told(settings: Settings, planner: Planner, model: ModelFile) -> ReplicaFields:
