@@ -32,6 +32,7 @@ with warnings.catch_warnings():
 
     # Some for tests: they import Ray.
     from llm_server.cluster.backend import Deployments as Deployments
+    from llm_server.cluster.build import app as app
     from llm_server.cluster.build import build
     from llm_server.cluster.ingress import from_proxy as from_proxy
     from llm_server.cluster.remote import RemoteWorker as RemoteWorker
