@@ -36,6 +36,7 @@ with warnings.catch_warnings():
     from llm_server.cluster.build import build
     from llm_server.cluster.ingress import from_proxy as from_proxy
     from llm_server.cluster.remote import RemoteWorker as RemoteWorker
+    from llm_server.cluster.running import address as address
 
 APPLICATION = "test"
 

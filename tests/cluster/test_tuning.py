@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_the_guide_exports_it_all() -> None:
-    told = (ROOT / "docs/cluster.md").read_text()
-    exports = re.findall(r"(?:^export| )\s*(RAY_\w+)=('[^']*'|\S+)", told, re.MULTILINE)
+    guide = (ROOT / "docs/cluster.md").read_text()
+    exports = re.findall(r"(?:^export| )\s*(RAY_\w+)=('[^']*'|\S+)", guide, re.MULTILINE)
     told = {name: value.strip("'") for name, value in exports}
     folders = {
         name: told.pop(name).removeprefix("$H/").removeprefix("$H") for name in tuning.PRIVATE
