@@ -20,6 +20,7 @@ from llm_server.errors import (
     ModelLoading,
     ModelNotFound,
     QueueFull,
+    RateLimitExceeded,
     RemoteError,
     ServerError,
     ShuttingDown,
@@ -187,19 +188,20 @@ class Deployments:
     ) -> RemoteLease:
         """The right to ask a model, None for the default one, once it has a replica.
 
-        Raises ModelNotFound, QueueFull, ShuttingDown, InvalidRequest for a way to load it that is
-        not that of the deployment or a longer stay, and whatever its load fails with.
+        Raises ModelNotFound, QueueFull, RateLimitExceeded, ShuttingDown, InvalidRequest for a way
+        to load it that is not that of the deployment or a longer stay, and whatever its load fails
+        with.
         """
         self.check_room()
         file = self._unnamed() if model is None else self._named(model)
         worker = self._workers[file.name]
         self._check_stay(file.name, keep_alive_s)
-        self._check_room_for(file.name)
+        self._check_room_for(file.name, owner)
         if file.name in self._resting:
             self._share("take_resting", file.name, False)
         running = self._counted.get(file.name, Counted()).running
         if not worker.described or (make_default and not running):
-            await worker.describe()
+            await worker.describe(owner)
             # It is there, as the next count will say.
             self._counted = {**self._counted, file.name: Counted(max(1, running))}
         self._check(self._plans[file.name], worker.loaded, overrides or {})
@@ -296,13 +298,21 @@ class Deployments:
             " It came into the models folder after the deployment: deploy again.",
         )
 
-    def _check_room_for(self, name: str) -> None:
-        """Raises QueueFull, by the rule of the pool: what this ingress has, and what may wait."""
+    def _check_room_for(self, name: str, owner: str) -> None:
+        """Raises QueueFull and RateLimitExceeded, by the rule of the pool (`check_room`): what this
+        ingress has, and what may wait."""
         replicas = max(1, self._counted.get(name, Counted()).running)
+        at_once = replicas * self._plans[name].config.parallel
         worker = self._workers[name]
-        room = replicas * self._plans[name].config.parallel + self._queue_size
-        if worker.n_running + worker.n_waiting >= room:
+        taken = worker.n_running + worker.n_waiting
+        left = at_once + self._queue_size - taken
+        if left <= 0:
             raise QueueFull("Too many requests are waiting. Try again in a moment.")
+        if owner and taken >= at_once and worker.held_by(owner) >= left:
+            raise RateLimitExceeded(
+                "Too many requests with this API key are waiting; what room is left is for others. "
+                "Try again in a moment."
+            )
 
     def _check_stay(self, name: str, keep_alive_s: float | None) -> None:
         """Raises InvalidRequest if the model may go sooner than that after the request."""

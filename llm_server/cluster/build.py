@@ -28,6 +28,7 @@ from llm_server.errors import ErrorInfo, ServerError
 from llm_server.machine import physical_cores
 from llm_server.models.plan import Plan, Planner
 from llm_server.models.registry import ModelFile
+from llm_server.server import check_keys, check_models, warn_of_unknown_models, warn_of_variables
 from llm_server.worker.process import WORKER_ARGV
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,21 @@ MAX_ONGOING_INGRESS = 10_000
 
 
 def app(args: Mapping[str, Any]) -> Application:
-    """The builder: `args` are settings by name, such as `config`; the others as everywhere."""
-    return build(settings_from_environment(args), stand_in=demo_model_path())
+    """The builder: `args` are settings by name, such as `config`; the others as everywhere.
+
+    Raises CannotStart.
+    """
+    settings = settings_from_environment(args)
+    check(settings, demo_model_path())
+    return build(settings, stand_in=demo_model_path())
+
+
+def check(settings: Settings, stand_in: Path | None) -> None:
+    """What a server on one machine checks and warns of at its start. Raises CannotStart."""
+    registry = check_models(settings, stand_in)
+    check_keys(settings)
+    warn_of_unknown_models(settings, registry)
+    warn_of_variables()
 
 
 def build(
@@ -55,6 +69,7 @@ def build(
 
     Raises InsufficientMemory for a model that would not fit into what its replicas may take.
     """
+    settings = _absolute(settings)
     registry = make_registry(settings, stand_in)
     registry.scan()
     planner = make_planner(settings, registry)
@@ -97,6 +112,20 @@ def build(
         settings.model_name or (first.name if first else None),
         stand_in,
     )
+
+
+def _absolute(settings: Settings) -> Settings:
+    """The same with whole paths: Ray's processes have working folders of their own."""
+    paths = {
+        "models_dir": settings.models_dir,
+        "cache_dir": settings.cache_dir,
+        "api_key_file": settings.api_key_file,
+    }
+    update: dict[str, object] = {name: path.absolute() for name, path in paths.items() if path}
+    given = make_registry(settings, None).given
+    if given is not None:
+        update["model_name"] = str(given.absolute())
+    return settings.model_copy(update=update)
 
 
 def _told(settings: Settings, planner: Planner, model: ModelFile) -> ReplicaFields:

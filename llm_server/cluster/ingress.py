@@ -66,7 +66,7 @@ class Ingress:
         """The application, as Ray Serve asks for it."""
         self._spawn(self._count())
         self._spawn(self._ask_default())
-        return from_proxy(self._app, _host() if tuning.behind_haproxy() else None)
+        return from_proxy(self._app, listens_on() if tuning.behind_haproxy() else None)
 
     # ---- what ingresses tell each other --------------------------------------------------------
 
@@ -147,7 +147,7 @@ def from_proxy(app: ASGIApp, host: str | None) -> ASGIApp:
     return serve_one
 
 
-def _host() -> str:
+def listens_on() -> str:
     """The IP address that Ray Serve listens on, on each node."""
     host = _get_global_client().http_config.host or "0.0.0.0"
     return str(socket.getaddrinfo(host, None)[0][4][0])

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import cast
 
 from ray.exceptions import RayError
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    RayServeException,
-)
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from llm_server.cluster import messages
@@ -69,7 +66,8 @@ class RemoteWorker:
         self._last_id = 0
         self._pumps: dict[EventStream, asyncio.Task[None]] = {}
         self._waiting: set[EventStream] = set()
-        self._asking = 0
+        self._owners: dict[EventStream, str] = {}
+        self._asking: Counter[str] = Counter()
 
     @property
     def loaded(self) -> Loaded:
@@ -95,25 +93,30 @@ class RemoteWorker:
     @property
     def n_waiting(self) -> int:
         """Requests that no replica has begun with."""
-        return len(self._waiting) + self._asking
+        return len(self._waiting) + self._asking.total()
 
-    async def describe(self) -> None:
+    def held_by(self, owner: str) -> int:
+        """Requests of an owner, whether a replica has begun with them or not."""
+        under_way = sum(of == owner for of in self._owners.values())
+        return under_way + self._asking[owner]
+
+    async def describe(self, owner: str = "") -> None:
         """Ask a replica what is loaded; the first one is started for it. Raises ServerError."""
-        self._asking += 1
+        self._asking[owner] += 1
         try:
             body = await self._describe.remote(b"")
-        except (RayError, BackPressureError, DeploymentUnavailableError) as error:
-            raise RemoteError(_told(error)) from None
+        except Exception as error:  # Ray passes on gRPC's own, too.
+            raise RemoteError(self._failed(error)) from None
         finally:
-            self._asking -= 1
+            self._asking[owner] -= 1
         self._opened(messages.decode_opening(body))
 
     async def unload(self) -> bool:
         """Have the replicas that are there end their workers. Whether any had one."""
         try:
             answers = await self._handle.broadcast("unload").results_async(return_exceptions=True)
-        except (RayError, RayServeException) as error:
-            raise RemoteError(_told(error)) from None
+        except Exception as error:
+            raise RemoteError(self._failed(error)) from None
         return any(answer is True for answer in answers)
 
     def submit(self, *requests: Asked, owner: str = "") -> EventStream:
@@ -124,6 +127,7 @@ class RemoteWorker:
         marks = marks_of(requests[0], session.get())
         body = messages.encode_call(requests, owner)
         self._waiting.add(stream)
+        self._owners[stream] = owner
         pump = asyncio.get_running_loop().create_task(self._pump(stream, marks, body))
         self._pumps[stream] = pump
         pump.add_done_callback(lambda _: self._over(stream))
@@ -148,16 +152,14 @@ class RemoteWorker:
                     seen = seen or not all(isinstance(event, Progress) for event in events)
                     over = over or self._feed(stream, events)
                 error: Exception = RemoteError(WorkerCrashed(LOST).info)
-            except (RayError, BackPressureError, DeploymentUnavailableError, ServerError) as failed:
+            except Exception as failed:  # Ray passes on gRPC's own, too.
                 error = failed
             if over:
                 return
             if seen or attempt == ATTEMPTS or not isinstance(error, RayError):
                 break
             logger.warning("%s: %s; asking another replica", self._model.name, type(error).__name__)
-        if not isinstance(error, ServerError):
-            logger.error("%s: a call failed: %s", self._model.name, error)
-        self._feed(stream, [Failed(stream.ids[0], _told(error))])
+        self._feed(stream, [Failed(stream.ids[0], self._failed(error))])
 
     async def _call(
         self, stream: EventStream, marks: bytes, body: bytes
@@ -189,16 +191,20 @@ class RemoteWorker:
         over = False
         for event in events:
             if not stream.add(event):
-                stream.add(
-                    Failed(stream.ids[0], QueueFull("The client reads its answer too slowly.").info)
-                )
-                over = True
-                break
+                # Cancels the pump where it waits next, and so what the replica computes.
+                self.fail(stream, QueueFull("The client reads its answer too slowly.").info)
+                return True
             if isinstance(event, Finished):
                 self._totals.add(event)
             over = over or isinstance(event, Failed)
         stream.wake()
         return over or not stream.open
+
+    def _failed(self, error: Exception) -> ErrorInfo:
+        """What a client is told of a call that failed; the log has all of it."""
+        if not isinstance(error, ServerError):
+            logger.error("%s: a call failed: %s", self._model.name, error)
+        return _told(error)
 
     def _closed(self, stream: EventStream) -> None:
         """Nobody reads on."""
@@ -209,6 +215,7 @@ class RemoteWorker:
 
     def _over(self, stream: EventStream) -> None:
         self._pumps.pop(stream, None)
+        self._owners.pop(stream, None)
         self._waiting.discard(stream)
 
 

@@ -22,6 +22,9 @@ PATIENCE_S = 10.0
 WORTH_WAITING = 32
 """Tokens that a running sequence must be about to compute for another to wait for them."""
 
+MAX_OWNERS = 1024
+"""Owners whose last admission is remembered. Who is forgotten counts as never admitted."""
+
 
 class Admission:
     """The sequences of one engine that do not run (yet, or since they were preempted)."""
@@ -30,6 +33,8 @@ class Admission:
         self._context = context
         self._cache = cache
         self._wake = wake
+        self._last: dict[str, int] = {}  # the number of each owner's last admission, in order
+        self._n_admitted = 0
         self.waiting: list[Sequence] = []
 
     def admit(self, running: list[Sequence], want: Callable[[Sequence], Want], now: float) -> None:
@@ -37,7 +42,8 @@ class Admission:
 
         `running` is kept with the oldest first; `want` says what a sequence asks of a step.
         """
-        order = in_turn([want(s) for s in self.waiting], served=[s.owner for s in running])
+        served = [s.owner for s in running]
+        order = in_turn([want(s) for s in self.waiting], served, self._last)
         self.waiting = [self.waiting[i] for i in order]
         for sequence in list(self.waiting):
             known = self._cache.match(sequence.reusable, sequence.namespace)
@@ -62,6 +68,15 @@ class Admission:
             self.waiting.remove(sequence)
             running.append(sequence)
             running.sort(key=lambda s: s.arrived)
+            self._took_turn(sequence.owner)
+
+    def _took_turn(self, owner: str) -> None:
+        """Who runs may be nobody when a place comes free: turns that are over count, too."""
+        self._last.pop(owner, None)
+        self._last[owner] = self._n_admitted
+        self._n_admitted += 1
+        if len(self._last) > MAX_OWNERS:
+            del self._last[next(iter(self._last))]
 
     def _follows_another(self, sequence: Sequence, running: list[Sequence], known: int) -> bool:
         """Whether to wait for tokens that a running sequence is about to compute for both.

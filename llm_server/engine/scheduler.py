@@ -7,7 +7,7 @@ one, or a few that a grammar forces. It knows no cells and no llama.cpp.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 _OVERSHOOT = 1.1  # finish a prompt a little over budget rather than leave a poor small rest
@@ -44,18 +44,22 @@ class Want:
         return self.seconds - self.waited
 
 
-def in_turn(wants: Sequence[Want], served: Iterable[str] = ()) -> list[int]:
+def in_turn(
+    wants: Sequence[Want], served: Iterable[str] = (), last: Mapping[str, int] | None = None
+) -> list[int]:
     """The order of `wants`, by index: the most urgent first, but owner by owner in turn.
 
-    `served` are the owners who have had turns already, each as often as they had one.
+    `served` are the owners who have had turns already, each as often as they had one. Of owners
+    with as many, whose number in `last` is the lowest comes first: the later a turn, the higher.
     """
+    numbers = last or {}
     turns = Counter(served)
     order = sorted(range(len(wants)), key=lambda i: wants[i].urgency)
     turn = {}
     for i in order:
         turn[i] = turns[wants[i].owner]
         turns[wants[i].owner] += 1
-    return sorted(order, key=turn.__getitem__)
+    return sorted(order, key=lambda i: (turn[i], numbers.get(wants[i].owner, -1)))
 
 
 def next_depth(wants: Sequence[Want]) -> int:

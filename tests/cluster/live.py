@@ -30,8 +30,13 @@ with warnings.catch_warnings():
     from ray import serve
     from ray.cluster_utils import Cluster
 
+    # Some for tests: they import Ray.
+    from llm_server.cluster.backend import Deployments as Deployments
+    from llm_server.cluster.build import app as app
     from llm_server.cluster.build import build
-    from llm_server.cluster.ingress import from_proxy as from_proxy  # For tests: it imports Ray.
+    from llm_server.cluster.ingress import from_proxy as from_proxy
+    from llm_server.cluster.remote import RemoteWorker as RemoteWorker
+    from llm_server.cluster.running import address as address
 
 APPLICATION = "test"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llm_server.engine.admission import MAX_OWNERS
 from llm_server.engine.scheduler import Want, in_turn, plan
 from llm_server.engine.turns import Turns
 from tests.engine.fake_context import Bench, FakeContext
@@ -35,6 +36,8 @@ def test_the_most_urgent_of_each_owner_in_turn() -> None:
     wants = [want(10, "a"), want(20, "a"), want(30, "a"), want(100, "b"), want(90, "b")]
     assert in_turn(wants) == [0, 4, 1, 3, 2]
     assert in_turn(wants, served=["a", "a"]) == [4, 3, 0, 1, 2]
+    assert in_turn(wants, last={"a": 7}) == [4, 0, 3, 1, 2]
+    assert in_turn(wants, last={"a": 7, "b": 8}) == in_turn(wants)
     assert in_turn([want(30), want(10), want(20, waited=9)]) == [2, 1, 0]
 
 
@@ -48,7 +51,25 @@ def test_who_submits_one_request_behind_many_of_another_is_next_but_one() -> Non
     for id in range(8):
         bench.submit(id, [id * 20 + n for n in range(20)], max_tokens=3, owner="many")
     bench.step()
-    bench.submit(100, list(range(500, 520)), max_tokens=3, owner="one")
+    bench.clock.pass_(1)  # The others have waited for longer.
+    bench.submit(100, list(range(200, 220)), max_tokens=3, owner="one")
     bench.run()
     assert list(bench.ends)[:2] == [0, 100]
     assert len(bench.ends) == 9
+
+
+def test_two_owners_with_much_to_ask_take_the_only_place_in_turn() -> None:
+    bench = Bench(FakeContext(n_ctx=4096, parallel=1))
+    for id in range(8):
+        bench.submit(id, [id * 20 + n for n in range(20)], owner="first" if id < 4 else "second")
+        bench.clock.pass_(1)
+    bench.run()
+    assert list(bench.ends) == [0, 4, 1, 5, 2, 6, 3, 7]
+
+
+def test_of_more_owners_than_are_remembered_each_is_served() -> None:
+    bench = Bench(FakeContext(n_ctx=4096, parallel=1))
+    for id in range(MAX_OWNERS + 2):
+        bench.submit(id, [id % 60 + 1, id // 60 + 1], max_tokens=1, owner=f"owner {id}")
+    bench.run()
+    assert len(bench.ends) == MAX_OWNERS + 2
