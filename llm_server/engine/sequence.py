@@ -53,8 +53,8 @@ class Prompt:
 
     `visible` are control tokens that the parser needs to see as text. The first `head` tokens
     are system prompt and tools, `boundaries` are positions where a later prompt may leave this
-    one; `persist` asks for all of the prompt to be stored, `echo`, together with `scores`, for its
-    tokens to be told.
+    one; `persist` asks for all of the prompt to be stored. `told` is text that comes before the
+    answer's; `echo`, together with `scores`, asks for the prompt's tokens to be told instead.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Prompt:
         head: int = 0,
         boundaries: SequenceOf[int] = (),
         persist: bool = False,
+        told: bytes = b"",
         echo: Echo | None = None,
         arrived: float | None = None,
     ) -> None:
@@ -89,6 +90,7 @@ class Prompt:
         self.head = head
         self.boundaries = boundaries
         self.persist = persist
+        self.told = told
         self.echo = echo
         self.arrived = time.monotonic() if arrived is None else arrived
 
@@ -134,6 +136,7 @@ class Sequence:
             prompt.visible,
             room if prompt.max_tokens is None else min(prompt.max_tokens, room),
             prompt.scores,
+            prompt.told,
         )
         self._admitted: float | None = None
         self._was_preempted = False
