@@ -282,23 +282,24 @@ class Sequence:
         return self._lookup
 
     def advance(self, row: int, draft: SequenceOf[int] = ()) -> list[RequestEvent]:
-        """More is computed, the last of it as `row`. Returns what that makes visible, and how far
-        the prompt is, or `Finished` behind the last token.
+        """More is computed, the last of it as `row`. Returns what that makes visible, how far the
+        prompt is up to its first token, and `Finished` behind the last.
 
         With nothing left to compute it goes on from the logits of `row`, and of as many behind it
         as `draft` has: as long as what is sampled agrees with the draft, that is computed too.
         """
-        deltas = self._tell_prompt(row)
+        events: list[RequestEvent] = [*self._tell_prompt(row)]
         if self.n_wanted:
-            return [*deltas, self.progress]
+            return [*events, self.progress]
         self.end = None
         if self._first_token is None:
             self._first_token = time.monotonic()
+            events.insert(0, self.progress)
         n_before, n_right = len(self.tokens), 0
         while True:
             tokens, visible = self._answer.next(row + n_right)
             self.tokens += tokens
-            deltas += visible
+            events += visible
             n = common_prefix(tokens, 0, draft, n_right)
             n_right += n
             if self.is_over or n == 0 or n < len(tokens):
@@ -308,10 +309,9 @@ class Sequence:
         self._n_right += n_right
         if self._lookup is not None:
             self._lookup.extend(self.tokens[n_before:])
-        if self._answer.reason is None:
-            return list(deltas)
-        end = Finished(self.id, self._answer.reason, self.usage(), self._timings())
-        return [*deltas, end]
+        if self._answer.reason is not None:
+            events.append(Finished(self.id, self._answer.reason, self.usage(), self._timings()))
+        return events
 
     def _tell_prompt(self, row: int) -> list[Delta | Logprobs]:
         """The tokens of an echoed prompt that the logits up to those of `row` say something of."""
