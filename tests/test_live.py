@@ -326,6 +326,20 @@ def test_a_prompt_is_scored_as_evaluation_harnesses_ask(server: LiveServer) -> N
     assert streamed == answers[1]["choices"][0]["logprobs"]["tokens"]
 
 
+def test_an_echoed_prompt_is_the_same_text_with_and_without_its_probabilities(
+    server: LiveServer,
+) -> None:
+    """It ends inside a character, which the answer completes."""
+    asked = {"content": "hello \N{GRINNING FACE}"}
+    *prompt, last = server.client.post("/tokenize", json=asked).json()["tokens"]
+    body = {"prompt": prompt, "max_tokens": 1, "echo": True, "logit_bias": {str(last): 100}}
+    texts = [
+        server.client.post("/v1/completions", json=body | fields).json()["choices"][0]["text"]
+        for fields in ({}, {"logprobs": 0})
+    ]
+    assert texts == [asked["content"]] * 2
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -19,7 +19,13 @@ from llguidance._lib import LLParserLimits
 from llguidance._tokenizer import TokenizerWrapper
 
 from llm_server.chat.endless import is_endless
-from llm_server.chat.schemas import enforceable, ignored_words
+from llm_server.chat.schemas import (
+    MAX_DIGITS,
+    MAX_MULTIPLE,
+    enforceable,
+    ignored_words,
+    is_beyond_multiples,
+)
 from llm_server.chat.syntax.literal import loose_regex
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import JsonObject
@@ -29,10 +35,6 @@ MAX_GRAMMAR_BYTES = 512 * 1024
 
 MAX_PROPERTIES = 1000
 """Most properties of one object: compiling takes time by their square, 0.1 s for this many."""
-
-MAX_MULTIPLE = 20_000
-"""Largest `multipleOf`, without its decimal point and the zeros at its ends: 0.1 s for this one,
-20 s and 500 MB for ten times as much."""
 
 CACHE_BYTES = 4 * 1024 * 1024
 """Budget of the compiled grammars that are kept, in bytes of their sources."""
@@ -322,19 +324,23 @@ def single_token(vocabulary: Spelling, text: str) -> int | None:
 
 def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param: str) -> None:
     """Refuse a schema that cannot be forced or that nothing fits. Raises InvalidRequest."""
-    if not lenient and (words := ignored_words(schema)):
-        raise _refused(f"{', '.join(words)} cannot be enforced; leave it out.", param)
-    stack: list[object] = [schema]
+    stack: list[object] = [enforceable(schema) if lenient else schema]
     while stack:
         item = stack.pop()
         if isinstance(item, dict):
             if len(item) > MAX_PROPERTIES:
                 raise _refused("The schema has too many properties in one object.", param)
-            if _digits(item.get("multipleOf")) > MAX_MULTIPLE:
-                raise _refused(f"The digits of a multipleOf are more than {MAX_MULTIPLE}.", param)
+            if is_beyond_multiples(item.get("multipleOf")):
+                raise _refused(
+                    f"A multipleOf is more than {MAX_MULTIPLE}, or its digits are more than "
+                    f"{MAX_DIGITS}.",
+                    param,
+                )
             stack.extend(item.values())
         elif isinstance(item, list):
             stack.extend(part for part in item if isinstance(part, (dict, list)))
+    if not lenient and (words := ignored_words(schema)):
+        raise _refused(f"{', '.join(words)} cannot be enforced; leave it out.", param)
     lark = Lark({})
     source = lark.source(lark.json(schema, spaced=False, lenient=lenient))
     grammars.check(source, param, probe=True)
@@ -344,13 +350,6 @@ def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param
             "kind needs a way to stop, such as null.",
             param,
         )
-
-
-def _digits(number: object) -> int:
-    """A number's digits without the zeros at its ends; 0 for what is no number."""
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
-        return 0
-    return int(repr(number).partition("e")[0].replace(".", "").replace("-", "").strip("0") or "0")
 
 
 def _regex(text: str) -> str:

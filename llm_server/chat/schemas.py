@@ -2,7 +2,8 @@
 
 A tool that is not `strict` may use the former: they are ignored. A strict one, and the format of
 an answer, is refused by the word's name. Patterns count as such a word where they are no regular
-expressions in the strict sense. It looks into schemas and compiles none.
+expressions in the strict sense, and so do words with values that llguidance cannot hold an answer
+to. It looks into schemas and compiles none.
 """
 
 from __future__ import annotations
@@ -11,11 +12,24 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from llm_server.chat.syntax.formats import FORMATS
+
 UNENFORCED = frozenset(
     "not if then else uniqueItems contains minContains maxContains propertyNames dependentRequired "
     "dependentSchemas dependencies unevaluatedProperties unevaluatedItems $dynamicRef".split()
 )
 """What llguidance does not know; a test holds this against it."""
+
+_BY_VALUE = frozenset({"format", "multipleOf", "minProperties", "maxProperties"})
+"""What llguidance enforces for some values only."""
+
+MAX_MULTIPLE = 400_000_000
+"""Largest `multipleOf`: llguidance counts in 32 bits, up to ten times as far."""
+
+MAX_DIGITS = 20_000
+"""Most of a `multipleOf`'s digits, without its decimal point and the zeros at its ends, and five
+times that for each zero at the end of a whole number: about half a second for this many, 20 s and
+500 MB for ten times as many."""
 
 _OUTERMOST = 9 * 10**18
 """llguidance writes bounds as 64-bit numbers, and fails at the last of them."""
@@ -56,7 +70,7 @@ def ignored_words(schema: object) -> list[str]:
         part = stack.pop()
         if isinstance(part, dict):
             found |= {word for word in UNENFORCED & part.keys() if not _says_nothing(word, part)}
-            found |= {word for word, _ in _irregular(part)}
+            found |= {word for word, _ in _irregular(part)} | _beyond(part)
             stack += [value for _, value in subschemas(part)]
     return sorted(found)
 
@@ -65,15 +79,16 @@ def enforceable(schema: Any) -> Any:
     """A schema as llguidance takes it, which means the same, but for `ignored_words`.
 
     Without words that say nothing, which generators write (`uniqueItems: false`, or that names of
-    properties are strings), and without patterns that no grammar can say. Bounds at the ends of 64
-    bits are a little narrower.
+    properties are strings), and without patterns and values that no grammar can say. Bounds at the
+    ends of 64 bits are a little narrower.
     """
     if not isinstance(schema, dict):
         return schema
+    beyond = _beyond(schema)
     kept = {
         word: _within_64_bits(word, value)
         for word, value in schema.items()
-        if word not in UNENFORCED or not _says_nothing(word, schema)
+        if word not in beyond and (word not in UNENFORCED or not _says_nothing(word, schema))
     }
     for word in {place for place, _ in subschemas(schema)}:
         value = kept[word]
@@ -94,6 +109,44 @@ def enforceable(schema: Any) -> Any:
 def is_irregular(pattern: str) -> bool:
     """Whether a pattern looks around, at the border of a word or back: no grammar can say that."""
     return any(found["irregular"] for found in _IRREGULAR.finditer(pattern))
+
+
+def is_beyond_multiples(number: object) -> bool:
+    """Whether a `multipleOf` is too large to be counted in, or takes too long."""
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        return False
+    if abs(number) > MAX_MULTIPLE:
+        return True
+    written = repr(number).partition("e")[0].removesuffix(".0").lstrip("-")
+    digits = int(written.replace(".", "").strip("0") or "0")
+    n_zeros = len(written) - len(written.rstrip("0"))
+    return digits * max(1, 5 * n_zeros) > MAX_DIGITS
+
+
+def _beyond(schema: dict[str, Any]) -> set[str]:
+    """The words of a schema that llguidance knows, but not with such a value."""
+    return {word for word in _BY_VALUE & schema.keys() if _is_beyond(word, schema)}
+
+
+def _is_beyond(word: str, schema: dict[str, Any]) -> bool:
+    value = schema[word]
+    if word == "multipleOf":
+        return is_beyond_multiples(value)
+    if word == "format":
+        # Without a type, what is no text fits any.
+        is_text = "string" in str(schema.get("type", "string"))
+        return is_text and isinstance(value, str) and value not in FORMATS
+    # llguidance counts no properties beside one that may be missing, and those of one name twice.
+    required = _names(schema.get("required"))
+    optional = _names(schema.get("properties")) - required
+    if word == "maxProperties":
+        return bool(optional)
+    return isinstance(value, (int, float)) and value > len(required) + (not optional)
+
+
+def _names(named: object) -> set[str]:
+    listed = named if isinstance(named, (dict, list)) else ()
+    return {name for name in listed if isinstance(name, str)}
 
 
 def _irregular(schema: dict[str, Any]) -> list[tuple[str, str]]:

@@ -55,23 +55,6 @@ class PlainText:
         return []
 
 
-class EchoedText(PlainText):
-    """Text that is told again, and then an answer as plain text."""
-
-    def __init__(self, id: int, text: str) -> None:
-        super().__init__(id)
-        self._text = text
-
-    def feed(self, text: str) -> list[Delta]:
-        """The deltas that `text` makes visible."""
-        echo, self._text = self._text, ""
-        return super().feed(echo + text)
-
-    def close(self) -> list[Delta]:
-        """The text to be told, if no other came."""
-        return self.feed("") if self._text else []
-
-
 class AnswerParser:
     """Reads one answer in a model's own syntax.
 

@@ -88,7 +88,8 @@ class Answer:
     """The tokens and the text of one answer of at most `limit` tokens.
 
     `visible` are control tokens that the parser needs to see as text. With `scores` each token is
-    told with its probability. `reason` is set once it is over.
+    told with its probability. `told` is text that comes before its own; its last character may be
+    one that the answer completes. `reason` is set once it is over.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Answer:
         visible: frozenset[int],
         limit: int,
         scores: Scores | None = None,
+        told: bytes = b"",
     ) -> None:
         self.reason: FinishReason | None = None
         self.n_tokens = 0
@@ -116,6 +118,7 @@ class Answer:
         self._visible = visible
         self._limit = limit
         self._scores = scores
+        self._told = told
         self._pending: list[int] = []
         self._tokens: list[int] = []
         self._deltas: list[Delta | Logprobs] = []
@@ -132,6 +135,9 @@ class Answer:
         With them the deltas that they make visible.
         """
         self._tokens, self._deltas = [], []
+        if text := self._characters.feed(self._told):
+            self._deltas.extend(self._parser.feed(text))
+        self._told = b""
         if self._limit <= 0:
             self._end("length")
             return [], self._deltas

@@ -53,8 +53,8 @@ class Prompt:
 
     `visible` are control tokens that the parser needs to see as text. The first `head` tokens
     are system prompt and tools, `boundaries` are positions where a later prompt may leave this
-    one; `persist` asks for all of the prompt to be stored, `echo`, together with `scores`, for its
-    tokens to be told.
+    one; `persist` asks for all of the prompt to be stored. `told` is text that comes before the
+    answer's; `echo`, together with `scores`, asks for the prompt's tokens to be told instead.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Prompt:
         head: int = 0,
         boundaries: SequenceOf[int] = (),
         persist: bool = False,
+        told: bytes = b"",
         echo: Echo | None = None,
         arrived: float | None = None,
     ) -> None:
@@ -89,6 +90,7 @@ class Prompt:
         self.head = head
         self.boundaries = boundaries
         self.persist = persist
+        self.told = told
         self.echo = echo
         self.arrived = time.monotonic() if arrived is None else arrived
 
@@ -134,6 +136,7 @@ class Sequence:
             prompt.visible,
             room if prompt.max_tokens is None else min(prompt.max_tokens, room),
             prompt.scores,
+            prompt.told,
         )
         self._admitted: float | None = None
         self._was_preempted = False
@@ -279,23 +282,24 @@ class Sequence:
         return self._lookup
 
     def advance(self, row: int, draft: SequenceOf[int] = ()) -> list[RequestEvent]:
-        """More is computed, the last of it as `row`. Returns what that makes visible, and how far
-        the prompt is, or `Finished` behind the last token.
+        """More is computed, the last of it as `row`. Returns what that makes visible, how far the
+        prompt is up to its first token, and `Finished` behind the last.
 
         With nothing left to compute it goes on from the logits of `row`, and of as many behind it
         as `draft` has: as long as what is sampled agrees with the draft, that is computed too.
         """
-        deltas = self._tell_prompt(row)
+        events: list[RequestEvent] = [*self._tell_prompt(row)]
         if self.n_wanted:
-            return [*deltas, self.progress]
+            return [*events, self.progress]
         self.end = None
         if self._first_token is None:
             self._first_token = time.monotonic()
+            events.insert(0, self.progress)
         n_before, n_right = len(self.tokens), 0
         while True:
             tokens, visible = self._answer.next(row + n_right)
             self.tokens += tokens
-            deltas += visible
+            events += visible
             n = common_prefix(tokens, 0, draft, n_right)
             n_right += n
             if self.is_over or n == 0 or n < len(tokens):
@@ -305,10 +309,9 @@ class Sequence:
         self._n_right += n_right
         if self._lookup is not None:
             self._lookup.extend(self.tokens[n_before:])
-        if self._answer.reason is None:
-            return list(deltas)
-        end = Finished(self.id, self._answer.reason, self.usage(), self._timings())
-        return [*deltas, end]
+        if self._answer.reason is not None:
+            events.append(Finished(self.id, self._answer.reason, self.usage(), self._timings()))
+        return events
 
     def _tell_prompt(self, row: int) -> list[Delta | Logprobs]:
         """The tokens of an echoed prompt that the logits up to those of `row` say something of."""

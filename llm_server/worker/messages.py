@@ -275,8 +275,8 @@ class Cells(msgspec.Struct, frozen=True, tag=True):
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """A request's prompt is being read from the disk, computed, or stored: `n_done` of `n_prompt`
-    tokens are there, `n_cached` reused. While it waits for the disk, or its answer's tokens show
-    nothing, this comes again and again."""
+    tokens are there, `n_cached` reused. It comes with the first token at the latest; while a
+    request waits for the disk, or its answer's tokens show nothing, again and again."""
 
     id: int
     n_prompt: int

@@ -15,7 +15,7 @@ from llm_server.cache.reading import WORTH_READING
 from llm_server.cache.tree import common_prefix
 from llm_server.chat.dialogue import N_TURNS, Dialogue
 from llm_server.chat.segments import Segment
-from llm_server.chat.stream import EchoedText, PlainText
+from llm_server.chat.stream import PlainText
 from llm_server.engine.logprobs import Scores
 from llm_server.engine.sequence import Echo, Prompt
 from llm_server.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter
@@ -133,13 +133,13 @@ class Preparer:
         if len(tokens) >= self._context.n_ctx:
             raise ContextLengthExceeded(len(tokens), self._context.n_ctx, param=request.place)
         scores = self._scores(id, sampling)
-        told = request.echo and scores is None
         return Prompt(
             id,
             tokens,
             make_sampler=self._maker(sampling, tokens),
-            parser=EchoedText(id, self._text_of(request.prompt)) if told else PlainText(id),
+            parser=PlainText(id),
             scores=scores,
+            told=self._bytes_of(request.prompt) if request.echo and not scores else b"",
             echo=self._echo(request.prompt, tokens) if request.echo and scores else None,
             max_tokens=sampling.max_tokens,
             stop=sampling.stop,
@@ -182,11 +182,10 @@ class Preparer:
         if (fewest := fewest_tokens(n_bytes, self._vocab)) >= n_ctx:
             raise ContextLengthExceeded(fewest, n_ctx, param=param, at_least=True)
 
-    def _text_of(self, prompt: str | list[int]) -> str:
+    def _bytes_of(self, prompt: str | list[int]) -> bytes:
         if isinstance(prompt, str):
-            return prompt
-        pieces = [self._vocab.piece(token, special=True) for token in prompt]
-        return b"".join(pieces).decode("utf-8", "replace")
+            return prompt.encode()
+        return b"".join(self._vocab.piece(token, special=True) for token in prompt)
 
     def _echo(self, prompt: str | list[int], tokens: list[int]) -> Echo | None:
         """How to tell the prompt: without what tokenizing put before its text."""

@@ -619,7 +619,8 @@ def test_unknown_fields_are_ignored_by_name() -> None:
 
 
 def test_words_of_schemas_that_nothing_enforces_are_named() -> None:
-    schema = {"type": "array", "uniqueItems": True, "items": {"not": {"const": 1}}}
+    item = {"type": "string", "format": "color", "not": {"const": 1}}
+    schema = {"type": "array", "uniqueItems": True, "items": item}
     functions = [
         {"name": "a", "parameters": {"properties": {"x": schema}}},
         {"name": "b", "parameters": {"properties": {"x": schema}}, "strict": True},
@@ -628,7 +629,7 @@ def test_words_of_schemas_that_nothing_enforces_are_named() -> None:
     ]
     tools = [{"type": "function", "function": function} for function in functions]
     call = chat_call({"messages": HELLO, "tools": tools})
-    assert call.ignored == ["tools.0.not", "tools.0.uniqueItems"]
+    assert call.ignored == ["tools.0.format", "tools.0.not", "tools.0.uniqueItems"]
     flat = [{"type": "function", **function} for function in functions]
     asked = responses_call({"input": "x", "tools": flat})
     assert asked.call.ignored == call.ignored

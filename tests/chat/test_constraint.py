@@ -660,6 +660,11 @@ def test_a_schema_that_cannot_be_forced_is_refused(schema: Any) -> None:
         ({"type": "string", "pattern": r"^(?!\.)(?!.*\.\.)[a-z.]+$"}, "pattern cannot be enforced"),
         ({"type": "string", "pattern": r"\bfoo\b"}, "pattern cannot be enforced"),
         ({"patternProperties": {"(?=a)": {}}}, "patternProperties cannot be enforced"),
+        ({"type": "string", "format": "color"}, "format cannot be enforced"),
+        ({"type": "integer", "multipleOf": 20_001}, "digits are more than 20000"),
+        ({"type": "integer", "multipleOf": 2_000_000_000}, "multipleOf is more than 400000000"),
+        ({"type": "object", "minProperties": 2}, "minProperties cannot be enforced"),
+        ({"properties": {"a": {}}, "maxProperties": 1}, "maxProperties cannot be enforced"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "two of its options"),
     ],
 )

@@ -9,12 +9,14 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from llm_server.chat.schemas import (
+    MAX_MULTIPLE,
     UNENFORCED,
     enforceable,
     ignored_words,
     is_irregular,
     parameters_of,
 )
+from llm_server.chat.syntax.formats import FORMATS
 
 BYTES = LLTokenizer("byte")
 VALUES: dict[str, Any] = {
@@ -119,6 +121,57 @@ def test_patterns_that_no_grammar_can_say(pattern: str, irregular: bool) -> None
     assert ignored_words(schema) == (["pattern"] if irregular else [])
     if irregular:
         assert complaints(schema) and not complaints(enforceable(schema))
+
+
+A = {"properties": {"a": {"type": "integer"}}}
+PATTERN = {"patternProperties": {"^[ab]$": {"type": "integer"}}, "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("schema", "word"),
+    [
+        (PATTERN | {"minProperties": 2}, "minProperties"),
+        (PATTERN | {"minProperties": 1, "maxProperties": 9}, ""),
+        ({"required": ["x", "y", "x"], "minProperties": 4}, "minProperties"),
+        ({"required": ["x", "y", "x"], "minProperties": 3}, ""),
+        (A | {"minProperties": 1}, "minProperties"),
+        (A | {"minProperties": 0}, ""),
+        (A | {"maxProperties": 1}, "maxProperties"),
+        (A | {"required": ["a"], "minProperties": 2, "maxProperties": 2}, ""),
+        ({"type": "string", "format": "color"}, "format"),
+        ({"type": ["string", "null"], "format": "color"}, "format"),
+        ({"format": "unknown"}, "format"),
+        ({"type": "integer", "format": "int32"}, ""),
+        ({"multipleOf": 19_999}, ""),
+        ({"multipleOf": 20_001}, "multipleOf"),
+        ({"multipleOf": 1.0001}, ""),
+        ({"multipleOf": 1_999_700}, "multipleOf"),
+        ({"multipleOf": 400_000_000}, ""),
+        ({"multipleOf": 1_000_000_000}, "multipleOf"),
+        ({"multipleOf": -1e30}, "multipleOf"),
+    ],
+)
+def test_values_that_are_not_enforced(schema: dict[str, Any], word: str) -> None:
+    whole = {"items": {"$defs": {"x": schema}}}
+    assert ignored_words(whole) == ([word] if word else [])
+    left = {key: value for key, value in schema.items() if key != word}
+    assert enforceable(whole) == {"items": {"$defs": {"x": left}}}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_llguidance_knows_the_formats(name: str) -> None:
+    assert complaints({"type": "string", "format": name}) == ""
+
+
+def test_llguidance_counts_the_largest_multiple() -> None:
+    def fits(text: str) -> bool:
+        grammar = "start: %json " + json.dumps({"type": "integer", "multipleOf": MAX_MULTIPLE})
+        matcher = LLMatcher(BYTES, grammar, log_level=0)
+        n_taken = matcher.try_consume_tokens(list(text.encode()))
+        return n_taken == len(text) and bool(matcher.is_accepting())
+
+    assert fits(str(MAX_MULTIPLE * 77))
+    assert not fits(str(MAX_MULTIPLE * 77 + MAX_MULTIPLE // 2))
 
 
 @pytest.mark.parametrize("kind", ["integer", "number"])

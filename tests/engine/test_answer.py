@@ -10,7 +10,7 @@ from llm_server.chat.stream import AnswerParser
 from llm_server.chat.syntax.format import HERMES, ReasoningFormat, Syntax
 from llm_server.engine.answer import Answer, Mask
 from llm_server.worker.messages import Content, Delta, Finished, Logprobs, Reasoning
-from tests.engine.fake_context import EOG, Bench, Text, next_token, reference
+from tests.engine.fake_context import EOG, Bench, FakeVocabulary, Text, next_token, reference
 
 PROMPT = [5, 6, 7, 8]
 
@@ -233,3 +233,47 @@ def test_a_stream_with_forced_tokens_does_not_wait_behind_a_prompt() -> None:
         bench.step()
         first = bench.context.steps[-1][0]
         assert 0 < len(first[2]) <= 5, "the stream's row comes first"
+
+
+class Bytes(FakeVocabulary):
+    """Every token is a byte."""
+
+    def piece(self, token: int, *, special: bool) -> bytes:
+        return bytes([token])
+
+
+class Says:
+    """A sampler that says given tokens."""
+
+    def __init__(self, tokens: bytes) -> None:
+        self._left = list(tokens)
+
+    def sample(self, row: int, mask: Mask | None) -> int:
+        return self._left.pop(0)
+
+    def accept(self, token: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (b"", ["h"]),
+        ("é!".encode()[1:], ["h", "é", "!"]),
+        (b"!?", ["h", "\N{REPLACEMENT CHARACTER}!", "?"]),
+    ],
+)
+def test_an_answer_completes_the_last_character_of_what_is_told_before_it(
+    said: bytes, expected: list[str]
+) -> None:
+    told = "hé".encode()[:-1]
+    answer = Answer(
+        Bytes(), lambda: Says(said), Text(1), None, ["h"], frozenset(), len(said), told=told
+    )
+    deltas: list[Delta | Logprobs] = []
+    while answer.reason is None:
+        deltas += answer.next(0)[1]
+    assert deltas == [Content(1, text) for text in expected]

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from llm_server.engine.engine import QUIET_S
 from llm_server.errors import RequestTooComplex, ShuttingDown
-from llm_server.worker.messages import Cancelled, Cells, Failed, Finished, Progress, Usage
+from llm_server.worker.messages import (
+    Cancelled,
+    Cells,
+    Content,
+    Failed,
+    Finished,
+    Progress,
+    Usage,
+)
 from tests.engine.fake_context import Bench, FakeContext, Silent, reference
 
 HEAD = [random.Random(1).randrange(1, 64) for _ in range(80)]
@@ -69,8 +77,18 @@ def test_tokens_that_show_nothing_are_told_of_now_and_then() -> None:
     bench.context.on_decode = lambda n_rows: bench.clock.pass_(QUIET_S / 4)
     bench.submit(1, prompt(1), max_tokens=40, parser=Silent(1))
     told = [bench.step() for _ in range(40)]
-    assert [n for n, events in enumerate(told) if events] == list(range(3, 40, 4))
-    assert told[3:-1:4] == [[Progress(1, 20, 20, 0)]] * 9
+    assert [n for n, events in enumerate(told) if events] == [*range(0, 40, 4), 39]
+    assert told[:-1:4] == [[Progress(1, 20, 20, 0)]] * 10
+
+
+def test_how_long_a_prompt_is_is_told_once_before_its_answer() -> None:
+    bench = Bench()
+    for id, n_cached in ((1, 0), (2, 20)):
+        bench.submit(id, prompt(1), max_tokens=3)
+        events = [event for _ in range(3) for event in bench.step()]
+        kinds = [type(event) for event in events]
+        assert kinds == [Progress, Content, Content, Content, Finished]
+        assert events[0] == Progress(id, 20, 20, n_cached)
 
 
 def test_an_answer_may_fill_the_context_and_no_more() -> None:

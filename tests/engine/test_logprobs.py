@@ -16,6 +16,7 @@ from llm_server.worker.messages import (
     Content,
     Finished,
     Logprobs,
+    Progress,
     RequestEvent,
     Sampling,
     TokenLogprobs,
@@ -106,7 +107,7 @@ def test_every_token_of_an_answer_is_told_before_its_text() -> None:
     events = run(bench)
     assert spelled(told(events)) == bench.texts[1] == reference(PROMPT, 6)
     kinds = [type(event) for event in events]
-    assert kinds == [Logprobs, Content] * (len(kinds) // 2) + [Finished]
+    assert kinds == [Progress, *[Logprobs, Content] * (len(kinds) // 2 - 1), Finished]
 
 
 def test_of_a_stop_string_nothing_is_told() -> None:
