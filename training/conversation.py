@@ -119,9 +119,9 @@ def _tool_conversation(rng: random.Random) -> Conversation:
     count = rng.choices((1, 2, 3, 5, 8, 14), (50, 25, 13, 8, 3, 1))[0]
     for _ in range(count):
         roll = rng.random()
-        if roll < 0.56:
+        if roll < 0.59:
             _use_tools(conversation, rng, skills)
-        elif roll < 0.84:
+        elif roll < 0.83:
             _ask_in_vain(conversation, rng, skills)
         else:
             _say(conversation, rng, talk)
