@@ -25,6 +25,7 @@ from llm_server.chat.schemas import (
     enforceable,
     ignored_words,
     is_beyond_multiples,
+    merged_multiple,
 )
 from llm_server.chat.syntax.literal import loose_regex
 from llm_server.errors import InvalidRequest
@@ -325,6 +326,8 @@ def single_token(vocabulary: Spelling, text: str) -> int | None:
 def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param: str) -> None:
     """Refuse a schema that cannot be forced or that nothing fits. Raises InvalidRequest."""
     stack: list[object] = [enforceable(schema) if lenient else schema]
+    if is_beyond_multiples(merged_multiple(stack[0])):
+        raise _refused("The common multiple of the schema's multipleOf is too large.", param)
     while stack:
         item = stack.pop()
         if isinstance(item, dict):

@@ -8,8 +8,10 @@ to. It looks into schemas and compiles none.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 from llm_server.chat.syntax.formats import FORMATS
@@ -30,6 +32,8 @@ MAX_DIGITS = 20_000
 """Most of a `multipleOf`'s digits, without its decimal point and the zeros at its ends, and five
 times that for each zero at the end of a whole number: about half a second for this many, 20 s and
 500 MB for ten times as many."""
+
+_MERGED = frozenset({"allOf", "anyOf", "oneOf", "$ref"})
 
 _OUTERMOST = 9 * 10**18
 """llguidance writes bounds as 64-bit numbers, and fails at the last of them."""
@@ -121,6 +125,28 @@ def is_beyond_multiples(number: object) -> bool:
     digits = int(written.replace(".", "").strip("0") or "0")
     n_zeros = len(written) - len(written.rstrip("0"))
     return digits * max(1, 5 * n_zeros) > MAX_DIGITS
+
+
+def merged_multiple(schema: object) -> int | float | None:
+    """The least common multiple of all `multipleOf` where parts of the schema are merged, as
+    llguidance does with `allOf` and its like; else None."""
+    stack, multiples, merges = [schema], set[Fraction](), False
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            merges |= not _MERGED.isdisjoint(item)
+            number = item.get("multipleOf")
+            if isinstance(number, (int, float)) and not is_beyond_multiples(number) and number > 0:
+                multiples.add(Fraction(repr(number)))
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+    if not merges or not multiples:
+        return None
+    whole = math.lcm(*(number.denominator for number in multiples))
+    common = Fraction(math.lcm(*(int(number * whole) for number in multiples)), whole)
+    is_whole = common.denominator == 1 or common > MAX_MULTIPLE
+    return int(common) if is_whole else float(common)
 
 
 def _beyond(schema: dict[str, Any]) -> set[str]:

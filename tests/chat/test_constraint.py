@@ -688,6 +688,7 @@ def test_what_cannot_be_enforced_is_refused_by_its_name_or_ignored(
         ({"type": "object", "required": "a"}, "Expected array for 'required'"),
         ({"enum": []}, "Unsatisfiable schema"),
         ({"type": "integer", "multipleOf": 20_011}, "more than 20000"),
+        ({"allOf": [{"multipleOf": 2000}, {"multipleOf": 19_997}]}, "The common multiple of"),
         ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "Only values without end"),
     ],
 )

@@ -14,6 +14,7 @@ from llm_server.chat.schemas import (
     enforceable,
     ignored_words,
     is_irregular,
+    merged_multiple,
     parameters_of,
 )
 from llm_server.chat.syntax.formats import FORMATS
@@ -156,6 +157,22 @@ def test_values_that_are_not_enforced(schema: dict[str, Any], word: str) -> None
     assert ignored_words(whole) == ([word] if word else [])
     left = {key: value for key, value in schema.items() if key != word}
     assert enforceable(whole) == {"items": {"$defs": {"x": left}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "multiple"),
+    [
+        ({"allOf": [{"multipleOf": 4}, {"items": {"multipleOf": 6}}]}, 12),
+        ({"$ref": "#/$defs/a", "multipleOf": 0.25, "$defs": {"a": {"multipleOf": 0.1}}}, 0.5),
+        ({"anyOf": [{"multipleOf": 1e-9}, {"multipleOf": 19_997}]}, 19_997),
+        ({"oneOf": [{"multipleOf": 19_997}, {"multipleOf": 0.7}]}, 139_979),
+        ({"anyOf": [{"multipleOf": 0}, {"multipleOf": "x"}]}, None),
+        ({"items": [{"multipleOf": 4}, {"multipleOf": 6}]}, None),
+        (True, None),
+    ],
+)
+def test_multiples_that_are_merged(schema: object, multiple: float | None) -> None:
+    assert merged_multiple(schema) == multiple
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -61,7 +61,7 @@ def test_a_signal_costs_the_running_request_alone(
             asked = pool.submit(
                 server.client.post, "/v1/chat/completions", json=body("water " * 200)
             )
-            while server.client.get("/").json()["running"] == 0:
+            while server.client.get("/").json()["waiting"] == 0:
                 pass
             worker.send_signal(signum)
             with suppress(psutil.NoSuchProcess):  # SIGKILL ends it though it is stopped.

@@ -173,7 +173,8 @@ _MESSAGES = [
     _user("M3", "far over the context", "water " * 50_000, TOO_LONG),
     _user("M3", "two megabytes", "ab " * 700_000, TOO_LONG),
     _chat("M4", "none", {"max_tokens": 0}, OK),  # warms the cache, as README says
-    _chat("M4", "minus one", {"max_tokens": -1}, _value("max_tokens")),
+    _chat("M4", "minus one", {"max_tokens": -1}, OK),
+    _chat("M4", "minus two", {"max_tokens": -2}, _value("max_tokens")),
     _chat("M4", "2^31 - 1", {"max_tokens": 2**31 - 1, "stop": ["e", "a", " ", "t", "o"]}, OK),
     _chat("M4", "2^31", {"max_tokens": 2**31}, _value("max_tokens")),
     _chat("M4", "2^63", {"max_tokens": 2**63}, _value("max_tokens")),
