@@ -15,6 +15,7 @@ import openai
 import psutil
 import pytest
 
+from tests.fake_live import until
 from tests.live import LiveServer
 
 CHAT = {"messages": [{"role": "user", "content": "hello world"}], "temperature": 0}
@@ -181,8 +182,7 @@ def test_a_disconnect_frees_the_worker(server: LiveServer) -> None:
         next(events(response.iter_lines()))
     # With one sequence busy for thousands of tokens this would wait; cancelled, it need not.
     text_of(server.client.post("/chat/completions", json={**CHAT, "max_tokens": 2}))
-    while server.client.get("/").json()["running"]:
-        pass
+    until(lambda: server.client.get("/").json()["running"] == 0)
 
 
 def test_a_killed_worker_is_one_clear_error_and_the_next_request_works(
@@ -207,8 +207,7 @@ def test_a_worker_killed_while_it_computes_fails_a_plain_request(own: LiveServer
     worker.suspend()
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(own.client.post, "/v1/chat/completions", json=CHAT)
-        while own.client.get("/").json()["waiting"] == 0:  # a stopped worker begins with nothing
-            pass
+        until(lambda: own.client.get("/").json()["waiting"] == 1)  # it begins with nothing
         worker.send_signal(signal.SIGKILL)
         failed = answer.result()
     assert failed.status_code == 500

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.fake_live import add_models, chat_body, live_server
+from tests.fake_live import add_models, chat_body, live_server, until
 from tests.faults.conftest import Serve, answer, body, invariants, long_body
 from tests.live import LiveServer
 from tests.sampling import EXHAUSTIVE
@@ -61,8 +61,7 @@ def test_a_signal_costs_the_running_request_alone(
             asked = pool.submit(
                 server.client.post, "/v1/chat/completions", json=body("water " * 200)
             )
-            while server.client.get("/").json()["waiting"] == 0:
-                pass
+            until(lambda: server.client.get("/").json()["waiting"] == 1)  # it begins with nothing
             worker.send_signal(signum)
             with suppress(psutil.NoSuchProcess):  # SIGKILL ends it though it is stopped.
                 worker.resume()
