@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -29,13 +29,69 @@ class Memory:
     available: int
 
 
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """Physical cores that this process may use. Threads on the `slow` ones hold up the others."""
+
+    fast: int
+    slow: int
+
+
 def physical_cores() -> int:
-    """Cores this process may use; more threads than that slow llama.cpp down."""
+    """Fast cores that this process may use; more threads than that slow llama.cpp down."""
+    return cores().fast
+
+
+def cores(root: Path = ROOT, allowed: Collection[int] | None = None) -> Cores:
+    """What there is among the processors `allowed`, by default those of this process.
+
+    Of Intel's hybrids the efficiency cores are slow, as for llama.cpp's own programs
+    (common_cpu_get_num_math). Elsewhere `cpu_capacity`, which ARM kernels have, or the greatest
+    clock rate says how fast a core is, and the fast ones are as many as compute most when each
+    gets the same share of the work, so that all take as long as the slowest of them.
+    """
+    if allowed is None and hasattr(os, "sched_getaffinity"):
+        allowed = os.sched_getaffinity(0)
+    folder = root / "sys/devices/system/cpu"
+    numbers = _one_per_core(folder, allowed)
+    if not numbers:
+        return Cores(_told_cores(allowed), 0)
+    performance = _listed(_read(root / "sys/devices/cpu_core/cpus"))
+    if fast := sum(number in performance for number in numbers):
+        return Cores(fast, len(numbers) - fast)
+    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        speeds = sorted((_number(folder / f"cpu{i}" / name) or 0 for i in numbers), reverse=True)
+        if speeds[-1]:
+            fast = max(range(1, len(speeds) + 1), key=lambda n: n * speeds[n - 1])
+            return Cores(fast, len(speeds) - fast)
+    return Cores(len(numbers), 0)
+
+
+def _one_per_core(folder: Path, allowed: Collection[int] | None) -> list[int]:
+    """The number of one logical processor of each physical core; none if nothing is said."""
+    by_core: dict[str, int] = {}
+    for cpu in folder.glob("cpu[0-9]*"):
+        number = int(cpu.name.removeprefix("cpu"))
+        if allowed is None or number in allowed:
+            siblings = _read(cpu / "topology/core_cpus_list") or _read(
+                cpu / "topology/thread_siblings_list"
+            )
+            if siblings:
+                by_core[siblings] = number
+    return list(by_core.values())
+
+
+def _told_cores(allowed: Collection[int] | None) -> int:
     import psutil
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return min(cores, allowed or cores)
+    told = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return min(told, len(allowed)) if allowed else told
+
+
+def _listed(text: str) -> set[int]:
+    """The numbers of a kernel's list, such as `0-3,8`."""
+    spans = (span.partition("-") for span in text.strip().split(",") if span)
+    return {n for low, _, high in spans for n in range(int(low), int(high or low) + 1)}
 
 
 def cpu_flags(root: Path = ROOT) -> set[str]:
@@ -71,33 +127,6 @@ def _darwin_flags() -> set[str]:
     lines = (line.partition(": ") for line in said.splitlines())
     found = {name.removeprefix("hw.optional.") for name, _, on in lines if on.strip() == "1"}
     return {flag for name, flag in names.items() if name in found}
-
-
-def core_classes(root: Path = ROOT) -> list[int]:
-    """How many logical processors there are of each speed, the fastest first; empty if unknown.
-
-    By `cpu_capacity`, which ARM kernels have, or by the greatest clock rate, where a difference
-    under a quarter is a boost and no other kind of core.
-    """
-    folder = root / "sys/devices/system/cpu"
-    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
-        said = [_read(cpu / name).strip() for cpu in folder.glob("cpu[0-9]*")]
-        speeds = Counter(int(value) for value in said if value.isdecimal())
-        if speeds:
-            return _merged(speeds)
-    return []
-
-
-def _merged(speeds: Counter[int]) -> list[int]:
-    classes: list[int] = []
-    fastest = 0
-    for speed, count in sorted(speeds.items(), reverse=True):
-        if classes and speed > 0.75 * fastest:
-            classes[-1] += count
-        else:
-            classes.append(count)
-            fastest = speed
-    return classes
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:

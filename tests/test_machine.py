@@ -9,13 +9,13 @@ import psutil
 import pytest
 
 from llm_server import machine
+from llm_server.machine import Cores
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these are Linux's files")
 
 
 def test_a_machine_that_says_nothing(tmp_path: Path) -> None:
     assert machine.cpu_flags(tmp_path) == set()
-    assert machine.core_classes(tmp_path) == []
     assert machine.cpu_quota(tmp_path) is None
     assert machine.memory_limit(tmp_path) is None
     assert machine.graphics_cards(tmp_path) == set()
@@ -29,27 +29,90 @@ def test_instruction_sets(tmp_path: Path, name: str) -> None:
     assert machine.cpu_flags(tmp_path) == {"fpu", "avx2", "asimd"}
 
 
-def cpus(root: Path, name: str, values: list[int]) -> None:
-    for i, value in enumerate(values):
-        path = root / f"sys/devices/system/cpu/cpu{i}" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{value}\n")
-    (root / "sys/devices/system/cpu/cpuidle").mkdir()
+FREQUENCY = "cpufreq/cpuinfo_max_freq"
 
 
-def test_big_and_little_cores(tmp_path: Path) -> None:
-    cpus(tmp_path, "cpu_capacity", [414, 414, 414, 414, 1024, 1024])
-    assert machine.core_classes(tmp_path) == [2, 4]
+def cpus(root: Path, name: str, by_core: list[list[int]]) -> set[int]:
+    """Logical processors with what `name` says of each, core by core; their numbers."""
+    folder = root / "sys/devices/system/cpu"
+    (folder / "cpuidle").mkdir(parents=True)
+    number = 0
+    for values in by_core:
+        siblings = f"{number}-{number + len(values) - 1}"
+        for value in values:
+            said = {name: value, "topology/core_cpus_list": siblings}
+            for file, text in said.items():
+                path = folder / f"cpu{number}" / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(f"{text}\n")
+            number += 1
+    return set(range(number))
 
 
-def test_performance_and_efficiency_cores(tmp_path: Path) -> None:
-    cpus(tmp_path, "cpufreq/cpuinfo_max_freq", [5_200_000, 5_200_000, 5_000_000, 3_800_000])
-    assert machine.core_classes(tmp_path) == [3, 1]
+def intel(root: Path, performance: list[list[int]], efficiency: list[list[int]]) -> set[int]:
+    found = cpus(root, FREQUENCY, performance + efficiency)
+    border = sum(map(len, performance))
+    for name, span in [("core", (0, border - 1)), ("atom", (border, len(found) - 1))]:
+        (root / f"sys/devices/cpu_{name}").mkdir()
+        (root / f"sys/devices/cpu_{name}/cpus").write_text("{}-{}\n".format(*span))
+    return found
 
 
-def test_equal_cores(tmp_path: Path) -> None:
-    cpus(tmp_path, "cpufreq/cpuinfo_max_freq", [2_400_000] * 4)
-    assert machine.core_classes(tmp_path) == [4]
+@pytest.mark.parametrize(
+    ("by_core", "fast", "slow"),
+    [
+        ([414] * 4 + [1024] * 4, 4, 4),
+        ([300] * 4 + [740] * 3 + [1024], 4, 4),
+        ([1024] * 8, 8, 0),
+    ],
+)
+def test_big_and_little_cores(tmp_path: Path, by_core: list[int], fast: int, slow: int) -> None:
+    allowed = cpus(tmp_path, "cpu_capacity", [[value] for value in by_core])
+    assert machine.cores(tmp_path, allowed) == Cores(fast, slow)
+
+
+@pytest.mark.parametrize(
+    ("performance", "efficiency", "fast", "slow"),
+    [
+        pytest.param([[5.8] * 2] * 2 + [[5.5] * 2] * 6, [[4.3]] * 16, 8, 16, id="i9-13900K"),
+        pytest.param([[5.4] * 2] * 2 + [[5.3] * 2] * 6, [[4.2]] * 8, 8, 8, id="i7-13700K"),
+        pytest.param([[5.0] * 2] * 2 + [[4.9] * 2] * 6, [[3.8]] * 4, 8, 4, id="i7-12700K"),
+        pytest.param([[5.7]] * 8, [[4.6]] * 16, 8, 16, id="Ultra 9 285K"),
+    ],
+)
+def test_performance_and_efficiency_cores(
+    tmp_path: Path,
+    performance: list[list[float]],
+    efficiency: list[list[float]],
+    fast: int,
+    slow: int,
+) -> None:
+    def hertz(cores: list[list[float]]) -> list[list[int]]:
+        return [[int(value * 1e6) for value in core] for core in cores]
+
+    allowed = intel(tmp_path, hertz(performance), hertz(efficiency))
+    assert machine.cores(tmp_path, allowed) == Cores(fast, slow)
+
+
+def test_cores_that_this_process_may_not_use_do_not_count(tmp_path: Path) -> None:
+    intel(tmp_path, [[5_000_000] * 2] * 4, [[3_800_000]] * 4)
+    assert machine.cores(tmp_path, {0, 1, 2}) == Cores(2, 0)
+    assert machine.cores(tmp_path, {0, 8, 9}) == Cores(1, 2)
+    assert machine.cores(tmp_path, {8, 9}) == Cores(2, 0)
+
+
+@pytest.mark.parametrize(
+    ("by_core", "count"),
+    [
+        pytest.param([[5_100_000] * 2] * 4 + [[3_300_000] * 2] * 8, 12, id="Zen 5 and Zen 5c"),
+        pytest.param([[5_700_000] * 2] * 2 + [[5_200_000] * 2] * 6, 8, id="boosts differ"),
+    ],
+)
+def test_cores_that_differ_too_little_to_be_left_out(
+    tmp_path: Path, by_core: list[list[int]], count: int
+) -> None:
+    allowed = cpus(tmp_path, FREQUENCY, by_core)
+    assert machine.cores(tmp_path, allowed) == Cores(count, 0)
 
 
 def test_limits_of_a_container(tmp_path: Path) -> None:
@@ -130,5 +193,5 @@ def test_graphics_cards(tmp_path: Path) -> None:
     assert machine.graphics_cards(tmp_path) == {"NVIDIA"}
 
 
-def test_this_machine_has_cores() -> None:
-    assert machine.physical_cores() >= 1
+def test_this_machine_has_cores(tmp_path: Path) -> None:
+    assert 1 <= machine.physical_cores() <= machine.cores(tmp_path).fast

@@ -56,10 +56,8 @@ def examine(settings: Settings, root: Path = Path("/")) -> Iterator[Finding]:
         yield native.gpu_finding(built, machine.graphics_cards(root))
     else:
         yield built
-    n_cores = machine.physical_cores()
-    yield checks.thread_finding(
-        settings.threads or n_cores, n_cores, machine.core_classes(root), machine.cpu_quota(root)
-    )
+    cores = machine.cores(root)
+    yield checks.thread_finding(settings.threads or cores.fast, cores, machine.cpu_quota(root))
     registry = config.make_registry(settings, demo_model_path())
     registry.scan()
     largest = max((model.size for model in registry.models()), default=0)

@@ -10,13 +10,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
 from llm_server import places
 from llm_server.doctor.finding import Finding
+from llm_server.machine import Cores
 
 LITTLE_MEMORY = 10**9
 SLOW_DISK = 50e6
@@ -25,26 +25,17 @@ _MEASURED_BYTES = 32 << 20
 _LITTLE_DISK = 2 * 10**9
 
 
-def thread_finding(
-    n_threads: int, n_cores: int, classes: Sequence[int], quota: float | None
-) -> Finding:
-    """Whether `n_threads` suit what there is: `n_cores` that this process may use, processors in
-    `classes` by speed, of which `quota` may be used."""
-    big = classes[0] if len(classes) > 1 else None
-    detail = f"{n_threads} threads on {n_cores} cores"
+def thread_finding(n_threads: int, cores: Cores, quota: float | None) -> Finding:
+    """Whether `n_threads` suit the cores, of whose logical processors `quota` may be used."""
+    kinds = f"{cores.fast} fast and {cores.slow} slow" if cores.slow else cores.fast
+    detail = f"{n_threads} threads on {kinds} cores"
     if quota is not None and n_threads > max(1, round(quota)):
         detail += f", and only {quota:g} processors may be used here: they wait for each other"
         return Finding("threads", "warn", detail, _threads_fix(max(1, round(quota))))
-    if big is not None:
-        kinds = f"{big} fast and {sum(classes) - big} slow processors"
-        detail += f", {kinds}"
-        if n_threads > big:
-            return Finding(
-                "threads", "warn", detail + ": the fast wait for the slow", _threads_fix(big)
-            )
-    if n_threads > n_cores:
-        detail += ": more than there are only wait for each other"
-        return Finding("threads", "warn", detail, _threads_fix(n_cores))
+    if n_threads > cores.fast:
+        slow = "the fast wait for the slow"
+        detail += f": {slow if cores.slow else 'more than there are only wait for each other'}"
+        return Finding("threads", "warn", detail, _threads_fix(cores.fast))
     return Finding("threads", "ok", detail)
 
 

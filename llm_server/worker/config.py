@@ -50,8 +50,8 @@ class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `n_ctx` is the number of KV cells that all running requests share and the longest one request
     may use; 0 is what the model was trained for, as far as it fits, and more than that there is
-    not where a model has learnt its positions. `n_threads` 0 is the
-    number of physical cores, `n_gpu_layers` -1 all layers, "auto" what fits. `parallel` 0 lets the
+    not where a model has learnt its positions. `n_threads` 0 is one
+    for each fast physical core, `n_gpu_layers` -1 all, "auto" what fits. `parallel` 0 lets the
     worker choose how many requests may run at once. `type_k` and `type_v` are what keys and values
     are kept in.
     `draft_max` is how many tokens may be guessed and computed in one step; 0 turns it off.

@@ -9,36 +9,33 @@ from pathlib import Path
 import pytest
 
 from llm_server.doctor import checks
+from llm_server.machine import Cores
 from tests.fake_live import live_server
 
 GB = 10**9
 
 
 @pytest.mark.parametrize(
-    ("n_threads", "n_cores", "classes", "quota", "status", "fix"),
+    ("n_threads", "fast", "slow", "quota", "status", "fix"),
     [
-        (4, 4, [], None, "ok", None),
-        (4, 4, [4], None, "ok", None),
-        (2, 4, [4], None, "ok", None),
-        (8, 4, [], None, "warn", "export LLM_SERVER_THREADS=4"),
-        (8, 8, [4, 4], None, "warn", "export LLM_SERVER_THREADS=4"),
-        (4, 8, [4, 4], None, "ok", None),
-        (16, 16, [16], 2.0, "warn", "export LLM_SERVER_THREADS=2"),
-        (16, 16, [16], 0.5, "warn", "export LLM_SERVER_THREADS=1"),
-        (2, 16, [16], 2.0, "ok", None),
+        (4, 4, 0, None, "ok", None),
+        (2, 4, 0, None, "ok", None),
+        (8, 4, 0, None, "warn", "export LLM_SERVER_THREADS=4"),
+        (8, 4, 4, None, "warn", "export LLM_SERVER_THREADS=4"),
+        (24, 8, 16, None, "warn", "export LLM_SERVER_THREADS=8"),
+        (4, 4, 4, None, "ok", None),
+        (16, 16, 0, 2.0, "warn", "export LLM_SERVER_THREADS=2"),
+        (16, 16, 0, 0.5, "warn", "export LLM_SERVER_THREADS=1"),
+        (2, 16, 0, 2.0, "ok", None),
     ],
 )
 def test_threads(
-    n_threads: int,
-    n_cores: int,
-    classes: list[int],
-    quota: float | None,
-    status: str,
-    fix: str | None,
+    n_threads: int, fast: int, slow: int, quota: float | None, status: str, fix: str | None
 ) -> None:
-    found = checks.thread_finding(n_threads, n_cores, classes, quota)
+    found = checks.thread_finding(n_threads, Cores(fast, slow), quota)
     assert (found.status, found.fix) == (status, fix)
-    assert found.detail.startswith(f"{n_threads} threads on {n_cores} cores")
+    kinds = f"{fast} fast and {slow} slow" if slow else fast
+    assert found.detail.startswith(f"{n_threads} threads on {kinds} cores")
 
 
 def test_memory() -> None:
