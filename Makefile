@@ -91,8 +91,10 @@ $(BIN)/python:
 
 $(VENV)/.serve: requirements/serve.txt pyproject.toml | $(BIN)/python
 	@echo "Installing; llama.cpp is compiled once, which takes about three minutes on two cores."
-	CMAKE_ARGS="$${CMAKE_ARGS-$$($(BIN)/python -m llm_server.doctor.build)}" \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/serve.txt
+# What pip keeps of an earlier build has the arguments of that one.
+	CMAKE_ARGS="$$($(BIN)/python -m llm_server.doctor.build)" \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check $${CMAKE_ARGS:+--no-cache-dir} \
+	  --require-hashes -r requirements/serve.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -49,7 +49,7 @@ def examine(settings: Settings, root: Path = Path("/")) -> Iterator[Finding]:
     from llm_server.demo import demo_model_path
     from llm_server.doctor import checks, native
 
-    built = native.examine()
+    built = native.examine(sandbox=not settings.no_sandbox)
     if isinstance(built, native.Native):
         yield native.version_finding(built)
         yield native.feature_finding(built, machine.cpu_flags(root))

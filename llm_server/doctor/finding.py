@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+from collections.abc import Set
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
 from typing import Literal
@@ -60,14 +61,38 @@ def pinned_llama() -> str:
     return pinned[0] if pinned else "llama-cpp-python"
 
 
-def rebuild_command(cmake_args: str | None = None) -> str:
-    """The command that compiles llama.cpp anew, for this machine, and what it needs before."""
-    cmake_args = cmake_args or build.cmake_args(machine.cpu_flags())
+_TOOLS = {"cuda": ("nvcc", "NVIDIA's CUDA toolkit"), "vulkan": ("glslc", "the Vulkan SDK")}
+"""What compiles for cards, and what it comes with."""
+
+
+def buildable_backends() -> set[str]:
+    """For the cards of this machine, as far as what compiles them is here.
+
+    None for Intel's: usually the one inside the processor, which has no memory of its own.
+    """
+    suited = {build.SUITED[maker][0] for maker in machine.graphics_cards() - {"Intel"}}
+    return {name for name in suited if name not in _TOOLS or shutil.which(_TOOLS[name][0])}
+
+
+def rebuild_command(backends: Set[str] | None = None) -> str:
+    """The command that compiles llama.cpp, for this machine, and what it needs before.
+
+    `backends` for cards are by default those that it has, so that none is lost, else
+    `buildable_backends`.
+    """
+    if backends is None:
+        backends = build.installed_backends() or buildable_backends()
+    cmake_args = build.cmake_args(machine.cpu_flags(), backends)
     command = (
         f"CMAKE_ARGS={shlex.quote(cmake_args)} {shlex.quote(sys.executable)} -m pip install "
         f"--force-reinstall --no-cache-dir --no-deps --no-binary llama-cpp-python {pinned_llama()}"
     )
-    return command if has_compiler() else f"{install_command('compiler')} && {command}"
+    if not has_compiler():
+        command = f"{install_command('compiler')} && {command}"
+    for tool, kit in (_TOOLS[name] for name in sorted(backends & _TOOLS.keys())):
+        if not shutil.which(tool):
+            command = f"with {kit} installed and {tool} in PATH: {command}"
+    return command
 
 
 def has_compiler() -> bool:

@@ -7,15 +7,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
-from llm_server.doctor.build import AVOIDED
+from llm_server.doctor.build import AVOIDED, SUITED
 from llm_server.doctor.finding import (
     Finding,
-    has_compiler,
+    buildable_backends,
     install_command,
     pinned_llama,
     rebuild_command,
@@ -24,6 +22,7 @@ from llm_server.programs import PYTHON, with_source
 
 PROBE = (*PYTHON, "llm_server.doctor.probe")
 _TIMEOUT_S = 60
+_NO_SANDBOX = "export LLM_SERVER_NO_SANDBOX=true"
 
 FEATURES = {
     "SSE3": "pni",
@@ -53,15 +52,38 @@ ESSENTIAL = {"AVX", "AVX2", "F16C", "FMA", "NEON", "DOTPROD"}
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """What llama.cpp says of itself: features it was built with, under its own names."""
+    """What llama.cpp says of itself: features it was built with, under its own names.
+
+    `gpu`: it finds a card. `backends` for cards it was built with. `hidden`: it finds a card, but
+    not in the sandbox of workers.
+    """
 
     version: str
     features: frozenset[str]
     gpu: bool
+    backends: frozenset[str] = frozenset()
+    hidden: bool = False
 
 
-def examine(command: Sequence[str] = PROBE) -> Native | Finding:
-    """Ask llama.cpp in a process of its own; the finding is why that did not work."""
+def examine(command: Sequence[str] = PROBE, sandbox: bool = True) -> Native | Finding:
+    """Ask llama.cpp in a process of its own; the finding is why that did not work.
+
+    `sandbox`: in that of workers, and also outside where it does not load there or finds no card.
+    """
+    if not sandbox:
+        return _ask(command)
+    inside = _ask([*command, "sandbox"])
+    if isinstance(inside, Native) and (inside.gpu or not inside.backends):
+        return inside
+    outside = _ask(command)
+    if isinstance(outside, Finding):
+        return inside
+    if isinstance(inside, Finding):
+        return replace(inside, detail=f"{inside.detail} (in the sandbox)", fix=_NO_SANDBOX)
+    return replace(inside, hidden=outside.gpu)
+
+
+def _ask(command: Sequence[str]) -> Native | Finding:
     try:
         done = subprocess.run(
             command,
@@ -77,7 +99,8 @@ def examine(command: Sequence[str] = PROBE) -> Native | Finding:
         return broken(done.returncode, done.stderr)
     said = json.loads(done.stdout.splitlines()[-1])
     features = re.findall(r"(\w+) = 1", said["system_info"])
-    return Native(said["version"], frozenset(features), said["gpu"])
+    backends = frozenset(said["backends"])
+    return Native(said["version"], frozenset(features), said["gpu"], backends)
 
 
 def broken(returncode: int, stderr: str) -> Finding:
@@ -90,13 +113,14 @@ def broken(returncode: int, stderr: str) -> Finding:
     elif returncode < 0:
         detail = f"crashes when it is loaded ({signal.Signals(-returncode).name})"
     elif "llama-cpp-python is not installed" in stderr or "PackageNotFoundError" in stderr:
-        detail, fix = "is not installed", _plain_install()
+        detail = "is not installed"
     elif "libgomp" in last or "libomp" in last:
         detail, fix = f"misses OpenMP's library: {last}", install_command("gomp")
     elif "GLIBC" in last:
         detail = f"was built for a newer system: {last}"
     elif "libcuda" in last or "libcudart" in last or "libcublas" in last:
         detail = f"was built for CUDA, which is not installed: {last}"
+        fix = rebuild_command(buildable_backends())
     elif "ELF" in last or "architecture" in last:
         detail = f"was built for another kind of processor: {last}"
     else:
@@ -104,17 +128,12 @@ def broken(returncode: int, stderr: str) -> Finding:
     return Finding("llama.cpp", "fail", detail, fix)
 
 
-def _plain_install() -> str:
-    build = f"{sys.executable} -m pip install {pinned_llama()}"
-    return build if has_compiler() else f"{install_command('compiler')} && {build}"
-
-
 def version_finding(native: Native) -> Finding:
     """Whether it is the version this server was made for."""
     _, _, wanted = pinned_llama().partition("==")
     if wanted and native.version != wanted:
         detail = f"llama-cpp-python {native.version} is installed, {wanted} is needed"
-        return Finding("llama.cpp", "fail", detail, _plain_install())
+        return Finding("llama.cpp", "fail", detail, rebuild_command())
     return Finding("llama.cpp", "ok", f"loads (llama-cpp-python {native.version})")
 
 
@@ -141,13 +160,14 @@ def feature_finding(native: Native, flags: set[str]) -> Finding:
     return Finding("processor", "ok", detail + (f"; not {_names(unused)}" if unused else ""))
 
 
-_GPU_BUILDS: dict[str, tuple[Literal["ok", "warn"], str]] = {
-    "NVIDIA": ("warn", "-DGGML_CUDA=ON"),
-    "AMD": ("warn", "-DGGML_VULKAN=ON"),
-    "Apple": ("warn", "-DGGML_METAL=ON"),
-    # Usually the one inside the processor, which has no memory of its own.
-    "Intel": ("ok", "-DGGML_VULKAN=ON"),
-}
+_HIDING = (
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "GGML_VK_VISIBLE_DEVICES",
+    "GGML_DISABLE_VULKAN",
+)
+_DRIVER_TOOLS = {"cuda": "nvidia-smi", "hip": "rocminfo", "vulkan": "vulkaninfo --summary"}
 
 
 def gpu_finding(native: Native, cards: set[str]) -> Finding:
@@ -155,11 +175,31 @@ def gpu_finding(native: Native, cards: set[str]) -> Finding:
     if native.gpu:
         detail = f"llama.cpp can use it; cards: {', '.join(sorted(cards)) or 'none found'}"
         return Finding("GPU", "ok", detail)
-    for maker, (status, arguments) in _GPU_BUILDS.items():
-        if maker in cards:
-            detail = f"there is a card by {maker}, and llama.cpp was built for the processor alone"
-            return Finding("GPU", status, detail, rebuild_command(arguments))
+    if native.hidden:
+        detail = "llama.cpp finds a card, but not in the sandbox of workers"
+        return Finding("GPU", "warn", detail, _NO_SANDBOX)
+    for maker, suited in SUITED.items():
+        if maker not in cards:
+            continue
+        detail = f"there is a card by {maker}, and llama.cpp "
+        if built := [name for name in suited if name in native.backends]:
+            detail += (
+                f"was built for it ({built[0]}), but finds none: hidden, or without its driver"
+            )
+            fix = _driver_fix(built[0])
+        else:
+            detail += f"was built for {', '.join(sorted(native.backends)) or 'the processor'} alone"
+            fix = rebuild_command({suited[0]})
+        # Usually the one inside the processor, which has no memory of its own.
+        return Finding("GPU", "ok" if maker == "Intel" else "warn", detail, fix)
     return Finding("GPU", "ok", "none; the processor computes")
+
+
+def _driver_fix(backend: str) -> str:
+    if hiding := [name for name in _HIDING if name in os.environ]:
+        return f"unset {' '.join(hiding)}"
+    restart = "restart the machine if the driver was updated"
+    return f"{restart}; else see {_DRIVER_TOOLS.get(backend, 'its manual')}"
 
 
 def _names(features: set[str] | frozenset[str]) -> str:
