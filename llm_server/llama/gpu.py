@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 from llm_server.llama.lib import lib
 
@@ -20,6 +21,8 @@ and the first card always gets one."""
 
 _GPU, _INTEGRATED = 1, 2
 """enum ggml_backend_dev_type."""
+_WITHOUT_CARDS = {"CPU", "BLAS", "ZenDNN", "zDNN", "RPC"}
+"""ggml's names of backends that compute on the processor, or elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +37,7 @@ def devices() -> list[Device]:
     """The cards that llama.cpp would use; none where it was built without."""
     if not lib.llama_supports_gpu_offload():
         return []
-    ggml = importlib.import_module("llama_cpp._ggml").libggml
-    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
-    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
-    ggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
-    size = ctypes.POINTER(ctypes.c_size_t)
-    ggml.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, size, size]
+    ggml = _ggml()
     found = []
     for i in range(ggml.ggml_backend_dev_count()):
         device = ggml.ggml_backend_dev_get(i)
@@ -51,6 +48,31 @@ def devices() -> list[Device]:
             found.append(Device(free.value, kind == _INTEGRATED))
     # llama.cpp takes integrated ones only where there is no other.
     return [d for d in found if not d.integrated] or found
+
+
+def built_for_cards() -> bool:
+    """Whether llama.cpp was built to use cards, be there any or not."""
+    ggml = _ggml()
+    names = {
+        ggml.ggml_backend_reg_name(ggml.ggml_backend_reg_get(i)).decode()
+        for i in range(ggml.ggml_backend_reg_count())
+    }
+    return not names <= _WITHOUT_CARDS
+
+
+def _ggml() -> Any:
+    """The functions of `ggml-backend.h`, which the bindings do not declare."""
+    ggml = importlib.import_module("llama_cpp._ggml").libggml
+    for kind in ("dev", "reg"):
+        getattr(ggml, f"ggml_backend_{kind}_count").restype = ctypes.c_size_t
+        get = getattr(ggml, f"ggml_backend_{kind}_get")
+        get.argtypes, get.restype = [ctypes.c_size_t], ctypes.c_void_p
+    ggml.ggml_backend_reg_name.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_reg_name.restype = ctypes.c_char_p
+    ggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    size = ctypes.POINTER(ctypes.c_size_t)
+    ggml.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, size, size]
+    return ggml
 
 
 def rooms(cards: Sequence[Device]) -> list[int]:

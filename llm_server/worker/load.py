@@ -24,7 +24,7 @@ from llm_server.llama import log, rope
 from llm_server.llama.adapter import LoadedAdapter
 from llm_server.llama.context import Context, ContextError
 from llm_server.llama.embedding import EmbeddingContext
-from llm_server.llama.gpu import devices
+from llm_server.llama.gpu import built_for_cards, devices
 from llm_server.llama.lib import lib, version
 from llm_server.llama.model import LoadError, Model
 from llm_server.machine import physical_cores
@@ -89,7 +89,7 @@ def make_ready(command: Load, model: Model, digest: bytes) -> Ready:
         fingerprint=system_fingerprint(print_, context, config),
         memory_bytes=memory_bytes(model, _TABLES * model.vocab.n_tokens),
         n_gpu_layers=on_cards(model, config.n_gpu_layers),
-        max_gpu_layers=on_cards(model, -1),
+        max_gpu_layers=most_on_cards(model),
         flash_attn=flash_attn(config),
     )
     logger.info("loaded %s with %d cells", model.description, context.n_ctx)
@@ -105,8 +105,15 @@ def make_ready(command: Load, model: Model, digest: bytes) -> Ready:
 
 def on_cards(model: Model, asked: int | Literal["auto"]) -> int:
     """How many layers `asked` comes to here, with -1 for all; the output layer is one of them."""
-    most = model.n_layer + 1 if devices() else 0
+    most = most_on_cards(model) or 0
     return min(asked, most) if isinstance(asked, int) and asked >= 0 else most
+
+
+def most_on_cards(model: Model) -> int | None:
+    """What -1 comes to, as `Loaded` has it."""
+    if devices():
+        return model.n_layer + 1
+    return None if built_for_cards() else 0
 
 
 def flash_attn(config: LoadConfig) -> Literal["on", "off"]:
@@ -173,7 +180,7 @@ def load_embedding(
         pooling=pooling,
         memory_bytes=memory_bytes(model),
         n_gpu_layers=on_cards(model, config.n_gpu_layers),
-        max_gpu_layers=on_cards(model, -1),
+        max_gpu_layers=most_on_cards(model),
         flash_attn=flash_attn(config),
     )
     logger.info("loaded %s for embeddings, pooling %s", model.description, pooling)

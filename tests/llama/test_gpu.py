@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm_server.llama.gpu import MARGIN, Device, devices, layers_that_fit
+from llm_server.llama.gpu import MARGIN, Device, built_for_cards, devices, layers_that_fit
 from llm_server.llama.lib import lib
 
 GB = 10**9
@@ -44,4 +44,5 @@ def test_layers_that_fit(cards: list[Device], reserve: int, n: int) -> None:
 
 
 def test_a_build_without_cards_has_none() -> None:
+    assert bool(devices()) <= built_for_cards()
     assert bool(devices()) <= bool(lib.llama_supports_gpu_offload())
