@@ -6,7 +6,7 @@ the last user message, so that tests need no other channel:
 model name     `broken*` refuses to load, `crash*` aborts while loading, `gate*` loads when the
                file of that name with `.open` behind it exists, and `gate-broken*` then refuses to,
                `stubborn*` ignores Stop, `vectors*` is an embedding model; n_ctx 1792 fails to load,
-               whatever the model
+               whatever the model; 20 of 33 layers of `cards*` are on graphics cards
 `crash`        the process aborts                  `hang`   one word, then nothing ever
 `fail:CODE`    Failed with that code at once       `gate:P` one word, then the rest once P exists
 `late-fail`    one word, then Failed               `garbage`, `foreign`, `huge` break the protocol
@@ -119,6 +119,8 @@ def load(command: Load) -> None:
     note("loads.log", f"{path.name} n_ctx={n_ctx} pid={os.getpid()}")
     note("commands.log", msgspec.json.encode(command).decode())
     settled = {"n_ctx": n_ctx, "n_ctx_train": 8192, "parallel": parallel, "n_vocab": 1000}
+    if path.name.startswith("cards"):
+        settled |= {"n_gpu_layers": 20, "max_gpu_layers": 33}
     pooling: Pooling | None = "mean" if path.name.startswith("vectors") else None
     send(Loaded(**settled, description="fake", fingerprint="fp_fake", pooling=pooling))
 
