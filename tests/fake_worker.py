@@ -3,10 +3,11 @@
 Run as a program by the tests. What it does is told by the model's file name and by the text of
 the last user message, so that tests need no other channel:
 
-model name     `broken*` refuses to load, `crash*` aborts while loading, `gate*` loads when the
+model name     `broken*` refuses to load, `crash*` aborts while loading, `cards*` has
+               20 of 33 layers on graphics cards, `gate*` loads when the
                file of that name with `.open` behind it exists, and `gate-broken*` then refuses to,
                `stubborn*` ignores Stop, `vectors*` is an embedding model; n_ctx 1792 fails to load,
-               whatever the model; 20 of 33 layers of `cards*` are on graphics cards
+               whatever the model
 `crash`        the process aborts                  `hang`   one word, then nothing ever
 `fail:CODE`    Failed with that code at once       `gate:P` one word, then the rest once P exists
 `late-fail`    one word, then Failed               `garbage`, `foreign`, `huge` break the protocol
