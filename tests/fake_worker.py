@@ -3,7 +3,8 @@
 Run as a program by the tests. What it does is told by the model's file name and by the text of
 the last user message, so that tests need no other channel:
 
-model name     `broken*` refuses to load, `crash*` aborts while loading, `gate*` loads when the
+model name     `broken*` refuses to load, `crash*` aborts while loading, `cards*` has
+               20 of 33 layers on graphics cards, `gate*` loads when the
                file of that name with `.open` behind it exists, and `gate-broken*` then refuses to,
                `stubborn*` ignores Stop, `vectors*` is an embedding model; n_ctx 1792 fails to load,
                whatever the model
@@ -119,6 +120,8 @@ def load(command: Load) -> None:
     note("loads.log", f"{path.name} n_ctx={n_ctx} pid={os.getpid()}")
     note("commands.log", msgspec.json.encode(command).decode())
     settled = {"n_ctx": n_ctx, "n_ctx_train": 8192, "parallel": parallel, "n_vocab": 1000}
+    if path.name.startswith("cards"):
+        settled |= {"n_gpu_layers": 20, "max_gpu_layers": 33}
     pooling: Pooling | None = "mean" if path.name.startswith("vectors") else None
     send(Loaded(**settled, description="fake", fingerprint="fp_fake", pooling=pooling))
 

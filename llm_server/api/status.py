@@ -76,6 +76,8 @@ class LoadedModelJson(msgspec.Struct):
     `waiting` requests are for it, too. `cells_running` of its `n_ctx` cells belong to running
     requests, `cells_idle` to cached prompts alone, as the worker told within the last second; null
     where that is not known.
+    `n_gpu_layers` of `max_gpu_layers` are on graphics cards: of 0 where there is none, of null
+    where llama.cpp was built for cards and sees none, as it does where none is to be used.
     `memory` is in bytes, `keep_alive` in seconds, -1 for ever; in `expires_in` seconds it goes if
     nobody asks for it, null while somebody does and if it is to stay.
     """
@@ -83,6 +85,8 @@ class LoadedModelJson(msgspec.Struct):
     model: str
     state: ModelState
     n_ctx: int
+    n_gpu_layers: int
+    max_gpu_layers: int | None
     running: int
     waiting: int
     cells_running: int | None
@@ -280,6 +284,8 @@ def _loaded(loaded: LoadedModel, waiting: Mapping[str, int]) -> LoadedModelJson:
         model=loaded.model.name,
         state=loaded.state,
         n_ctx=loaded.worker.loaded.n_ctx,
+        n_gpu_layers=loaded.worker.loaded.n_gpu_layers,
+        max_gpu_layers=loaded.worker.loaded.max_gpu_layers,
         running=loaded.n_running,
         waiting=waiting.get(loaded.model.name, 0),
         cells_running=cells.running if cells else None,

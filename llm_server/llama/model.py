@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llm_server.llama import log
+from llm_server.llama.gpu import devices, rooms
 from llm_server.llama.lib import lib
 from llm_server.llama.vocab import Vocab
 
@@ -56,6 +57,8 @@ class Model:
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         params.use_extra_bufts = may_reorder()
+        # llama.cpp would split by all that is free, and give a full card a layer too much.
+        params.tensor_split = (ctypes.c_float * lib.llama_max_devices())(*rooms(devices()))
 
         def report(fraction: float, _user_data: object) -> bool:
             on_progress(fraction)

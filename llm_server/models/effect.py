@@ -6,6 +6,7 @@ Plain arithmetic over a header. What only a load can tell, the worker says in `L
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import msgspec
 
@@ -63,18 +64,27 @@ def in_force(config: LoadConfig, effect: LoadConfig, loaded: Loaded) -> LoadConf
 def is_in_force(wanted: LoadConfig, effect: LoadConfig, loaded: Loaded) -> bool:
     """Whether `wanted` is what a model that was loaded with `effect` has. Both are effects."""
     layers, flash_attn = wanted.n_gpu_layers, wanted.flash_attn
-    most = loaded.max_gpu_layers
-    if isinstance(layers, int):
-        layers = most if layers < 0 else min(layers, most)
-    elif not most:
-        layers = 0
-    if layers == loaded.n_gpu_layers or wanted.n_gpu_layers == effect.n_gpu_layers:
+    if _as_many_layers(layers, effect, loaded):
         layers = effect.n_gpu_layers
-    if flash_attn == "auto" and not most:
+    if flash_attn == "auto" and not loaded.max_gpu_layers:
         flash_attn = "on"  # llama.cpp leaves it off only where a card cannot do it.
     if flash_attn == loaded.flash_attn or wanted.flash_attn == effect.flash_attn:
         flash_attn = effect.flash_attn
     return msgspec.structs.replace(wanted, n_gpu_layers=layers, flash_attn=flash_attn) == effect
+
+
+def _as_many_layers(wanted: int | Literal["auto"], effect: LoadConfig, loaded: Loaded) -> bool:
+    """Whether `wanted` puts as many layers on cards as a load with `effect` did."""
+    if wanted == effect.n_gpu_layers:
+        return True
+    most = loaded.max_gpu_layers
+    if most is None:
+        if effect.n_gpu_layers == 0:
+            return False  # The sandbox hid what cards there are; a load that looks settles it.
+        most = 0
+    if wanted == "auto":
+        return not most
+    return loaded.n_gpu_layers == (most if wanted < 0 else min(wanted, most))
 
 
 def _idle_rope(facts: Facts, config: LoadConfig) -> set[str]:

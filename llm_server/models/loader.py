@@ -101,13 +101,17 @@ class Loader:
         finally:
             self.loading = None
         self.last_error = None
+        loaded = worker.loaded
         logger.info(
-            "loaded %s in %.1f s: %s, n_ctx %d, parallel %d",
+            "loaded %s in %.1f s: %s, n_ctx %d, parallel %d%s",
             plan.model.name,
             time.monotonic() - started,
-            worker.loaded.description,
-            worker.loaded.n_ctx,
-            worker.loaded.parallel,
+            loaded.description,
+            loaded.n_ctx,
+            loaded.parallel,
+            f", {loaded.n_gpu_layers} of {loaded.max_gpu_layers} layers on graphics cards"
+            if loaded.max_gpu_layers
+            else "",
         )
         return worker
 

@@ -244,12 +244,14 @@ export function start(view) {
 }
 
 /** What a loaded model does at the moment, and how long it stays. */
-function momentOf({ state, n_ctx, running, waiting, cells_running, cells_idle, keep_alive, expires_in }) {
+function momentOf(model) {
+  const { state, n_ctx, running, waiting, cells_running, cells_idle, keep_alive, expires_in } = model;
   return [
     state === "unloading" ? "unloading: ends what it has" : null,
     `${count(running)} running`, waiting ? `${count(waiting)} waiting` : null,
     cells_idle === null ? null
       : `cells: ${count(cells_running)} in use, ${count(cells_idle)} cached, ${count(n_ctx - cells_running - cells_idle)} free`,
+    model.max_gpu_layers ? `${model.n_gpu_layers} of ${model.max_gpu_layers} layers on graphics cards` : null,
     expires_in !== null ? `goes in ${seconds(Math.ceil(expires_in))} if nobody asks`
       : keep_alive < 0 ? "stays loaded" : `stays ${seconds(keep_alive)} after its last request`,
   ].filter(Boolean).join(" · ");

@@ -24,7 +24,7 @@ from llm_server.llama import log, rope
 from llm_server.llama.adapter import LoadedAdapter
 from llm_server.llama.context import Context, ContextError
 from llm_server.llama.embedding import EmbeddingContext
-from llm_server.llama.gpu import devices
+from llm_server.llama.gpu import built_for_cards, devices
 from llm_server.llama.lib import lib, version
 from llm_server.llama.model import LoadError, Model
 from llm_server.machine import physical_cores
@@ -75,8 +75,10 @@ def make_ready(command: Load, model: Model, digest: bytes) -> Ready:
         opening = pool.submit(open_dialogue, model, template)
         context = open_context(model, config, adapters, command.n_idle)
     dialogue = opening.result()
-    # Before the first computation, which starts threads; the log's must have nothing to do.
-    if logs.settle():
+    # Before the first computation, which starts threads; the log's must have nothing to do, and
+    # drivers of graphics cards have threads that nobody can ask.
+    given_back = logs.settle() and not devices()
+    if given_back:
         context.give_back_zeros()
     context.warm_up()
     print_ = state_fingerprint(digest, command, context)
@@ -87,9 +89,9 @@ def make_ready(command: Load, model: Model, digest: bytes) -> Ready:
         n_vocab=model.vocab.n_tokens,
         description=model.description,
         fingerprint=system_fingerprint(print_, context, config),
-        memory_bytes=memory_bytes(model, _TABLES * model.vocab.n_tokens),
+        memory_bytes=memory_bytes(model, given_back, _TABLES * model.vocab.n_tokens),
         n_gpu_layers=on_cards(model, config.n_gpu_layers),
-        max_gpu_layers=on_cards(model, -1),
+        max_gpu_layers=most_on_cards(model),
         flash_attn=flash_attn(config),
     )
     logger.info("loaded %s with %d cells", model.description, context.n_ctx)
@@ -105,8 +107,15 @@ def make_ready(command: Load, model: Model, digest: bytes) -> Ready:
 
 def on_cards(model: Model, asked: int | Literal["auto"]) -> int:
     """How many layers `asked` comes to here, with -1 for all; the output layer is one of them."""
-    most = model.n_layer + 1 if devices() else 0
+    most = most_on_cards(model) or 0
     return min(asked, most) if isinstance(asked, int) and asked >= 0 else most
+
+
+def most_on_cards(model: Model) -> int | None:
+    """What -1 comes to, as `Loaded` has it."""
+    if devices():
+        return model.n_layer + 1
+    return None if built_for_cards() else 0
 
 
 def flash_attn(config: LoadConfig) -> Literal["on", "off"]:
@@ -171,9 +180,9 @@ def load_embedding(
         n_vocab=model.vocab.n_tokens,
         description=model.description,
         pooling=pooling,
-        memory_bytes=memory_bytes(model),
+        memory_bytes=memory_bytes(model, given_back=False),
         n_gpu_layers=on_cards(model, config.n_gpu_layers),
-        max_gpu_layers=on_cards(model, -1),
+        max_gpu_layers=most_on_cards(model),
         flash_attn=flash_attn(config),
     )
     logger.info("loaded %s for embeddings, pooling %s", model.description, pooling)
@@ -284,13 +293,13 @@ def open_cache(command: Load, context: Context, print_: bytes) -> DiskTier | Non
     )
 
 
-def memory_bytes(model: Model, to_come: int = 0) -> int:
+def memory_bytes(model: Model, given_back: bool, to_come: int = 0) -> int:
     """What this process takes of the machine's memory, or will; 0 where the system does not say.
 
-    What is `to_come`, its own pages, the cells and the buffer for computing that nothing has
-    touched so far, and the weights that are read from the pages of the file. Weights that llama.cpp
-    keeps in an order of its own beside the file count once: the system may take the file's pages
-    back.
+    What is `to_come`, its own pages, the buffer for computing that nothing has touched so far, the
+    cells if they were zeroed and `given_back`, and the weights that are read from the pages of the
+    file. Weights that llama.cpp keeps in an order of its own beside the file count once: the system
+    may take the file's pages back.
     """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -299,7 +308,8 @@ def memory_bytes(model: Model, to_come: int = 0) -> int:
     own = sum(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
     buffers = log.buffers()
     mapped = sum(size for (where, _), size in buffers.items() if where.endswith("_Mapped"))
-    untouched = sum(buffers["CPU", kind] for kind in ("KV", "RS", "compute"))
+    kinds = ("KV", "RS", "compute") if given_back else ("compute",)
+    untouched = sum(buffers["CPU", kind] for kind in kinds)
     reordered = sum(buffers[where, "model"] for where in _REORDERED)
     weights = max(0, min(mapped, model.size_bytes) - reordered)
     return to_come + own + untouched + weights

@@ -251,8 +251,9 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     """Of an embedding model; None for a model that generates text."""
     memory_bytes: int = 0
     n_gpu_layers: int = 0
-    max_gpu_layers: int = 0
-    """What `n_gpu_layers` -1 comes to: 0 where there is no graphics card."""
+    max_gpu_layers: int | None = 0
+    """What `n_gpu_layers` -1 comes to: 0 where there is no graphics card, None where llama.cpp
+    was built for them and sees none: where none was to be used, the sandbox hides them."""
     flash_attn: Literal["on", "off"] = "on"
 
 

@@ -37,8 +37,8 @@ _SYSTEM = (
     "/proc/sys/vm /proc/sys/kernel/osrelease /sys/devices/system /sys/fs/cgroup"
 ).split()
 _GPU_LIBRARIES = (
-    "/proc /sys /opt/rocm /usr/local/cuda /usr/share/vulkan /etc/vulkan /etc/OpenCL /etc/nvidia "
-    "/etc/alternatives /usr/share/nvidia"
+    "proc sys opt/rocm* opt/cuda* usr/local/cuda* usr/share/vulkan etc/vulkan etc/OpenCL "
+    "etc/nvidia etc/alternatives usr/share/nvidia"
 ).split()
 _GPU_DEVICES = ("nvidia*", "dri", "kfd", "dxg", "mali*", "davinci*")
 
@@ -79,7 +79,7 @@ def confine(*, readable: Iterable[Path], writable: Iterable[Path], gpu: bool) ->
     if len(os.listdir("/proc/self/task")) > 1:
         missing.append("threads that were there before it are free")
     cards = gpu_devices(Path("/dev")) if gpu else []
-    libraries = [*library_paths(), *map(Path, _GPU_LIBRARIES if cards else ())]
+    libraries = [*library_paths(), *(gpu_libraries(Path("/")) if cards else ())]
     try:
         version = landlock.restrict(
             readable=[*libraries, *readable],
@@ -104,6 +104,12 @@ def confine(*, readable: Iterable[Path], writable: Iterable[Path], gpu: bool) ->
 def gpu_devices(dev: Path) -> list[Path]:
     """The nodes and folders of graphics cards in `/dev`, by the names their drivers give them."""
     return sorted(path for pattern in _GPU_DEVICES for path in dev.glob(pattern))
+
+
+def gpu_libraries(root: Path) -> Iterator[Path]:
+    """What drivers of graphics cards read; toolkits lie in folders with or without a version."""
+    for pattern in _GPU_LIBRARIES:
+        yield from root.glob(pattern)
 
 
 def library_paths() -> Iterator[Path]:

@@ -5,27 +5,45 @@ Imports nothing that takes long, so that llama.cpp can read while the rest is be
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from llm_server.errors import ModelLoadFailed
 from llm_server.llama import log
-from llm_server.llama.gpu import devices, layers_that_fit
+from llm_server.llama.gpu import built_for_cards, devices, layers_that_fit
 from llm_server.llama.lib import lib
 from llm_server.llama.model import LoadError, Model
 from llm_server.worker.messages import Load
+
+logger = logging.getLogger(__name__)
 
 
 def gpu_layers(command: Load) -> int:
     """How many layers go to graphics cards, -1 for all; 0 where there are none."""
     asked, cards = command.config.n_gpu_layers, devices()
     if not cards:
+        if is_missed(asked, built_for_cards()):
+            logger.warning(
+                "llama.cpp finds no graphics card (n_gpu_layers is %s): the processor computes. "
+                "`llm-server doctor` may tell why.",
+                asked,
+            )
         return 0
     if asked == "auto":
         return layers_that_fit(command.layer_bytes, command.compute_bytes, cards)
     return asked
+
+
+def is_missed(asked: int | Literal["auto"], built_for_cards: bool) -> bool:
+    """Whether somebody who asked for so many layers on cards should know that there is none.
+
+    All of them is what everybody asks for who says nothing.
+    """
+    return asked != 0 and (asked != -1 or built_for_cards)
 
 
 def read(command: Load, on_progress: Callable[[float], None]) -> tuple[Load, Model]:

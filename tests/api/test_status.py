@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from tests.fake_live import Live, add_models, chat_body, one_machine, until
+from tests.fake_live import Live, add_models, chat_body, live_server, one_machine, until
 
 
 def status(live: Live) -> dict[str, Any]:
@@ -51,6 +51,16 @@ def test_each_model_is_told_with_its_state_cells_and_end(live: Live) -> None:
     assert 200 < b["expires_in"] <= 300
     live.post("/models/unload", {"model": "b.gguf"})
     assert [model["model"] for model in status(live)["models"]] == ["a.gguf"]
+
+
+def test_each_model_is_told_with_its_layers_on_graphics_cards(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "cards.gguf")
+    with live_server(tmp_path) as live:
+        for name in ("a.gguf", "cards.gguf"):
+            live.chat("one", model=name)
+        models = status(live)["models"]
+    layers = {model["model"]: (model["n_gpu_layers"], model["max_gpu_layers"]) for model in models}
+    assert layers == {"a.gguf": (0, 0), "cards.gguf": (20, 33)}
 
 
 def test_what_a_worker_has_not_begun_with_is_waiting(live: Live, tmp_path: Path) -> None:

@@ -165,6 +165,27 @@ def test_with_graphics_cards(
     assert made.in_force(plan(made, **told), ON_CARDS, asked) is same
 
 
+@pytest.mark.parametrize(
+    ("told", "asked", "same"),
+    [
+        ({"n_gpu_layers": 0}, {"n_gpu_layers": -1}, False),
+        ({"n_gpu_layers": 0}, {"n_gpu_layers": 2}, False),
+        ({"n_gpu_layers": 0}, {"n_gpu_layers": "auto"}, False),
+        ({"n_gpu_layers": 0}, {"n_gpu_layers": 0, "n_threads": 4}, True),
+        # A load that looked for cards and found none settles it.
+        ({}, {"n_gpu_layers": 0}, True),
+        ({}, {"n_gpu_layers": 2}, True),
+        ({"n_gpu_layers": 2}, {"n_gpu_layers": "auto"}, True),
+    ],
+)
+def test_where_none_was_to_be_used_there_may_be_cards(
+    tmp_path: Path, told: dict[str, Any], asked: dict[str, Any], same: bool
+) -> None:
+    made = planner(tmp_path, {})
+    seen_none = msgspec.structs.replace(LOADED, max_gpu_layers=None)
+    assert made.in_force(plan(made, **told), seen_none, asked) is same
+
+
 def test_a_fitted_context_stays_when_less_would_fit_by_now(tmp_path: Path) -> None:
     made = planner(tmp_path, {})
     loaded = plan(made)

@@ -581,6 +581,21 @@ def test_tokens_of_the_configuration_that_a_model_lacks_are_left_out(
     assert warning.getMessage().startswith("a.gguf has no token 2, 77")
 
 
+def test_the_log_says_what_is_on_graphics_cards(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_models(tmp_path, "a.gguf", "cards.gguf")
+
+    async def test(pool: Pool) -> None:
+        for name in ("a", "cards"):
+            (await pool.acquire(name)).release()
+
+    with caplog.at_level("INFO"):
+        with_pool(tmp_path, test)
+    a, cards = (said for r in caplog.records if (said := r.getMessage()).startswith("loaded "))
+    assert cards.endswith(", 20 of 33 layers on graphics cards") and "cards" not in a
+
+
 def test_models_stay_beside_each_other_while_the_budget_holds_them(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "b.gguf", "c.gguf")
 

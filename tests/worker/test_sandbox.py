@@ -223,6 +223,15 @@ def test_the_devices_of_graphics_cards_are_known_by_their_names(made_up_dev: Pat
     assert sandbox.gpu_devices(made_up_dev / "nothing") == []
 
 
+@pytest.mark.parametrize(
+    "toolkit", ["opt/cuda", "usr/local/cuda", "usr/local/cuda-12.8", "opt/rocm", "opt/rocm-6.4.1"]
+)
+def test_toolkits_are_read_wherever_systems_put_them(tmp_path: Path, toolkit: str) -> None:
+    for name in (toolkit, "opt/other", "usr/local/lib"):
+        (tmp_path / name).mkdir(parents=True)
+    assert list(sandbox.gpu_libraries(tmp_path)) == [tmp_path / toolkit]
+
+
 @needs_landlock
 def test_of_dev_only_graphics_cards_can_be_used(made_up_dev: Path) -> None:
     code = (
