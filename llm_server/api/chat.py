@@ -84,9 +84,12 @@ class PlainChunker:
 
 
 class Folder(Protocol):
-    """Folds all events into one object of some dialect. `add` raises RemoteError for Failed."""
+    """Folds all events but Failed, which ends it, into one object of some dialect.
 
-    def add(self, event: RequestEvent) -> None: ...
+    What `add` returns is of no account.
+    """
+
+    def add(self, event: RequestEvent) -> object: ...
 
     def whole(self) -> object: ...
 
@@ -256,6 +259,8 @@ class FoldedResponse(Response):
             fold = self._make_fold(answer.origin)
             while batch is not None:
                 for event in batch:
+                    if isinstance(event, Failed):
+                        raise RemoteError(event.error)
                     fold.add(event)
                 batch = await answer.rest()
         await json_response(fold.whole(), headers=self._extra)(scope, receive, send)

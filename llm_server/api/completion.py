@@ -15,10 +15,8 @@ from msgspec import UNSET, UnsetType
 from llm_server.api.chat import PlainChunker
 from llm_server.api.logprobs import ChatLogprobs, TokenLogprobJson, chat_logprobs
 from llm_server.api.usage import Ends, Origin, TimingsJson, UsageJson, timings_json, usage_json
-from llm_server.errors import RemoteError
 from llm_server.worker.messages import (
     Content,
-    Failed,
     Finished,
     FinishReason,
     Logprobs,
@@ -175,11 +173,9 @@ class Fold:
         self._ends = Ends(origin)
 
     def add(self, event: RequestEvent) -> None:
-        """Take the next event. Raises RemoteError when the request failed."""
+        """Take the next event."""
         if isinstance(event, Finished):
             self._ends.add(event)
-        elif isinstance(event, Failed):
-            raise RemoteError(event.error)
         else:
             self._choices[event.id].add(event)
 

@@ -31,11 +31,10 @@ from llm_server.api.requests import Call, choices
 from llm_server.api.schema import operation
 from llm_server.api.usage import Ends, Origin, TimingsJson, UsageJson, timings_json, usage_json
 from llm_server.api.wire import CompletionBody
-from llm_server.errors import InvalidRequest, RemoteError, UnsupportedParameter
+from llm_server.errors import InvalidRequest, UnsupportedParameter
 from llm_server.worker.messages import (
     CompletionRequest,
     Content,
-    Failed,
     Finished,
     FinishReason,
     Logprobs,
@@ -188,15 +187,13 @@ class TextFold:
         self._ends = Ends(origin)
 
     def add(self, event: RequestEvent) -> None:
-        """Take the next event. Raises RemoteError when the request failed."""
+        """Take the next event."""
         if isinstance(event, Content):
             self._texts[event.id].append(event.text)
         elif isinstance(event, Logprobs):
             self._columns[event.id].add(event)
         elif isinstance(event, Finished):
             self._ends.add(event)
-        elif isinstance(event, Failed):
-            raise RemoteError(event.error)
 
     def whole(self) -> TextCompletion:
         """The whole answer, after the last event."""

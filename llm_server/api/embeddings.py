@@ -26,8 +26,7 @@ from llm_server.api.requests import Call
 from llm_server.api.schema import operation
 from llm_server.api.usage import Origin
 from llm_server.api.wire import EmbeddingBody
-from llm_server.errors import RemoteError
-from llm_server.worker.messages import Embed, Embedded, Failed, Finished, RequestEvent
+from llm_server.worker.messages import Embed, Embedded, Finished, RequestEvent
 
 router = APIRouter()
 
@@ -109,9 +108,7 @@ class EmbeddingFold:
         self._finished: Finished | None = None
 
     def add(self, event: RequestEvent) -> None:
-        """More vectors, or the end. Raises RemoteError."""
-        if isinstance(event, Failed):
-            raise RemoteError(event.error)
+        """More vectors, or the end."""
         if isinstance(event, Embedded):
             for vector in _split(event):
                 shown: Any = _base64(vector) if self._as_base64 else _numbers(vector)

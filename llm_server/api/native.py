@@ -24,9 +24,9 @@ from llm_server.api.schema import endpoints, operation
 from llm_server.api.traffic import passage_of
 from llm_server.api.usage import Ends, Origin
 from llm_server.api.wire import CHAT_EXAMPLE, ChatBody, SetModelBody
-from llm_server.errors import ModelLoading, RemoteError
+from llm_server.errors import ModelLoading
 from llm_server.models.status import Status
-from llm_server.worker.messages import Failed, Finished, RequestEvent, Usage
+from llm_server.worker.messages import Finished, RequestEvent, Usage
 
 router = APIRouter()
 
@@ -194,11 +194,9 @@ class RestoredFold:
         self._ends = Ends(origin)
 
     def add(self, event: RequestEvent) -> None:
-        """Take the next event. Raises RemoteError when the request failed."""
+        """Take the next event."""
         if isinstance(event, Finished):
             self._ends.add(event)
-        elif isinstance(event, Failed):
-            raise RemoteError(event.error)
 
     def whole(self) -> RestoredJson:
         """What it took, after the last event."""

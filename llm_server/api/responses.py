@@ -34,7 +34,7 @@ from llm_server.api.requests import (
     tool_objects,
     warming,
 )
-from llm_server.api.response_events import ResponseEvents, ResponseFold, new_id
+from llm_server.api.response_events import ResponseEvents, new_id
 from llm_server.api.response_json import ResponseOut, StreamEvent
 from llm_server.api.response_wire import (
     CallItem,
@@ -74,11 +74,10 @@ async def responses(request: Request) -> Response:
     context = context_of(request)
     asked = await read_call(request, responses_call)
     headers = ignored_header(asked.call.ignored)
+    make_events = partial(ResponseEvents, start=asked.start, warming=asked.warming)
     if asked.call.stream:
-        make_events = partial(ResponseEvents, start=asked.start, warming=asked.warming)
         return StreamedResponse(context.pool, asked.call, make_events, context.patience, headers)
-    make_fold = partial(ResponseFold, start=asked.start, warming=asked.warming)
-    return FoldedResponse(context.pool, asked.call, make_fold, headers)
+    return FoldedResponse(context.pool, asked.call, make_events, headers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,9 @@ from llm_server.api.responses import responses_call
 from llm_server.api.schema import operation
 from llm_server.api.usage import Origin
 from llm_server.api.wire import CHAT_EXAMPLE, ChatBody, DetokenizeBody, TokenizeBody
-from llm_server.errors import RemoteError
 from llm_server.worker.messages import (
     ChatRequest,
     Detokenize,
-    Failed,
     Question,
     Render,
     RequestEvent,
@@ -167,8 +165,6 @@ class _ToldFold:
         self._told: Told | None = None
 
     def add(self, event: RequestEvent) -> None:
-        if isinstance(event, Failed):
-            raise RemoteError(event.error)
         if isinstance(event, Told):
             self._told = event
 
