@@ -5,7 +5,6 @@ From its JSON to `CompletionRequest`s, and from events to its own shapes of answ
 
 from __future__ import annotations
 
-import secrets
 from functools import partial
 from typing import Literal
 
@@ -16,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_server.api.body import Json
-from llm_server.api.chat import FoldedResponse, PlainChunker, StreamedResponse
-from llm_server.api.context import context_of, ignored_header, read_call
+from llm_server.api.completion import LastChunks
+from llm_server.api.context import answer, read_call
 from llm_server.api.fields import (
     check_generation,
     chosen_sampling,
@@ -81,13 +80,8 @@ class TextCompletion(msgspec.Struct):
 )
 async def completions(request: Request) -> Response:
     """Continue a prompt, at once or as a stream of server-sent events."""
-    context = context_of(request)
     call = await read_call(request, completion_call)
-    headers = ignored_header(call.ignored)
-    if call.stream:
-        make_chunks = partial(TextChunks, include_usage=call.include_usage)
-        return StreamedResponse(context.pool, call, make_chunks, context.patience, headers)
-    return FoldedResponse(context.pool, call, TextFold, headers)
+    return answer(request, call, TextFold, partial(TextChunks, include_usage=call.include_usage))
 
 
 def completion_call(body: dict[str, Json]) -> Call:
@@ -127,14 +121,11 @@ def completion_call(body: dict[str, Json]) -> Call:
     )
 
 
-class TextChunks(PlainChunker):
+class TextChunks(LastChunks):
     """Makes the chunks of one stream (`chat.Chunker`)."""
 
     def __init__(self, origin: Origin, include_usage: bool) -> None:
-        self._id = new_id()
-        self._origin = origin
-        self._ends = Ends(origin)
-        self._usage: None | UnsetType = None if include_usage else UNSET
+        super().__init__(origin, "cmpl-", include_usage)
         self._columns = {id: TextColumns() for id in origin.ids}
 
     def opening(self) -> list[TextCompletion]:
@@ -151,30 +142,12 @@ class TextChunks(PlainChunker):
             return self._closing(event)
         return []
 
-    def _closing(self, event: Finished) -> list[TextCompletion]:
-        self._ends.add(event)
-        last = self._chunk(event.id, "")
-        last.choices[0].finish_reason = event.reason
-        if not self._ends.all_in:
-            return [last]
-        usage = self._ends.usage
-        last.timings = timings_json(usage, self._ends.timings)
-        if self._usage is UNSET:
-            return [last]
-        total = self._chunk(event.id, "")
-        total.choices, total.usage = [], usage_json(usage)
-        return [last, total]
+    def _empty(self, id: int) -> TextCompletion:
+        return self._chunk(id, "")
 
     def _chunk(self, id: int, text: str) -> TextCompletion:
-        choice = TextChoice(text, id - self._origin.ids[0], self._columns[id].taken())
-        return TextCompletion(
-            self._id,
-            self._origin.created,
-            self._origin.model,
-            self._origin.fingerprint,
-            [choice],
-            usage=self._usage,
-        )
+        choice = TextChoice(text, id - self._ids[0], self._columns[id].taken())
+        return TextCompletion(*self._head, [choice], usage=self._usage)
 
 
 class TextFold:
@@ -199,10 +172,7 @@ class TextFold:
         """The whole answer, after the last event."""
         usage = self._ends.usage
         return TextCompletion(
-            new_id(),
-            self._origin.created,
-            self._origin.model,
-            self._origin.fingerprint,
+            *self._origin.head("cmpl-"),
             [self._choice(index, id) for index, id in enumerate(self._origin.ids)],
             usage=usage_json(usage),
             timings=timings_json(usage, self._ends.timings),
@@ -211,8 +181,3 @@ class TextFold:
     def _choice(self, index: int, id: int) -> TextChoice:
         text, logprobs = "".join(self._texts[id]), self._columns[id].taken()
         return TextChoice(text, index, logprobs, self._ends[index].reason)
-
-
-def new_id() -> str:
-    """An id for an answer, as unguessable as OpenAI's."""
-    return "cmpl-" + secrets.token_hex(12)

@@ -18,8 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_server.api.body import Json
-from llm_server.api.chat import FoldedResponse
-from llm_server.api.context import context_of, ignored_header, read_call
+from llm_server.api.context import answer, read_call
 from llm_server.api.fields import check_names, keep_alive_of, prompts_of, validated
 from llm_server.api.parameters import overrides_of
 from llm_server.api.requests import Call
@@ -73,8 +72,7 @@ class _EncodedList(msgspec.Struct):
 async def embeddings(request: Request) -> Response:
     """Vectors of length 1 for one text or several, from a model that makes embeddings."""
     call, as_base64 = await read_call(request, embedding_call)
-    make_fold = partial(EmbeddingFold, as_base64)
-    return FoldedResponse(context_of(request).pool, call, make_fold, ignored_header(call.ignored))
+    return answer(request, call, partial(EmbeddingFold, as_base64))
 
 
 def embedding_call(body: dict[str, Json]) -> tuple[Call, bool]:

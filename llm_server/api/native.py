@@ -15,8 +15,8 @@ from starlette.responses import Response
 from llm_server import __version__
 from llm_server.api import openai, ui
 from llm_server.api.access import wants_page
-from llm_server.api.chat import FoldedResponse
-from llm_server.api.context import context_of, ignored_header, read_call
+from llm_server.api.chat import ignored_header
+from llm_server.api.context import answer, context_of, read_call
 from llm_server.api.errors import envelope, headers, json_response
 from llm_server.api.models import all_models
 from llm_server.api.requests import restore_call, set_model_call
@@ -171,7 +171,7 @@ async def set_model(request: Request) -> Response:
     loaded = lease.worker.loaded
     return json_response(
         SetModelJson(lease.model.name, loaded.n_ctx, loaded.parallel),
-        headers=ignored_header(call.ignored),
+        headers=ignored_header(call),
     )
 
 
@@ -181,8 +181,7 @@ async def set_model(request: Request) -> Response:
 async def restore_cache(request: Request) -> Response:
     """Compute and store a prompt: the next request that begins like it starts at once."""
     call = await read_call(request, restore_call)
-    make_fold = partial(RestoredFold, started=time.monotonic())
-    return FoldedResponse(context_of(request).pool, call, make_fold, ignored_header(call.ignored))
+    return answer(request, call, partial(RestoredFold, started=time.monotonic()))
 
 
 class RestoredFold:

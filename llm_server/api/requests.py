@@ -74,16 +74,6 @@ class Call:
     """The fields of `Sampling` that the request sets; the others may be the model's own."""
 
 
-@dataclass(frozen=True, slots=True)
-class SetModelCall:
-    """A checked `POST /setModel`."""
-
-    model: str
-    overrides: Overrides
-    ignored: list[str]
-    keep_alive_s: float | None = None
-
-
 def chat_call(body: dict[str, Json]) -> Call:
     """The body of a chat request, understood. Raises InvalidRequest."""
     ignored = check_generation(body, ChatBody)
@@ -135,15 +125,16 @@ def restore_call(body: dict[str, Json]) -> Call:
     )
 
 
-def set_model_call(body: dict[str, Json]) -> SetModelCall:
-    """The body of `POST /setModel`, understood. Raises InvalidRequest."""
+def set_model_call(body: dict[str, Json]) -> Call:
+    """The body of `POST /setModel`, which asks nothing. Raises InvalidRequest."""
     ignored = check_names(body, SetModelBody)
     wanted = validated(SetModelBody, body)
-    return SetModelCall(
-        wanted.model_name,
-        overrides_of(wanted.load_model_configs),
-        ignored,
-        keep_alive_of(wanted.keep_alive),
+    return Call(
+        (),
+        model=wanted.model_name,
+        overrides=overrides_of(wanted.load_model_configs),
+        ignored=ignored,
+        keep_alive_s=keep_alive_of(wanted.keep_alive),
     )
 
 

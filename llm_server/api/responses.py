@@ -16,8 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_server.api.body import Json
-from llm_server.api.chat import FoldedResponse, StreamedResponse
-from llm_server.api.context import context_of, ignored_header, read_call
+from llm_server.api.context import answer, read_call
 from llm_server.api.fields import (
     check_generation,
     check_names,
@@ -71,13 +70,9 @@ EXAMPLE = {"input": "Where do I put my models?", "temperature": 0}
 )
 async def responses(request: Request) -> Response:
     """Answer a list of items with a list of items. Nothing is stored: all of it is in `input`."""
-    context = context_of(request)
     asked = await read_call(request, responses_call)
-    headers = ignored_header(asked.call.ignored)
     make_events = partial(ResponseEvents, start=asked.start, warming=asked.warming)
-    if asked.call.stream:
-        return StreamedResponse(context.pool, asked.call, make_events, context.patience, headers)
-    return FoldedResponse(context.pool, asked.call, make_events, headers)
+    return answer(request, asked.call, make_events, make_events)
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,14 +189,11 @@ async def cancel(request: Request, id: str) -> Response:
     return json_response(CancelledJson(entry.id))
 
 
-class StatusStream(Response):
+class StatusStream(sse.EventStreamResponse):
     """The status as an event stream, until the client goes or the server stops."""
 
     def __init__(self, context: Context) -> None:
-        super().__init__(
-            media_type="text/event-stream",
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
-        )
+        super().__init__(context.patience, headers={})
         self._context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -204,15 +201,7 @@ class StatusStream(Response):
         await until_disconnected(receive, self._write(send))
 
     async def _write(self, send: Send) -> None:
-        headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
-        patience = self._context.patience
-        with sse.EventWriter(
-            send,
-            headers,
-            quiet_s=patience.keep_alive_s,
-            stall_s=patience.stall_s,
-            on_quiet=lambda: None,
-        ) as writer:
+        with self.writer(send, on_quiet=lambda: None) as writer:
             now = await whole_status(self._context)
             while now.state != "stopping":
                 await writer.write(sse.data(now))

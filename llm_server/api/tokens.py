@@ -17,8 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_server.api.body import Json
-from llm_server.api.chat import FoldedResponse
-from llm_server.api.context import context_of, ignored_header, read_call
+from llm_server.api.context import answer, read_call
 from llm_server.api.fields import check_names, keep_alive_of, validated
 from llm_server.api.requests import Call, chat_call
 from llm_server.api.response_wire import ResponsesBody
@@ -153,8 +152,7 @@ def _call(question: Question, body: TokenizeBody | DetokenizeBody, ignored: list
 
 
 def _answer(request: Request, call: Call, shape: Callable[[Told], object]) -> Response:
-    fold = partial(_ToldFold, shape)
-    return FoldedResponse(context_of(request).pool, call, fold, ignored_header(call.ignored))
+    return answer(request, call, partial(_ToldFold, shape))
 
 
 class _ToldFold:
