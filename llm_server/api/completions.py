@@ -20,13 +20,11 @@ from llm_server.api.context import answer, read_call
 from llm_server.api.fields import (
     check_generation,
     chosen_sampling,
-    keep_alive_of,
     prompts_of,
     validated,
 )
 from llm_server.api.logprobs import TextColumns, TextLogprobs
-from llm_server.api.parameters import overrides_of
-from llm_server.api.requests import Call, choices
+from llm_server.api.requests import Call, call_of, choices
 from llm_server.api.schema import operation
 from llm_server.api.usage import Ends, Origin, TimingsJson, UsageJson, timings_json, usage_json
 from llm_server.api.wire import CompletionBody
@@ -102,23 +100,14 @@ def completion_call(body: dict[str, Json]) -> Call:
     chosen = chosen_sampling(wanted)
     told = {"max_tokens": DEFAULT_MAX_TOKENS, "top_logprobs": wanted.logprobs} | chosen
     sampling = Sampling(**told)
-    return Call(
-        [
-            request
-            for prompt, place in zip(prompts, places, strict=True)
-            for request in choices(
-                CompletionRequest(prompt, suffix, bool(wanted.echo), sampling, place=place), n
-            )
-        ],
-        n=n,
-        model=wanted.model,
-        overrides=overrides_of(wanted.load_model_configs),
-        keep_alive_s=keep_alive_of(wanted.keep_alive),
-        stream=bool(wanted.stream),
-        include_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
-        ignored=ignored,
-        chosen=chosen.keys(),
-    )
+    requests = [
+        request
+        for prompt, place in zip(prompts, places, strict=True)
+        for request in choices(
+            CompletionRequest(prompt, suffix, bool(wanted.echo), sampling, place=place), n
+        )
+    ]
+    return call_of(wanted, requests, ignored=ignored, chosen=chosen.keys(), n=n)
 
 
 class TextChunks(LastChunks):

@@ -54,15 +54,6 @@ class EmbeddingListJson(msgspec.Struct):
     object: Literal["list"] = "list"
 
 
-class _EncodedList(msgspec.Struct):
-    """An `EmbeddingListJson` whose items are JSON already."""
-
-    data: list[msgspec.Raw]
-    model: str
-    usage: EmbeddingUsageJson
-    object: Literal["list"] = "list"
-
-
 @router.post(
     "/embeddings",
     openapi_extra=operation(
@@ -102,7 +93,7 @@ class EmbeddingFold:
     def __init__(self, as_base64: bool, origin: Origin) -> None:
         self._as_base64 = as_base64
         self._origin = origin
-        self._data: list[msgspec.Raw] = []
+        self._data: list[Any] = []  # JSON already
         self._finished: Finished | None = None
 
     def add(self, event: RequestEvent) -> None:
@@ -115,12 +106,12 @@ class EmbeddingFold:
         elif isinstance(event, Finished):
             self._finished = event
 
-    def whole(self) -> object:
+    def whole(self) -> EmbeddingListJson:
         """The list."""
         assert self._finished is not None, "events end in Finished or Failed"
         n_tokens = self._finished.usage.prompt_tokens
         usage = EmbeddingUsageJson(n_tokens, n_tokens)
-        return _EncodedList(self._data, self._origin.model, usage)
+        return EmbeddingListJson(self._data, self._origin.model, usage)
 
 
 def _split(event: Embedded) -> Iterator[bytes]:

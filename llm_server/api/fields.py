@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -44,17 +44,25 @@ def _refusal(name: str, model: type[Wire]) -> str:
     return f"The parameter '{name}' is not supported{with_value}.{hint}"
 
 
-def check_generation(body: dict[str, Json], model: type[GenerationFields]) -> list[str]:
-    """`check_names` for a request that generates, with the objects in it."""
-    ignored = check_names(body, model)
-    configs = body.get("inference_configs")
-    if isinstance(configs, dict):
-        ignored += check_names(configs, SamplingFields, "inference_configs.")
-    options = body.get("stream_options")
-    if isinstance(options, dict):
-        ignored += check_names(options, StreamOptions, "stream_options.")
-        if not body.get("stream"):
-            raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
+def check_generation(
+    body: dict[str, Json], model: type[GenerationFields], parts: Mapping[str, type[Wire]] = {}
+) -> list[str]:
+    """`check_names` for a request that generates, with the objects in it; `parts` are its own."""
+    shared: dict[str, type[Wire]] = {
+        "inference_configs": SamplingFields,
+        "stream_options": StreamOptions,
+    }
+    ignored = check_names(body, model) + _check_parts(body, shared)
+    if isinstance(body.get("stream_options"), dict) and not body.get("stream"):
+        raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
+    return ignored + _check_parts(body, parts)
+
+
+def _check_parts(body: dict[str, Json], parts: Mapping[str, type[Wire]]) -> list[str]:
+    ignored = []
+    for name, model in parts.items():
+        if isinstance(part := body.get(name), dict):
+            ignored += check_names(part, model, f"{name}.")
     return ignored
 
 

@@ -21,6 +21,7 @@ from llm_server.api.errors import envelope, headers, json_response
 from llm_server.api.models import all_models
 from llm_server.api.requests import restore_call, set_model_call
 from llm_server.api.schema import endpoints, operation
+from llm_server.api.status import LoadJson, loading_json
 from llm_server.api.traffic import passage_of
 from llm_server.api.usage import Ends, Origin
 from llm_server.api.wire import CHAT_EXAMPLE, ChatBody, SetModelBody
@@ -29,13 +30,6 @@ from llm_server.models.status import Status
 from llm_server.worker.messages import Finished, RequestEvent, Usage
 
 router = APIRouter()
-
-
-class LoadingJson(msgspec.Struct):
-    """A load on its way; progress from 0 to 1."""
-
-    model: str
-    progress: float
 
 
 class StatusJson(msgspec.Struct):
@@ -49,7 +43,7 @@ class StatusJson(msgspec.Struct):
     parallel: int
     running: int
     waiting: int
-    loading: LoadingJson | None
+    loading: LoadJson | None
     error: str | None
     uptime_seconds: float
     endpoints: list[str]
@@ -105,7 +99,6 @@ async def status(request: Request) -> Response:
         return ui.redirect()
     context = context_of(request)
     now = context.pool.status()
-    loading = LoadingJson(now.loading, round(now.fraction, 3)) if now.loading else None
     return json_response(
         StatusJson(
             name="llm-server",
@@ -116,7 +109,7 @@ async def status(request: Request) -> Response:
             parallel=now.parallel,
             running=now.running,
             waiting=now.waiting,
-            loading=loading,
+            loading=loading_json(now),
             error=now.error,
             uptime_seconds=round(time.monotonic() - context.started, 3),
             endpoints=endpoints(request.app.routes),

@@ -26,6 +26,7 @@ from llm_server.api.wire import (
     MAX_SCHEMA_BYTES,
     CacheOptions,
     ChatBody,
+    GenerationFields,
     NamedToolChoice,
     Parts,
     RefusalPart,
@@ -76,27 +77,28 @@ class Call:
 
 def chat_call(body: dict[str, Json]) -> Call:
     """The body of a chat request, understood. Raises InvalidRequest."""
-    ignored = check_generation(body, ChatBody)
-    options = body.get("prompt_cache_options")
-    if isinstance(options, dict):
-        ignored += check_names(options, CacheOptions, "prompt_cache_options.")
+    ignored = check_generation(body, ChatBody, {"prompt_cache_options": CacheOptions})
     chat = validated(ChatBody, body)
     ignored += ignored_in_tools([tool.function for tool in chat.tools or []])
     chosen = chosen_sampling(chat)
     request = _chat_request(chat, Sampling(**chosen))
-    call = Call(
-        choices(request, chat.n or 1),
-        n=chat.n or 1,
-        model=chat.model,
-        overrides=overrides_of(chat.load_model_configs),
-        keep_alive_s=keep_alive_of(chat.keep_alive),
-        stream=bool(chat.stream),
-        include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
-        ignored=ignored,
-        chosen=chosen.keys(),
-    )
+    n = chat.n or 1
+    call = call_of(chat, choices(request, n), ignored=ignored, chosen=chosen.keys(), n=n)
     prewarm = chat.prompt_cache_options is not None and chat.prompt_cache_options.prewarm
     return warming(call) if prewarm or request.sampling.max_tokens == 0 else call
+
+
+def call_of(body: GenerationFields, requests: Sequence[Asked], **more: Any) -> Call:
+    """A call of what all bodies of requests that generate say; `more` are fields of it."""
+    return Call(
+        requests,
+        model=body.model,
+        overrides=overrides_of(body.load_model_configs),
+        keep_alive_s=keep_alive_of(body.keep_alive),
+        stream=bool(body.stream),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        **more,
+    )
 
 
 def warming(call: Call) -> Call:

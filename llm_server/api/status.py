@@ -28,7 +28,7 @@ from llm_server.api.journal import INTERVAL_S, Entry, Sample
 from llm_server.api.schema import operation
 from llm_server.errors import InvalidRequest
 from llm_server.models.backend import LoadedModel
-from llm_server.models.status import ModelState, State
+from llm_server.models.status import ModelState, State, Status
 from llm_server.worker.messages import Sampling
 
 router = APIRouter()
@@ -233,7 +233,7 @@ async def moment(context: Context) -> ServerStatus:
         parallel=status.parallel,
         running=status.running,
         waiting=status.waiting,
-        loading=LoadJson(status.loading, round(status.fraction, 3)) if status.loading else None,
+        loading=loading_json(status),
         load_error=status.error,
         models=[_loaded(loaded, context.pool.waiting) for loaded in context.pool.loaded],
         worker=WorkerJson(status.sandbox, totals.worker_crashes),
@@ -261,6 +261,11 @@ async def moment(context: Context) -> ServerStatus:
         ),
         sample=sample,
     )
+
+
+def loading_json(now: Status) -> LoadJson | None:
+    """What is on its way, if anything."""
+    return LoadJson(now.loading, round(now.fraction, 3)) if now.loading else None
 
 
 def _loaded(loaded: LoadedModel, waiting: Mapping[str, int]) -> LoadedModelJson:
