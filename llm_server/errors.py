@@ -42,6 +42,7 @@ class ServerError(Exception):
         self,
         message: str,
         *,
+        status: int | None = None,
         param: str | None = None,
         code: str | None = None,
         details: dict[str, int | str] | None = None,
@@ -49,7 +50,7 @@ class ServerError(Exception):
         super().__init__(message)
         self.info = ErrorInfo(
             message=message,
-            status=self.status,
+            status=status or self.status,
             type=self.type,
             code=code or self.code,
             param=param,

@@ -91,8 +91,7 @@ def _invalid(error: ErrorDetails) -> InvalidRequest:
     param = _param(error["loc"])
     kind = error["type"]
     if kind == "missing":
-        message = f"Missing required parameter: '{param}'."
-        return InvalidRequest(message, param=param, code="missing_required_parameter")
+        return missing(param)
     if kind in ("extra_forbidden", "none_required"):
         return UnsupportedParameter("This parameter is not supported.", param=param)
     if kind == "literal_error" and error["msg"] == _NEVER_TRUE:
@@ -106,6 +105,12 @@ def _invalid(error: ErrorDetails) -> InvalidRequest:
     if message.startswith("Input "):
         return InvalidRequest(f"'{param}' {message[6:]}.", param=param, code=code)
     return InvalidRequest(f"'{param}': {message[0].lower()}{message[1:]}.", param=param, code=code)
+
+
+def missing(param: str) -> InvalidRequest:
+    """What is told of a field that has to be there."""
+    message = f"Missing required parameter: '{param}'."
+    return InvalidRequest(message, param=param, code="missing_required_parameter")
 
 
 def _param(location: tuple[int | str, ...]) -> str:

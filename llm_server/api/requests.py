@@ -19,6 +19,7 @@ from llm_server.api.fields import (
     check_names,
     chosen_sampling,
     keep_alive_of,
+    missing,
     validated,
 )
 from llm_server.api.parameters import overrides_of
@@ -177,11 +178,7 @@ def _message(wire: WireMessage, path: str, called: set[str]) -> Message:
         raise InvalidRequest("The message has no content.", param=f"{path}.content")
     if wire.role == "tool":
         if wire.tool_call_id is None:
-            raise InvalidRequest(
-                f"Missing required parameter: '{path}.tool_call_id'.",
-                param=f"{path}.tool_call_id",
-                code="missing_required_parameter",
-            )
+            raise missing(f"{path}.tool_call_id")
         if wire.tool_call_id not in called:
             raise InvalidRequest(
                 "No earlier assistant message holds a tool call with this id.",
@@ -268,8 +265,7 @@ def response_format(
     if type != "json_schema":
         return ResponseFormat(type)
     if schema is None:
-        message = f"Missing required parameter: '{param}'."
-        raise InvalidRequest(message, param=param, code="missing_required_parameter")
+        raise missing(param)
     _check_schema(schema, param)
     return ResponseFormat("json_schema", schema, param)
 
