@@ -295,21 +295,17 @@ def _summary(registry: Registry, model: ModelFile) -> dict[str, Any]:
     """What a row of the list holds; facts are null where the header cannot be read."""
     from llm_server.errors import ModelLoadFailed
 
-    row: dict[str, Any] = {
-        "model": model.name,
-        "parameters": None,
-        "quantization": None,
-        "context": None,
-        "size": model.size,
-        "changed": model.modified,
-        "error": None,
-    }
+    facts = error = None
     try:
         facts = registry.facts(model)
-    except ModelLoadFailed as error:
-        return row | {"error": str(error)}
-    return row | {
-        "parameters": facts.n_params,
-        "quantization": facts.quantization,
-        "context": facts.n_ctx_train,
+    except ModelLoadFailed as failed:
+        error = str(failed)
+    return {
+        "model": model.name,
+        "parameters": facts and facts.n_params,
+        "quantization": facts and facts.quantization,
+        "context": facts and facts.n_ctx_train,
+        "size": model.size,
+        "changed": model.modified,
+        "error": error,
     }
