@@ -15,7 +15,7 @@ from llm_server.gguf.parts import model_parts
 
 if TYPE_CHECKING:
     from llm_server.models.download import Progress
-    from llm_server.models.hub import Choice
+    from llm_server.models.hub import Pick
     from llm_server.models.registry import ModelFile, Registry
 
 Source = Annotated[
@@ -53,7 +53,7 @@ def pull(source: Source, models_dir: ModelsDir = None) -> None:
         output.fail("stopped; the same command continues where this one ended", INTERRUPTED)
 
 
-def _announce(choice: Choice) -> None:
+def _announce(choice: Pick) -> None:
     """What is about to be fetched, and what could be fetched instead."""
     first = choice.files[0].name
     more = f" and {len(choice.files) - 1} more parts" if len(choice.files) > 1 else ""
@@ -64,7 +64,7 @@ def _announce(choice: Choice) -> None:
         output.say(f"(also there: {', '.join(choice.others)})")
 
 
-def _fetch_all(choice: Choice, folder: Path) -> None:
+def _fetch_all(choice: Pick, folder: Path) -> None:
     from llm_server.gguf.header import read_kind
     from llm_server.models import download
 
