@@ -189,6 +189,11 @@ class QueueFull(Unavailable):
 
     code = "queue_full"
 
+    def __init__(
+        self, message: str = "Too many requests are waiting. Try again in a moment."
+    ) -> None:
+        super().__init__(message)
+
 
 class ModelLoading(Unavailable):
     """The model is being loaded, or none is loaded yet."""
@@ -217,3 +222,6 @@ class ShuttingDown(Unavailable):
 
     code = "shutting_down"
     retry_after = 5
+
+    def __init__(self, message: str = "The server is shutting down.") -> None:
+        super().__init__(message)

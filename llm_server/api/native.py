@@ -25,7 +25,7 @@ from llm_server.api.status import LoadJson, loading_json
 from llm_server.api.traffic import passage_of
 from llm_server.api.usage import Ends, Origin
 from llm_server.api.wire import CHAT_EXAMPLE, ChatBody, SetModelBody
-from llm_server.errors import ModelLoading
+from llm_server.errors import ModelLoading, ShuttingDown
 from llm_server.models.status import Status
 from llm_server.worker.messages import Finished, RequestEvent, Usage
 
@@ -221,7 +221,7 @@ def _health_message(now: Status) -> str:
         case "loading":
             return f"Loading {now.loading}: {now.fraction:.0%}."
         case "stopping":
-            return "The server is shutting down."
+            return str(ShuttingDown())
         case "failed":
             return f"No model is loaded. The last load failed: {now.error}"
     return "No model is loaded. The next request loads one."
