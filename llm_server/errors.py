@@ -42,6 +42,7 @@ class ServerError(Exception):
         self,
         message: str,
         *,
+        status: int | None = None,
         param: str | None = None,
         code: str | None = None,
         details: dict[str, int | str] | None = None,
@@ -49,7 +50,7 @@ class ServerError(Exception):
         super().__init__(message)
         self.info = ErrorInfo(
             message=message,
-            status=self.status,
+            status=status or self.status,
             type=self.type,
             code=code or self.code,
             param=param,
@@ -188,6 +189,11 @@ class QueueFull(Unavailable):
 
     code = "queue_full"
 
+    def __init__(
+        self, message: str = "Too many requests are waiting. Try again in a moment."
+    ) -> None:
+        super().__init__(message)
+
 
 class ModelLoading(Unavailable):
     """The model is being loaded, or none is loaded yet."""
@@ -216,3 +222,6 @@ class ShuttingDown(Unavailable):
 
     code = "shutting_down"
     retry_after = 5
+
+    def __init__(self, message: str = "The server is shutting down.") -> None:
+        super().__init__(message)

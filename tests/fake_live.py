@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from llm_server.api.app import create_app
-from llm_server.api.chat import Patience
+from llm_server.api.sse import Patience
 from llm_server.api.transport import Limits
 from llm_server.config import Settings
 from llm_server.running import Server

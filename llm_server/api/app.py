@@ -16,11 +16,11 @@ from starlette.types import ASGIApp
 from llm_server import __version__
 from llm_server.api import cache, errors, metrics, models, native, openai, status, ui
 from llm_server.api.access import Access
-from llm_server.api.chat import Patience
 from llm_server.api.context import Context
 from llm_server.api.edge import Edge
 from llm_server.api.keys import Keyring
 from llm_server.api.schema import document
+from llm_server.api.sse import Patience
 from llm_server.api.traffic import Traffic
 from llm_server.config import Settings, cache_config, make_registry
 from llm_server.errors import ServerError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -144,9 +143,6 @@ def _clear(folder: Path, name: str, registry: Registry) -> ClearedJson:
 
 
 def _cache_json(found: Survey, config: CacheConfig | None, hits: int, misses: int) -> CacheJson:
-    by_model: dict[str, list[Stored]] = defaultdict(list)
-    for file in found.stored:
-        by_model[survey.model_of(file)].append(file)
     heads = sorted(found.heads(), key=lambda head: -head.used)[:MAX_HEADS]
     return CacheJson(
         bytes=sum(file.size for file in found.stored),
@@ -154,7 +150,7 @@ def _cache_json(found: Survey, config: CacheConfig | None, hits: int, misses: in
         write=config.write if config else "off",
         hits=hits,
         misses=misses,
-        models=[_model_json(id, found.name(id), files) for id, files in sorted(by_model.items())],
+        models=[_model_json(id, found.name(id), files) for id, files in found.by_model().items()],
         heads=[
             HeadJson(
                 head.model,

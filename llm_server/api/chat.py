@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -21,6 +20,7 @@ from llm_server.api import sse
 from llm_server.api.errors import INTERNAL, envelope, json_response
 from llm_server.api.journal import entry_of
 from llm_server.api.requests import Call
+from llm_server.api.sse import Patience
 from llm_server.api.traffic import passage_of
 from llm_server.api.usage import Origin
 from llm_server.errors import ErrorInfo, RemoteError, RequestCancelled, ServerError
@@ -43,19 +43,6 @@ from llm_server.worker.stream import EventStream
 logger = logging.getLogger(__name__)
 
 _CANCELLED = "The request was cancelled on the server."
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long clients are kept without a sign, in seconds."""
-
-    headers_s: float = 2.0
-    """A stream whose first event takes longer starts with comments. Errors that come earlier are
-    plain HTTP errors."""
-    keep_alive_s: float = 5.0
-    """Longest silence in a stream."""
-    stall_s: float = 30.0
-    """Longest time a client may take to accept a write."""
 
 
 class Chunker(Protocol):
@@ -84,9 +71,12 @@ class PlainChunker:
 
 
 class Folder(Protocol):
-    """Folds all events into one object of some dialect. `add` raises RemoteError for Failed."""
+    """Folds all events but Failed, which ends it, into one object of some dialect.
 
-    def add(self, event: RequestEvent) -> None: ...
+    What `add` returns is of no account.
+    """
+
+    def add(self, event: RequestEvent) -> object: ...
 
     def whole(self) -> object: ...
 
@@ -230,21 +220,25 @@ def answering(pool: Backend, call: Call, scope: Scope) -> Iterator[Answer]:
         yield answer
 
 
+def ignored_header(call: Call) -> dict[str, str]:
+    """The header that names fields of the body which had no effect; none when all had."""
+    if not call.ignored:
+        return {}
+    shown = [
+        "".join(c if c.isalnum() and c.isascii() or c in "_.-" else "?" for c in name[:64])
+        for name in call.ignored[:20]
+    ]
+    return {"x-ignored-parameters": ", ".join(shown)}
+
+
 class FoldedResponse(Response):
     """Answers with one JSON object, made from all events of the call."""
 
-    def __init__(
-        self,
-        pool: Backend,
-        call: Call,
-        make_fold: Callable[[Origin], Folder],
-        headers: dict[str, str],
-    ) -> None:
-        super().__init__(headers=headers)
+    def __init__(self, pool: Backend, call: Call, make_fold: Callable[[Origin], Folder]) -> None:
+        super().__init__()
         self._pool = pool
         self._call = call
         self._make_fold = make_fold
-        self._extra = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the call. ServerErrors leave as exceptions, before anything is sent."""
@@ -256,12 +250,14 @@ class FoldedResponse(Response):
             fold = self._make_fold(answer.origin)
             while batch is not None:
                 for event in batch:
+                    if isinstance(event, Failed):
+                        raise RemoteError(event.error)
                     fold.add(event)
                 batch = await answer.rest()
-        await json_response(fold.whole(), headers=self._extra)(scope, receive, send)
+        await json_response(fold.whole(), headers=ignored_header(self._call))(scope, receive, send)
 
 
-class StreamedResponse(Response):
+class StreamedResponse(sse.EventStreamResponse):
     """Answers with an event stream. Errors before its start leave as exceptions."""
 
     def __init__(
@@ -270,16 +266,11 @@ class StreamedResponse(Response):
         call: Call,
         make_chunks: Callable[[Origin], Chunker],
         patience: Patience,
-        headers: dict[str, str],
     ) -> None:
-        super().__init__(
-            media_type="text/event-stream",
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"} | headers,
-        )
+        super().__init__(patience, ignored_header(call))
         self._pool = pool
         self._call = call
         self._make_chunks = make_chunks
-        self._patience = patience
         self._chunks: Chunker | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -287,16 +278,8 @@ class StreamedResponse(Response):
         await until_disconnected(receive, self._answer(scope, send))
 
     async def _answer(self, scope: Scope, send: Send) -> None:
-        # The empty body of the base class has set a length.
-        headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
         with answering(self._pool, self._call, scope) as answer:
-            with sse.EventWriter(
-                send,
-                headers,
-                quiet_s=self._patience.keep_alive_s,
-                stall_s=self._patience.stall_s,
-                on_quiet=answer.poke,
-            ) as writer:
+            with self.writer(send, on_quiet=answer.poke) as writer:
                 try:
                     await self._stream(answer, writer)
                 except ServerError as error:

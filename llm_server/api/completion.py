@@ -6,8 +6,7 @@ every token of every stream. It knows nothing of HTTP, queues or where events co
 
 from __future__ import annotations
 
-import secrets
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -15,10 +14,8 @@ from msgspec import UNSET, UnsetType
 from llm_server.api.chat import PlainChunker
 from llm_server.api.logprobs import ChatLogprobs, TokenLogprobJson, chat_logprobs
 from llm_server.api.usage import Ends, Origin, TimingsJson, UsageJson, timings_json, usage_json
-from llm_server.errors import RemoteError
 from llm_server.worker.messages import (
     Content,
-    Failed,
     Finished,
     FinishReason,
     Logprobs,
@@ -107,21 +104,45 @@ class Completion(msgspec.Struct):
     object: Literal["chat.completion"] = "chat.completion"
 
 
-class Chunks(PlainChunker):
-    """Makes the chunks of one stream: each method returns those that belong to one moment."""
+class LastChunks(PlainChunker):
+    """What chats and completions share: how the choices of a stream end."""
 
-    def __init__(self, origin: Origin, include_usage: bool) -> None:
-        self._id = new_id()
-        self._origin = origin
-        self._first = origin.ids[0]
+    def __init__(self, origin: Origin, prefix: str, include_usage: bool) -> None:
+        self._head = origin.head(prefix)
+        self._ids = origin.ids
         self._ends = Ends(origin)
         # With usage asked for, OpenAI has a null on every chunk before the last.
         self._usage: None | UnsetType = None if include_usage else UNSET
+
+    def _empty(self, id: int) -> Any:
+        """A chunk that adds nothing to a choice."""
+        raise NotImplementedError
+
+    def _closing(self, event: Finished) -> list[Any]:
+        self._ends.add(event)
+        last = self._empty(event.id)
+        last.choices[0].finish_reason = event.reason
+        if not self._ends.all_in:
+            return [last]
+        usage = self._ends.usage
+        last.timings = timings_json(usage, self._ends.timings)
+        if self._usage is UNSET:
+            return [last]
+        total = self._empty(event.id)
+        total.choices, total.usage = [], usage_json(usage)
+        return [last, total]
+
+
+class Chunks(LastChunks):
+    """Makes the chunks of one stream: each method returns those that belong to one moment."""
+
+    def __init__(self, origin: Origin, include_usage: bool) -> None:
+        super().__init__(origin, "chatcmpl-", include_usage)
         self._scored: dict[int, list[TokenLogprobJson]] = {}
 
     def opening(self) -> list[Chunk]:
         """The chunks that say whose messages these are."""
-        return [self._chunk(id, DeltaJson(role="assistant", content="")) for id in self._origin.ids]
+        return [self._chunk(id, DeltaJson(role="assistant", content="")) for id in self._ids]
 
     def of(self, event: RequestEvent) -> list[Chunk]:
         """The chunks an event becomes; none for Progress and Failed."""
@@ -138,32 +159,14 @@ class Chunks(PlainChunker):
             return self._closing(event)
         return []
 
-    def _closing(self, event: Finished) -> list[Chunk]:
-        self._ends.add(event)
-        last = self._chunk(event.id, DeltaJson())
-        last.choices[0].finish_reason = event.reason
-        if not self._ends.all_in:
-            return [last]
-        usage = self._ends.usage
-        last.timings = timings_json(usage, self._ends.timings)
-        if self._usage is UNSET:
-            return [last]
-        total = self._chunk(event.id, DeltaJson())
-        total.choices, total.usage = [], usage_json(usage)
-        return [last, total]
+    def _empty(self, id: int) -> Chunk:
+        return self._chunk(id, DeltaJson())
 
     def _chunk(self, id: int, delta: DeltaJson) -> Chunk:
-        choice = ChunkChoice(delta, index=id - self._first)
+        choice = ChunkChoice(delta, index=id - self._ids[0])
         if self._scored and (scored := self._scored.pop(id, None)):
             choice.logprobs = ChatLogprobs(scored)
-        return Chunk(
-            self._id,
-            self._origin.created,
-            self._origin.model,
-            self._origin.fingerprint,
-            [choice],
-            usage=self._usage,
-        )
+        return Chunk(*self._head, [choice], usage=self._usage)
 
 
 class Fold:
@@ -175,11 +178,9 @@ class Fold:
         self._ends = Ends(origin)
 
     def add(self, event: RequestEvent) -> None:
-        """Take the next event. Raises RemoteError when the request failed."""
+        """Take the next event."""
         if isinstance(event, Finished):
             self._ends.add(event)
-        elif isinstance(event, Failed):
-            raise RemoteError(event.error)
         else:
             self._choices[event.id].add(event)
 
@@ -187,10 +188,7 @@ class Fold:
         """The whole answer, after the last event."""
         usage = self._ends.usage
         return Completion(
-            id=new_id(),
-            created=self._origin.created,
-            model=self._origin.model,
-            system_fingerprint=self._origin.fingerprint,
+            *self._origin.head("chatcmpl-"),
             choices=[
                 CompletionChoice(choice.message(), self._ends[i].reason, i, choice.logprobs())
                 for i, choice in enumerate(self._choices.values())
@@ -240,11 +238,6 @@ class _Choice:
             self._calls[event.index] = call
         else:
             call.function.arguments += event.arguments
-
-
-def new_id() -> str:
-    """An id for an answer, as unguessable as OpenAI's."""
-    return "chatcmpl-" + secrets.token_hex(12)
 
 
 def _tool_call_delta(event: ToolCall) -> ToolCallJson:

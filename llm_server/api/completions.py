@@ -5,7 +5,6 @@ From its JSON to `CompletionRequest`s, and from events to its own shapes of answ
 
 from __future__ import annotations
 
-import secrets
 from functools import partial
 from typing import Literal
 
@@ -16,26 +15,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_server.api.body import Json
-from llm_server.api.chat import FoldedResponse, PlainChunker, StreamedResponse
-from llm_server.api.context import context_of, ignored_header, read_call
+from llm_server.api.completion import LastChunks
+from llm_server.api.context import answer, read_call
 from llm_server.api.fields import (
     check_generation,
     chosen_sampling,
-    keep_alive_of,
     prompts_of,
     validated,
 )
 from llm_server.api.logprobs import TextColumns, TextLogprobs
-from llm_server.api.parameters import overrides_of
-from llm_server.api.requests import Call, choices
+from llm_server.api.requests import Call, call_of, choices
 from llm_server.api.schema import operation
 from llm_server.api.usage import Ends, Origin, TimingsJson, UsageJson, timings_json, usage_json
 from llm_server.api.wire import CompletionBody
-from llm_server.errors import InvalidRequest, RemoteError, UnsupportedParameter
+from llm_server.errors import InvalidRequest, UnsupportedParameter
 from llm_server.worker.messages import (
     CompletionRequest,
     Content,
-    Failed,
     Finished,
     FinishReason,
     Logprobs,
@@ -82,13 +78,8 @@ class TextCompletion(msgspec.Struct):
 )
 async def completions(request: Request) -> Response:
     """Continue a prompt, at once or as a stream of server-sent events."""
-    context = context_of(request)
     call = await read_call(request, completion_call)
-    headers = ignored_header(call.ignored)
-    if call.stream:
-        make_chunks = partial(TextChunks, include_usage=call.include_usage)
-        return StreamedResponse(context.pool, call, make_chunks, context.patience, headers)
-    return FoldedResponse(context.pool, call, TextFold, headers)
+    return answer(request, call, TextFold, partial(TextChunks, include_usage=call.include_usage))
 
 
 def completion_call(body: dict[str, Json]) -> Call:
@@ -109,33 +100,21 @@ def completion_call(body: dict[str, Json]) -> Call:
     chosen = chosen_sampling(wanted)
     told = {"max_tokens": DEFAULT_MAX_TOKENS, "top_logprobs": wanted.logprobs} | chosen
     sampling = Sampling(**told)
-    return Call(
-        [
-            request
-            for prompt, place in zip(prompts, places, strict=True)
-            for request in choices(
-                CompletionRequest(prompt, suffix, bool(wanted.echo), sampling, place=place), n
-            )
-        ],
-        n=n,
-        model=wanted.model,
-        overrides=overrides_of(wanted.load_model_configs),
-        keep_alive_s=keep_alive_of(wanted.keep_alive),
-        stream=bool(wanted.stream),
-        include_usage=bool(wanted.stream_options and wanted.stream_options.include_usage),
-        ignored=ignored,
-        chosen=chosen.keys(),
-    )
+    requests = [
+        request
+        for prompt, place in zip(prompts, places, strict=True)
+        for request in choices(
+            CompletionRequest(prompt, suffix, bool(wanted.echo), sampling, place=place), n
+        )
+    ]
+    return call_of(wanted, requests, ignored=ignored, chosen=chosen.keys(), n=n)
 
 
-class TextChunks(PlainChunker):
+class TextChunks(LastChunks):
     """Makes the chunks of one stream (`chat.Chunker`)."""
 
     def __init__(self, origin: Origin, include_usage: bool) -> None:
-        self._id = new_id()
-        self._origin = origin
-        self._ends = Ends(origin)
-        self._usage: None | UnsetType = None if include_usage else UNSET
+        super().__init__(origin, "cmpl-", include_usage)
         self._columns = {id: TextColumns() for id in origin.ids}
 
     def opening(self) -> list[TextCompletion]:
@@ -152,30 +131,12 @@ class TextChunks(PlainChunker):
             return self._closing(event)
         return []
 
-    def _closing(self, event: Finished) -> list[TextCompletion]:
-        self._ends.add(event)
-        last = self._chunk(event.id, "")
-        last.choices[0].finish_reason = event.reason
-        if not self._ends.all_in:
-            return [last]
-        usage = self._ends.usage
-        last.timings = timings_json(usage, self._ends.timings)
-        if self._usage is UNSET:
-            return [last]
-        total = self._chunk(event.id, "")
-        total.choices, total.usage = [], usage_json(usage)
-        return [last, total]
+    def _empty(self, id: int) -> TextCompletion:
+        return self._chunk(id, "")
 
     def _chunk(self, id: int, text: str) -> TextCompletion:
-        choice = TextChoice(text, id - self._origin.ids[0], self._columns[id].taken())
-        return TextCompletion(
-            self._id,
-            self._origin.created,
-            self._origin.model,
-            self._origin.fingerprint,
-            [choice],
-            usage=self._usage,
-        )
+        choice = TextChoice(text, id - self._ids[0], self._columns[id].taken())
+        return TextCompletion(*self._head, [choice], usage=self._usage)
 
 
 class TextFold:
@@ -188,24 +149,19 @@ class TextFold:
         self._ends = Ends(origin)
 
     def add(self, event: RequestEvent) -> None:
-        """Take the next event. Raises RemoteError when the request failed."""
+        """Take the next event."""
         if isinstance(event, Content):
             self._texts[event.id].append(event.text)
         elif isinstance(event, Logprobs):
             self._columns[event.id].add(event)
         elif isinstance(event, Finished):
             self._ends.add(event)
-        elif isinstance(event, Failed):
-            raise RemoteError(event.error)
 
     def whole(self) -> TextCompletion:
         """The whole answer, after the last event."""
         usage = self._ends.usage
         return TextCompletion(
-            new_id(),
-            self._origin.created,
-            self._origin.model,
-            self._origin.fingerprint,
+            *self._origin.head("cmpl-"),
             [self._choice(index, id) for index, id in enumerate(self._origin.ids)],
             usage=usage_json(usage),
             timings=timings_json(usage, self._ends.timings),
@@ -214,8 +170,3 @@ class TextFold:
     def _choice(self, index: int, id: int) -> TextChoice:
         text, logprobs = "".join(self._texts[id]), self._columns[id].taken()
         return TextChoice(text, index, logprobs, self._ends[index].reason)
-
-
-def new_id() -> str:
-    """An id for an answer, as unguessable as OpenAI's."""
-    return "cmpl-" + secrets.token_hex(12)

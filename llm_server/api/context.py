@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from llm_server.api.access import Access
 from llm_server.api.body import Json, parse_body, receive_body
-from llm_server.api.chat import Patience
+from llm_server.api.chat import Chunker, FoldedResponse, Folder, StreamedResponse
 from llm_server.api.journal import Journal
+from llm_server.api.requests import Call
+from llm_server.api.sse import Patience
 from llm_server.api.traffic import Traffic, passage_of
+from llm_server.api.usage import Origin
 from llm_server.models.backend import Backend
 from llm_server.models.registry import Registry
 from llm_server.web.renderer import Renderer
@@ -56,12 +60,14 @@ async def read_call(request: Request, parse: Callable[[dict[str, Json]], T]) -> 
     return await parse_body(body, parse)
 
 
-def ignored_header(names: list[str]) -> dict[str, str]:
-    """The header that names fields of the body which had no effect; none when all had."""
-    if not names:
-        return {}
-    shown = [
-        "".join(c if c.isalnum() and c.isascii() or c in "_.-" else "?" for c in name[:64])
-        for name in names[:20]
-    ]
-    return {"x-ignored-parameters": ", ".join(shown)}
+def answer(
+    request: Request,
+    call: Call,
+    make_fold: Callable[[Origin], Folder],
+    make_chunks: Callable[[Origin], Chunker] | None = None,
+) -> Response:
+    """What answers a call: at once or, where it says so and there are chunks, as a stream."""
+    context = context_of(request)
+    if make_chunks is not None and call.stream:
+        return StreamedResponse(context.pool, call, make_chunks, context.patience)
+    return FoldedResponse(context.pool, call, make_fold)

@@ -18,16 +18,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_server.api.body import Json
-from llm_server.api.chat import FoldedResponse
-from llm_server.api.context import context_of, ignored_header, read_call
+from llm_server.api.context import answer, read_call
 from llm_server.api.fields import check_names, keep_alive_of, prompts_of, validated
 from llm_server.api.parameters import overrides_of
 from llm_server.api.requests import Call
 from llm_server.api.schema import operation
 from llm_server.api.usage import Origin
 from llm_server.api.wire import EmbeddingBody
-from llm_server.errors import RemoteError
-from llm_server.worker.messages import Embed, Embedded, Failed, Finished, RequestEvent
+from llm_server.worker.messages import Embed, Embedded, Finished, RequestEvent
 
 router = APIRouter()
 
@@ -56,15 +54,6 @@ class EmbeddingListJson(msgspec.Struct):
     object: Literal["list"] = "list"
 
 
-class _EncodedList(msgspec.Struct):
-    """An `EmbeddingListJson` whose items are JSON already."""
-
-    data: list[msgspec.Raw]
-    model: str
-    usage: EmbeddingUsageJson
-    object: Literal["list"] = "list"
-
-
 @router.post(
     "/embeddings",
     openapi_extra=operation(
@@ -74,8 +63,7 @@ class _EncodedList(msgspec.Struct):
 async def embeddings(request: Request) -> Response:
     """Vectors of length 1 for one text or several, from a model that makes embeddings."""
     call, as_base64 = await read_call(request, embedding_call)
-    make_fold = partial(EmbeddingFold, as_base64)
-    return FoldedResponse(context_of(request).pool, call, make_fold, ignored_header(call.ignored))
+    return answer(request, call, partial(EmbeddingFold, as_base64))
 
 
 def embedding_call(body: dict[str, Json]) -> tuple[Call, bool]:
@@ -105,13 +93,11 @@ class EmbeddingFold:
     def __init__(self, as_base64: bool, origin: Origin) -> None:
         self._as_base64 = as_base64
         self._origin = origin
-        self._data: list[msgspec.Raw] = []
+        self._data: list[Any] = []  # JSON already
         self._finished: Finished | None = None
 
     def add(self, event: RequestEvent) -> None:
-        """More vectors, or the end. Raises RemoteError."""
-        if isinstance(event, Failed):
-            raise RemoteError(event.error)
+        """More vectors, or the end."""
         if isinstance(event, Embedded):
             for vector in _split(event):
                 shown: Any = _base64(vector) if self._as_base64 else _numbers(vector)
@@ -120,12 +106,12 @@ class EmbeddingFold:
         elif isinstance(event, Finished):
             self._finished = event
 
-    def whole(self) -> object:
+    def whole(self) -> EmbeddingListJson:
         """The list."""
         assert self._finished is not None, "events end in Finished or Failed"
         n_tokens = self._finished.usage.prompt_tokens
         usage = EmbeddingUsageJson(n_tokens, n_tokens)
-        return _EncodedList(self._data, self._origin.model, usage)
+        return EmbeddingListJson(self._data, self._origin.model, usage)
 
 
 def _split(event: Embedded) -> Iterator[bytes]:

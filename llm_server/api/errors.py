@@ -63,10 +63,11 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         allowed = {*(error.headers or {}).get("Allow", "").split(", ")}
         extra = {"allow": ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))}
-        info = InvalidRequest("This path does not take this method.", code="method_not_allowed")
-        return error_response(msgspec.structs.replace(info.info, status=405), extra)
-    info = InvalidRequest("There is nothing at this path. GET / lists what is.", code="unknown_url")
-    return error_response(msgspec.structs.replace(info.info, status=404))
+        message = "This path does not take this method."
+        refusal = InvalidRequest(message, status=405, code="method_not_allowed")
+        return error_response(refusal.info, extra)
+    message = "There is nothing at this path. GET / lists what is."
+    return error_response(InvalidRequest(message, status=404, code="unknown_url").info)
 
 
 class _NoResponse(Response):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -44,17 +44,25 @@ def _refusal(name: str, model: type[Wire]) -> str:
     return f"The parameter '{name}' is not supported{with_value}.{hint}"
 
 
-def check_generation(body: dict[str, Json], model: type[GenerationFields]) -> list[str]:
-    """`check_names` for a request that generates, with the objects in it."""
-    ignored = check_names(body, model)
-    configs = body.get("inference_configs")
-    if isinstance(configs, dict):
-        ignored += check_names(configs, SamplingFields, "inference_configs.")
-    options = body.get("stream_options")
-    if isinstance(options, dict):
-        ignored += check_names(options, StreamOptions, "stream_options.")
-        if not body.get("stream"):
-            raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
+def check_generation(
+    body: dict[str, Json], model: type[GenerationFields], parts: Mapping[str, type[Wire]] = {}
+) -> list[str]:
+    """`check_names` for a request that generates, with the objects in it; `parts` are its own."""
+    shared: dict[str, type[Wire]] = {
+        "inference_configs": SamplingFields,
+        "stream_options": StreamOptions,
+    }
+    ignored = check_names(body, model) + _check_parts(body, shared)
+    if isinstance(body.get("stream_options"), dict) and not body.get("stream"):
+        raise InvalidRequest("stream_options needs stream: true.", param="stream_options")
+    return ignored + _check_parts(body, parts)
+
+
+def _check_parts(body: dict[str, Json], parts: Mapping[str, type[Wire]]) -> list[str]:
+    ignored = []
+    for name, model in parts.items():
+        if isinstance(part := body.get(name), dict):
+            ignored += check_names(part, model, f"{name}.")
     return ignored
 
 
@@ -83,8 +91,7 @@ def _invalid(error: ErrorDetails) -> InvalidRequest:
     param = _param(error["loc"])
     kind = error["type"]
     if kind == "missing":
-        message = f"Missing required parameter: '{param}'."
-        return InvalidRequest(message, param=param, code="missing_required_parameter")
+        return missing(param)
     if kind in ("extra_forbidden", "none_required"):
         return UnsupportedParameter("This parameter is not supported.", param=param)
     if kind == "literal_error" and error["msg"] == _NEVER_TRUE:
@@ -98,6 +105,12 @@ def _invalid(error: ErrorDetails) -> InvalidRequest:
     if message.startswith("Input "):
         return InvalidRequest(f"'{param}' {message[6:]}.", param=param, code=code)
     return InvalidRequest(f"'{param}': {message[0].lower()}{message[1:]}.", param=param, code=code)
+
+
+def missing(param: str) -> InvalidRequest:
+    """What is told of a field that has to be there."""
+    message = f"Missing required parameter: '{param}'."
+    return InvalidRequest(message, param=param, code="missing_required_parameter")
 
 
 def _param(location: tuple[int | str, ...]) -> str:

@@ -18,12 +18,9 @@ class TopLogprobJson(msgspec.Struct):
     bytes: list[int]
 
 
-class TokenLogprobJson(msgspec.Struct):
+class TokenLogprobJson(TopLogprobJson):
     """A token of the answer, with the most probable ones in its place."""
 
-    token: str
-    logprob: float
-    bytes: list[int]
     top_logprobs: list[TopLogprobJson]
 
 

@@ -24,7 +24,7 @@ from llm_server.models.backend import LoadedModel
 from llm_server.models.effect import in_force
 from llm_server.models.memory import Memory
 from llm_server.models.plan import Fit, Planner
-from llm_server.models.registry import ModelFile
+from llm_server.models.registry import ModelFile, Registry
 
 router = APIRouter()
 
@@ -178,51 +178,47 @@ async def props(request: Request) -> Response:
 def _props_of(resident: LoadedModel, planner: Planner) -> PropsModelJson:
     plan = resident.plan
     values = in_force(plan.config, plan.effect, resident.worker.loaded)
-    settings = {
-        name: {"value": getattr(values, name), "source": source}
-        for name, source in planner.sources(plan).items()
-    }
+    sources: dict[str, Any] = planner.sources(plan)
     return PropsModelJson(
         model=resident.model.name,
         running=resident.n_running,
         keep_alive=resident.keep_alive_s,
         memory=resident.memory,
         estimate=_memory_json(resident.plan.memory),
-        settings=msgspec.convert(settings, dict[str, SettingJson]),
+        settings={
+            name: SettingJson(getattr(values, name), source) for name, source in sources.items()
+        },
         sampling=planner.sampling(resident.plan),
     )
 
 
 async def all_models(context: Context) -> list[ModelJson]:
     """Every model of the folder, as it is now."""
-
-    describe = _describer(context)
-
-    def look() -> list[ModelJson]:
-        context.registry.scan()
-        return [describe(model) for model in context.registry.models()]
-
-    return await asyncio.to_thread(look)
+    return await _described(context, Registry.models)
 
 
 async def one_model(context: Context, name: str) -> ModelJson:
     """One model, by any of its names. Raises ModelNotFound."""
-
-    describe = _describer(context)
-
-    def look() -> ModelJson:
-        context.registry.scan()
-        return describe(context.registry.find(name))
-
-    return await asyncio.to_thread(look)
+    (described,) = await _described(context, lambda registry: [registry.find(name)])
+    return described
 
 
-def _describer(context: Context) -> Callable[[ModelFile], ModelJson]:
-    """What describes a model, in any thread, as the pool is now."""
-    pool = context.pool
+async def _described(
+    context: Context, find: Callable[[Registry], list[ModelFile]]
+) -> list[ModelJson]:
+    """The models that are found in the folder as it is now, with what the pool has of them."""
+    registry, pool = context.registry, context.pool
     loaded = {resident.model.name: resident for resident in pool.loaded}
     loading = pool.status().loading
-    return lambda model: _model_json(context, model, loaded.get(model.name), loading == model.name)
+
+    def look() -> list[ModelJson]:
+        registry.scan()
+        return [
+            _model_json(context, model, loaded.get(model.name), loading == model.name)
+            for model in find(registry)
+        ]
+
+    return await asyncio.to_thread(look)
 
 
 def _model_json(
@@ -255,11 +251,4 @@ def _model_json(
 
 
 def _memory_json(memory: Memory) -> MemoryJson:
-    return MemoryJson(
-        memory.weights,
-        memory.kv,
-        memory.compute,
-        memory.prompt_cache,
-        memory.process,
-        memory.total,
-    )
+    return msgspec.convert(memory, MemoryJson, from_attributes=True)

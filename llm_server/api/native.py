@@ -15,27 +15,21 @@ from starlette.responses import Response
 from llm_server import __version__
 from llm_server.api import openai, ui
 from llm_server.api.access import wants_page
-from llm_server.api.chat import FoldedResponse
-from llm_server.api.context import context_of, ignored_header, read_call
+from llm_server.api.chat import ignored_header
+from llm_server.api.context import answer, context_of, read_call
 from llm_server.api.errors import envelope, headers, json_response
 from llm_server.api.models import all_models
 from llm_server.api.requests import restore_call, set_model_call
 from llm_server.api.schema import endpoints, operation
+from llm_server.api.status import LoadJson, loading_json
 from llm_server.api.traffic import passage_of
 from llm_server.api.usage import Ends, Origin
 from llm_server.api.wire import CHAT_EXAMPLE, ChatBody, SetModelBody
-from llm_server.errors import ModelLoading, RemoteError
+from llm_server.errors import ModelLoading, ShuttingDown
 from llm_server.models.status import Status
-from llm_server.worker.messages import Failed, Finished, RequestEvent, Usage
+from llm_server.worker.messages import Finished, RequestEvent, Usage
 
 router = APIRouter()
-
-
-class LoadingJson(msgspec.Struct):
-    """A load on its way; progress from 0 to 1."""
-
-    model: str
-    progress: float
 
 
 class StatusJson(msgspec.Struct):
@@ -49,7 +43,7 @@ class StatusJson(msgspec.Struct):
     parallel: int
     running: int
     waiting: int
-    loading: LoadingJson | None
+    loading: LoadJson | None
     error: str | None
     uptime_seconds: float
     endpoints: list[str]
@@ -105,7 +99,6 @@ async def status(request: Request) -> Response:
         return ui.redirect()
     context = context_of(request)
     now = context.pool.status()
-    loading = LoadingJson(now.loading, round(now.fraction, 3)) if now.loading else None
     return json_response(
         StatusJson(
             name="llm-server",
@@ -116,7 +109,7 @@ async def status(request: Request) -> Response:
             parallel=now.parallel,
             running=now.running,
             waiting=now.waiting,
-            loading=loading,
+            loading=loading_json(now),
             error=now.error,
             uptime_seconds=round(time.monotonic() - context.started, 3),
             endpoints=endpoints(request.app.routes),
@@ -171,7 +164,7 @@ async def set_model(request: Request) -> Response:
     loaded = lease.worker.loaded
     return json_response(
         SetModelJson(lease.model.name, loaded.n_ctx, loaded.parallel),
-        headers=ignored_header(call.ignored),
+        headers=ignored_header(call),
     )
 
 
@@ -181,8 +174,7 @@ async def set_model(request: Request) -> Response:
 async def restore_cache(request: Request) -> Response:
     """Compute and store a prompt: the next request that begins like it starts at once."""
     call = await read_call(request, restore_call)
-    make_fold = partial(RestoredFold, started=time.monotonic())
-    return FoldedResponse(context_of(request).pool, call, make_fold, ignored_header(call.ignored))
+    return answer(request, call, partial(RestoredFold, started=time.monotonic()))
 
 
 class RestoredFold:
@@ -194,11 +186,9 @@ class RestoredFold:
         self._ends = Ends(origin)
 
     def add(self, event: RequestEvent) -> None:
-        """Take the next event. Raises RemoteError when the request failed."""
+        """Take the next event."""
         if isinstance(event, Finished):
             self._ends.add(event)
-        elif isinstance(event, Failed):
-            raise RemoteError(event.error)
 
     def whole(self) -> RestoredJson:
         """What it took, after the last event."""
@@ -231,7 +221,7 @@ def _health_message(now: Status) -> str:
         case "loading":
             return f"Loading {now.loading}: {now.fraction:.0%}."
         case "stopping":
-            return "The server is shutting down."
+            return str(ShuttingDown())
         case "failed":
             return f"No model is loaded. The last load failed: {now.error}"
     return "No model is loaded. The next request loads one."

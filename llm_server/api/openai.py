@@ -11,9 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_server.api import completions, embeddings, responses, tokens
-from llm_server.api.chat import FoldedResponse, StreamedResponse
 from llm_server.api.completion import Chunk, Chunks, Completion, Fold
-from llm_server.api.context import context_of, ignored_header, read_call
+from llm_server.api.context import answer, context_of, read_call
 from llm_server.api.errors import json_response
 from llm_server.api.models import ModelJson, all_models, one_model
 from llm_server.api.requests import chat_call
@@ -38,13 +37,8 @@ class ModelListJson(msgspec.Struct):
 )
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation, at once or as a stream of server-sent events."""
-    context = context_of(request)
     call = await read_call(request, chat_call)
-    headers = ignored_header(call.ignored)
-    if call.stream:
-        make_chunks = partial(Chunks, include_usage=call.include_usage)
-        return StreamedResponse(context.pool, call, make_chunks, context.patience, headers)
-    return FoldedResponse(context.pool, call, Fold, headers)
+    return answer(request, call, Fold, partial(Chunks, include_usage=call.include_usage))
 
 
 @router.get("/models", openapi_extra=operation(ModelListJson, errors=()))

@@ -19,6 +19,7 @@ from llm_server.api.fields import (
     check_names,
     chosen_sampling,
     keep_alive_of,
+    missing,
     validated,
 )
 from llm_server.api.parameters import overrides_of
@@ -26,6 +27,7 @@ from llm_server.api.wire import (
     MAX_SCHEMA_BYTES,
     CacheOptions,
     ChatBody,
+    GenerationFields,
     NamedToolChoice,
     Parts,
     RefusalPart,
@@ -74,39 +76,30 @@ class Call:
     """The fields of `Sampling` that the request sets; the others may be the model's own."""
 
 
-@dataclass(frozen=True, slots=True)
-class SetModelCall:
-    """A checked `POST /setModel`."""
-
-    model: str
-    overrides: Overrides
-    ignored: list[str]
-    keep_alive_s: float | None = None
-
-
 def chat_call(body: dict[str, Json]) -> Call:
     """The body of a chat request, understood. Raises InvalidRequest."""
-    ignored = check_generation(body, ChatBody)
-    options = body.get("prompt_cache_options")
-    if isinstance(options, dict):
-        ignored += check_names(options, CacheOptions, "prompt_cache_options.")
+    ignored = check_generation(body, ChatBody, {"prompt_cache_options": CacheOptions})
     chat = validated(ChatBody, body)
     ignored += ignored_in_tools([tool.function for tool in chat.tools or []])
     chosen = chosen_sampling(chat)
     request = _chat_request(chat, Sampling(**chosen))
-    call = Call(
-        choices(request, chat.n or 1),
-        n=chat.n or 1,
-        model=chat.model,
-        overrides=overrides_of(chat.load_model_configs),
-        keep_alive_s=keep_alive_of(chat.keep_alive),
-        stream=bool(chat.stream),
-        include_usage=bool(chat.stream_options and chat.stream_options.include_usage),
-        ignored=ignored,
-        chosen=chosen.keys(),
-    )
+    n = chat.n or 1
+    call = call_of(chat, choices(request, n), ignored=ignored, chosen=chosen.keys(), n=n)
     prewarm = chat.prompt_cache_options is not None and chat.prompt_cache_options.prewarm
     return warming(call) if prewarm or request.sampling.max_tokens == 0 else call
+
+
+def call_of(body: GenerationFields, requests: Sequence[Asked], **more: Any) -> Call:
+    """A call of what all bodies of requests that generate say; `more` are fields of it."""
+    return Call(
+        requests,
+        model=body.model,
+        overrides=overrides_of(body.load_model_configs),
+        keep_alive_s=keep_alive_of(body.keep_alive),
+        stream=bool(body.stream),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        **more,
+    )
 
 
 def warming(call: Call) -> Call:
@@ -135,15 +128,16 @@ def restore_call(body: dict[str, Json]) -> Call:
     )
 
 
-def set_model_call(body: dict[str, Json]) -> SetModelCall:
-    """The body of `POST /setModel`, understood. Raises InvalidRequest."""
+def set_model_call(body: dict[str, Json]) -> Call:
+    """The body of `POST /setModel`, which asks nothing. Raises InvalidRequest."""
     ignored = check_names(body, SetModelBody)
     wanted = validated(SetModelBody, body)
-    return SetModelCall(
-        wanted.model_name,
-        overrides_of(wanted.load_model_configs),
-        ignored,
-        keep_alive_of(wanted.keep_alive),
+    return Call(
+        (),
+        model=wanted.model_name,
+        overrides=overrides_of(wanted.load_model_configs),
+        ignored=ignored,
+        keep_alive_s=keep_alive_of(wanted.keep_alive),
     )
 
 
@@ -184,11 +178,7 @@ def _message(wire: WireMessage, path: str, called: set[str]) -> Message:
         raise InvalidRequest("The message has no content.", param=f"{path}.content")
     if wire.role == "tool":
         if wire.tool_call_id is None:
-            raise InvalidRequest(
-                f"Missing required parameter: '{path}.tool_call_id'.",
-                param=f"{path}.tool_call_id",
-                code="missing_required_parameter",
-            )
+            raise missing(f"{path}.tool_call_id")
         if wire.tool_call_id not in called:
             raise InvalidRequest(
                 "No earlier assistant message holds a tool call with this id.",
@@ -275,8 +265,7 @@ def response_format(
     if type != "json_schema":
         return ResponseFormat(type)
     if schema is None:
-        message = f"Missing required parameter: '{param}'."
-        raise InvalidRequest(message, param=param, code="missing_required_parameter")
+        raise missing(param)
     _check_schema(schema, param)
     return ResponseFormat("json_schema", schema, param)
 

@@ -45,11 +45,10 @@ from llm_server.api.response_json import (
     response_usage,
 )
 from llm_server.api.usage import Origin, timings_json
-from llm_server.errors import ErrorInfo, RemoteError
+from llm_server.errors import ErrorInfo
 from llm_server.worker.messages import (
     Content,
     Delta,
-    Failed,
     Finished,
     Reasoning,
     RequestEvent,
@@ -82,6 +81,7 @@ class _Open:
 class ResponseEvents:
     """The events of one response: each method returns those that belong to one moment.
 
+    A response that is not streamed is what they add up to (`chat.Folder`).
     `warming`: nothing was to be generated, so that an end without output is no early one.
     """
 
@@ -111,6 +111,12 @@ class ResponseEvents:
         if isinstance(event, Finished):
             return self._finish(event)
         return []
+
+    add = of
+
+    def whole(self) -> ResponseOut:
+        """The response, after the last event."""
+        return self.response
 
     def failed(self, info: ErrorInfo) -> Event:
         """The last event of a response that has failed.
@@ -184,25 +190,6 @@ class ResponseEvents:
         )
         last = Incomplete if early else Completed
         return [*events, self._event(last, response=self.response)]
-
-
-class ResponseFold:
-    """Collects the events of one answer into its response."""
-
-    def __init__(
-        self, origin: Origin, start: Callable[[Origin], ResponseOut], warming: bool = False
-    ) -> None:
-        self._events = ResponseEvents(origin, start, warming)
-
-    def add(self, event: RequestEvent) -> None:
-        """Take the next event. Raises RemoteError when the request failed."""
-        if isinstance(event, Failed):
-            raise RemoteError(event.error)
-        self._events.of(event)
-
-    def whole(self) -> ResponseOut:
-        """The response, after the last event."""
-        return self._events.response
 
 
 def _new_item(event: Delta) -> ItemOut:

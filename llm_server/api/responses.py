@@ -16,25 +16,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_server.api.body import Json
-from llm_server.api.chat import FoldedResponse, StreamedResponse
-from llm_server.api.context import context_of, ignored_header, read_call
+from llm_server.api.context import answer, read_call
 from llm_server.api.fields import (
     check_generation,
-    check_names,
     chosen_sampling,
-    keep_alive_of,
     validated,
 )
-from llm_server.api.parameters import overrides_of
+from llm_server.api.parameters import Wire
 from llm_server.api.requests import (
     Call,
+    call_of,
     ignored_in_tools,
     joined,
     response_format,
     tool_objects,
     warming,
 )
-from llm_server.api.response_events import ResponseEvents, ResponseFold, new_id
+from llm_server.api.response_events import ResponseEvents, new_id
 from llm_server.api.response_json import ResponseOut, StreamEvent
 from llm_server.api.response_wire import (
     CallItem,
@@ -61,8 +59,13 @@ from llm_server.worker.messages import (
 
 router = APIRouter()
 
-
 EXAMPLE = {"input": "Where do I put my models?", "temperature": 0}
+
+_PARTS: dict[str, type[Wire]] = {
+    "text": TextOptions,
+    "reasoning": ReasoningOptions,
+    "prompt_cache_options": CacheOptions,
+}
 
 
 @router.post(
@@ -71,14 +74,9 @@ EXAMPLE = {"input": "Where do I put my models?", "temperature": 0}
 )
 async def responses(request: Request) -> Response:
     """Answer a list of items with a list of items. Nothing is stored: all of it is in `input`."""
-    context = context_of(request)
     asked = await read_call(request, responses_call)
-    headers = ignored_header(asked.call.ignored)
-    if asked.call.stream:
-        make_events = partial(ResponseEvents, start=asked.start, warming=asked.warming)
-        return StreamedResponse(context.pool, asked.call, make_events, context.patience, headers)
-    make_fold = partial(ResponseFold, start=asked.start, warming=asked.warming)
-    return FoldedResponse(context.pool, asked.call, make_fold, headers)
+    make_events = partial(ResponseEvents, start=asked.start, warming=asked.warming)
+    return answer(request, asked.call, make_events, make_events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +102,7 @@ class ResponsesCall:
 
 def responses_call(body: dict[str, Json]) -> ResponsesCall:
     """The body of a request, understood. Raises InvalidRequest."""
-    ignored = check_generation(body, ResponsesBody)
-    for name, model in (
-        ("text", TextOptions),
-        ("reasoning", ReasoningOptions),
-        ("prompt_cache_options", CacheOptions),
-    ):
-        if isinstance(part := body.get(name), dict):
-            ignored += check_names(part, model, f"{name}.")
+    ignored = check_generation(body, ResponsesBody, _PARTS)
     _refuse_built_in(body)
     asked = validated(ResponsesBody, body)
     if asked.n not in (None, 1):
@@ -124,16 +115,7 @@ def responses_call(body: dict[str, Json]) -> ResponsesCall:
         limit = asked.max_output_tokens
         chosen["max_tokens"] = None if limit == -1 else limit
     request = _chat_request(asked, Sampling(**chosen))
-    call = Call(
-        [request],
-        model=asked.model,
-        overrides=overrides_of(asked.load_model_configs),
-        stream=bool(asked.stream),
-        keep_alive_s=keep_alive_of(asked.keep_alive),
-        ignored=ignored,
-        place=_place,
-        chosen=chosen.keys(),
-    )
+    call = call_of(asked, [request], ignored=ignored, chosen=chosen.keys(), place=_place)
     options = asked.prompt_cache_options or CacheOptions()
     prompt_alone = bool(options.prewarm) or request.sampling.max_tokens == 0
     if prompt_alone:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
+from starlette.responses import Response
 from starlette.types import Send
 
 DONE = b"data: [DONE]\n\n"
@@ -52,26 +54,36 @@ def comment(text: str) -> bytes:
     return b": " + " ".join(text.split()).encode() + b"\n\n"
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long clients are kept without a sign, in seconds."""
+
+    headers_s: float = 2.0
+    """A stream whose first event takes longer starts with comments. Errors that come earlier are
+    plain HTTP errors."""
+    keep_alive_s: float = 5.0
+    """Longest silence in a stream."""
+    stall_s: float = 30.0
+    """Longest time a client may take to accept a write."""
+
+
 class EventWriter:
     """Sends one response as an event stream, and watches the time between writes.
 
-    While it is entered, `on_quiet` is called when nothing was written for `quiet_s` seconds, and
-    the task that entered is cancelled when one write hangs for `stall_s`: the client reads no more.
+    While it is entered, `on_quiet` is called when nothing was written for `keep_alive_s`, and the
+    task that entered is cancelled when one write hangs for `stall_s`: the client reads no more.
     """
 
     def __init__(
         self,
         send: Send,
         headers: list[tuple[bytes, bytes]],
-        *,
-        quiet_s: float,
-        stall_s: float,
+        patience: Patience,
         on_quiet: Callable[[], None],
     ) -> None:
         self._send = send
         self._headers = headers
-        self._quiet_s = quiet_s
-        self._stall_s = stall_s
+        self._patience = patience
         self._on_quiet = on_quiet
         self._last = 0.0
         self._writing = False
@@ -103,14 +115,31 @@ class EventWriter:
         self._writing = False
 
     def _schedule(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._quiet_s, self._tick)
+        self._timer = asyncio.get_running_loop().call_later(self._patience.keep_alive_s, self._tick)
 
     def _tick(self) -> None:
         quiet = time.monotonic() - self._last
         if self._writing:
-            if quiet >= self._stall_s and self._task is not None:
+            if quiet >= self._patience.stall_s and self._task is not None:
                 self._task.cancel()
                 return
-        elif quiet >= self._quiet_s / 2:
+        elif quiet >= self._patience.keep_alive_s / 2:
             self._on_quiet()
         self._schedule()
+
+
+class EventStreamResponse(Response):
+    """A response that is an event stream, as long as its client accepts it."""
+
+    def __init__(self, patience: Patience, headers: dict[str, str]) -> None:
+        super().__init__(
+            media_type="text/event-stream",
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"} | headers,
+        )
+        self._patience = patience
+
+    def writer(self, send: Send, on_quiet: Callable[[], None]) -> EventWriter:
+        """What sends it."""
+        # The empty body of the base class has set a length.
+        headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
+        return EventWriter(send, headers, self._patience, on_quiet)

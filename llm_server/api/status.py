@@ -28,7 +28,7 @@ from llm_server.api.journal import INTERVAL_S, Entry, Sample
 from llm_server.api.schema import operation
 from llm_server.errors import InvalidRequest
 from llm_server.models.backend import LoadedModel
-from llm_server.models.status import ModelState, State
+from llm_server.models.status import ModelState, State, Status
 from llm_server.worker.messages import Sampling
 
 router = APIRouter()
@@ -193,14 +193,11 @@ async def cancel(request: Request, id: str) -> Response:
     return json_response(CancelledJson(entry.id))
 
 
-class StatusStream(Response):
+class StatusStream(sse.EventStreamResponse):
     """The status as an event stream, until the client goes or the server stops."""
 
     def __init__(self, context: Context) -> None:
-        super().__init__(
-            media_type="text/event-stream",
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
-        )
+        super().__init__(context.patience, headers={})
         self._context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -208,15 +205,7 @@ class StatusStream(Response):
         await until_disconnected(receive, self._write(send))
 
     async def _write(self, send: Send) -> None:
-        headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
-        patience = self._context.patience
-        with sse.EventWriter(
-            send,
-            headers,
-            quiet_s=patience.keep_alive_s,
-            stall_s=patience.stall_s,
-            on_quiet=lambda: None,
-        ) as writer:
+        with self.writer(send, on_quiet=lambda: None) as writer:
             now = await whole_status(self._context)
             while now.state != "stopping":
                 await writer.write(sse.data(now))
@@ -248,7 +237,7 @@ async def moment(context: Context) -> ServerStatus:
         parallel=status.parallel,
         running=status.running,
         waiting=status.waiting,
-        loading=LoadJson(status.loading, round(status.fraction, 3)) if status.loading else None,
+        loading=loading_json(status),
         load_error=status.error,
         models=[_loaded(loaded, context.pool.waiting) for loaded in context.pool.loaded],
         worker=WorkerJson(status.sandbox, totals.worker_crashes),
@@ -276,6 +265,11 @@ async def moment(context: Context) -> ServerStatus:
         ),
         sample=sample,
     )
+
+
+def loading_json(now: Status) -> LoadJson | None:
+    """What is on its way, if anything."""
+    return LoadJson(now.loading, round(now.fraction, 3)) if now.loading else None
 
 
 def _loaded(loaded: LoadedModel, waiting: Mapping[str, int]) -> LoadedModelJson:

@@ -17,8 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from llm_server.api.body import Json
-from llm_server.api.chat import FoldedResponse
-from llm_server.api.context import context_of, ignored_header, read_call
+from llm_server.api.context import answer, read_call
 from llm_server.api.fields import check_names, keep_alive_of, validated
 from llm_server.api.requests import Call, chat_call
 from llm_server.api.response_wire import ResponsesBody
@@ -27,11 +26,9 @@ from llm_server.api.responses import responses_call
 from llm_server.api.schema import operation
 from llm_server.api.usage import Origin
 from llm_server.api.wire import CHAT_EXAMPLE, ChatBody, DetokenizeBody, TokenizeBody
-from llm_server.errors import RemoteError
 from llm_server.worker.messages import (
     ChatRequest,
     Detokenize,
-    Failed,
     Question,
     Render,
     RequestEvent,
@@ -155,8 +152,7 @@ def _call(question: Question, body: TokenizeBody | DetokenizeBody, ignored: list
 
 
 def _answer(request: Request, call: Call, shape: Callable[[Told], object]) -> Response:
-    fold = partial(_ToldFold, shape)
-    return FoldedResponse(context_of(request).pool, call, fold, ignored_header(call.ignored))
+    return answer(request, call, partial(_ToldFold, shape))
 
 
 class _ToldFold:
@@ -167,8 +163,6 @@ class _ToldFold:
         self._told: Told | None = None
 
     def add(self, event: RequestEvent) -> None:
-        if isinstance(event, Failed):
-            raise RemoteError(event.error)
         if isinstance(event, Told):
             self._told = event
 

@@ -204,8 +204,8 @@ class Connection(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         if self._in_head or self._in_body:
-            error = InvalidRequest("The request took too long to arrive.", code="request_timeout")
-            self._refuse(msgspec.structs.replace(error.info, status=408))
+            message = "The request took too long to arrive."
+            self._refuse(InvalidRequest(message, status=408, code="request_timeout").info)
         else:
             self.transport.abort()
 
@@ -247,10 +247,8 @@ class Connection(HttpToolsProtocol):
         """A piece of the request's target."""
         super().on_url(url)
         if len(self.url) > self.limits.url:
-            error = InvalidRequest(
-                f"The URL is longer than {self.limits.url} bytes.", code="url_too_long"
-            )
-            self._stop(msgspec.structs.replace(error.info, status=414))
+            message = f"The URL is longer than {self.limits.url} bytes."
+            self._stop(InvalidRequest(message, status=414, code="url_too_long").info)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header, or one trailer behind a chunked body: those are dropped."""
@@ -261,8 +259,7 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
             if len(self.headers) > self.limits.headers:
                 message = f"The request has more than {self.limits.headers} headers."
-                error = InvalidRequest(message, code="headers_too_large")
-                self._stop(msgspec.structs.replace(error.info, status=431))
+                self._stop(InvalidRequest(message, status=431, code="headers_too_large").info)
 
     def on_headers_complete(self) -> None:
         """The head is whole: from here on there is a request."""
@@ -396,5 +393,5 @@ def _malformed(message: str) -> ErrorInfo:
 
 
 def _headers_too_large(limit: int) -> ErrorInfo:
-    error = InvalidRequest(f"The headers are longer than {limit} bytes.", code="headers_too_large")
-    return msgspec.structs.replace(error.info, status=431)
+    message = f"The headers are longer than {limit} bytes."
+    return InvalidRequest(message, status=431, code="headers_too_large").info

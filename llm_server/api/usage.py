@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from dataclasses import dataclass, field
 
@@ -25,6 +26,10 @@ class Origin:
     created: int = field(default_factory=lambda: int(time.time()))
     sampling: Sampling = Sampling()
     """How tokens are picked: what the request set, over what the model's own defaults are."""
+
+    def head(self, prefix: str) -> tuple[str, int, str, str]:
+        """What an answer begins with: an id as unguessable as OpenAI's, when, and by whom."""
+        return prefix + secrets.token_hex(12), self.created, self.model, self.fingerprint
 
 
 class CachedJson(msgspec.Struct):

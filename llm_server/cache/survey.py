@@ -46,6 +46,13 @@ class Survey:
         use = self.records[model_of(file)].heads.get(file.chunk.key.hex(), Use(0, 0.0))
         return Use(use.hits, max(use.used, file.used))
 
+    def by_model(self) -> dict[str, list[Stored]]:
+        """The chunks of each model, in the order of their folders' names."""
+        files: dict[str, list[Stored]] = {model: [] for model in sorted(self.records)}
+        for file in self.stored:
+            files[model_of(file)].append(file)
+        return files
+
     def heads(self) -> list[Head]:
         """All heads."""
         return [

@@ -19,16 +19,15 @@ from llm_server.errors import (
     InvalidRequest,
     ModelLoading,
     ModelNotFound,
-    QueueFull,
-    RateLimitExceeded,
     RemoteError,
     ServerError,
     ShuttingDown,
 )
 from llm_server.models.lease import Overrides
 from llm_server.models.plan import Plan, Planner
+from llm_server.models.policy import check_room
 from llm_server.models.registry import ModelFile
-from llm_server.models.status import ModelState, State, Status, Unloaded
+from llm_server.models.status import ModelState, Status, Unloaded, state_of
 from llm_server.worker.messages import Cells, Loaded
 from llm_server.worker.totals import Totals
 
@@ -175,7 +174,7 @@ class Deployments:
         """Raises ShuttingDown alone: each model has room of its own, and which one is meant is in
         the body. Turns between owners are taken in the replicas."""
         if self._closing:
-            raise ShuttingDown("The server is shutting down.")
+            raise ShuttingDown
 
     async def acquire(
         self,
@@ -231,7 +230,7 @@ class Deployments:
         workers = self._workers.values()
         error = None if loaded else next(iter(self._problems.values()), None)
         return Status(
-            state=self._state(bool(loaded), loading, error),
+            state=state_of(self._closing, bool(loaded), loading, error),
             model=shown.model.name if shown else loading,
             n_ctx=shown.worker.loaded.n_ctx if shown else 0,
             parallel=sum(
@@ -274,7 +273,7 @@ class Deployments:
     async def close(self) -> None:
         """Fail what runs: this ingress ends. Replicas stay."""
         self._closing = True
-        error = ShuttingDown("The server is shutting down.").info
+        error = ShuttingDown().info
         for worker in self._workers.values():
             for stream in list(worker.streams):
                 worker.fail(stream, error)
@@ -299,20 +298,13 @@ class Deployments:
         )
 
     def _check_room_for(self, name: str, owner: str) -> None:
-        """Raises QueueFull and RateLimitExceeded, by the rule of the pool (`check_room`): what this
-        ingress has, and what may wait."""
+        """Raises QueueFull and RateLimitExceeded, for what this ingress has and what may wait."""
         replicas = max(1, self._counted.get(name, Counted()).running)
         at_once = replicas * self._plans[name].config.parallel
         worker = self._workers[name]
-        taken = worker.n_running + worker.n_waiting
-        left = at_once + self._queue_size - taken
-        if left <= 0:
-            raise QueueFull("Too many requests are waiting. Try again in a moment.")
-        if owner and taken >= at_once and worker.held_by(owner) >= left:
-            raise RateLimitExceeded(
-                "Too many requests with this API key are waiting; what room is left is for others. "
-                "Try again in a moment."
-            )
+        n_taken = worker.n_running + worker.n_waiting
+        n_owned = worker.held_by(owner) if owner else 0
+        check_room(n_taken, n_owned, at_once, self._queue_size)
 
     def _check_stay(self, name: str, keep_alive_s: float | None) -> None:
         """Raises InvalidRequest if the model may go sooner than that after the request."""
@@ -348,12 +340,3 @@ class Deployments:
             "together.",
             param="load_model_configs",
         )
-
-    def _state(self, usable: bool, loading: str | None, error: str | None) -> State:
-        if self._closing:
-            return "stopping"
-        if usable:
-            return "ready"
-        if loading is not None:
-            return "loading"
-        return "empty" if error is None else "failed"

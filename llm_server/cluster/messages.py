@@ -28,8 +28,6 @@ class Opening(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_submits: msgspec.msgpack.Decoder[list[Submit]] = msgspec.msgpack.Decoder(list[Submit])
-_opening: msgspec.msgpack.Decoder[Opening] = msgspec.msgpack.Decoder(Opening)
 
 
 def encode_call(requests: Sequence[Asked], owner: str) -> bytes:
@@ -37,16 +35,9 @@ def encode_call(requests: Sequence[Asked], owner: str) -> bytes:
     return _encoder.encode([Submit(i, request, owner) for i, request in enumerate(requests)])
 
 
-def decode_call(body: bytes) -> list[Submit]:
-    """The requests of a call. Raises msgspec.DecodeError."""
-    return _submits.decode(body)
+decode_call = msgspec.msgpack.Decoder(list[Submit]).decode
+"""The requests of a call. Raises msgspec.DecodeError."""
 
-
-def encode_opening(opening: Opening) -> bytes:
-    """The first answer."""
-    return _encoder.encode(opening)
-
-
-def decode_opening(body: bytes) -> Opening:
-    """The first answer. Raises msgspec.DecodeError."""
-    return _opening.decode(body)
+encode_opening = _encoder.encode
+decode_opening = msgspec.msgpack.Decoder(Opening).decode
+"""The first answer. Raises msgspec.DecodeError."""

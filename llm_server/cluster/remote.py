@@ -224,7 +224,7 @@ def _told(error: Exception) -> ErrorInfo:
     if isinstance(error, ServerError):
         return error.info
     if isinstance(error, BackPressureError):
-        return QueueFull("Too many requests are waiting. Try again in a moment.").info
+        return QueueFull().info
     if isinstance(error, DeploymentUnavailableError):
         return ModelLoading(
             "The model has no replica that works; the cluster's log says more.",

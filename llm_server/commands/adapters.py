@@ -24,25 +24,20 @@ def row(adapter: ModelFile) -> dict[str, Any]:
     from llm_server.gguf.header import InvalidGguf
     from llm_server.models.adapters import adapter_facts
 
-    about: dict[str, Any] = {
-        "adapter": adapter.name,
-        "architecture": None,
-        "base": None,
-        "rank": None,
-        "parameters": None,
-        "size": adapter.size,
-        "changed": adapter.modified,
-        "error": None,
-    }
+    facts = error = None
     try:
         facts = adapter_facts(adapter.path)
-    except InvalidGguf as error:
-        return about | {"error": f"{adapter.name} cannot be used: {error}."}
-    return about | {
-        "architecture": facts.architecture,
-        "base": facts.base,
-        "rank": facts.rank,
-        "parameters": facts.n_params,
+    except InvalidGguf as invalid:
+        error = f"{adapter.name} cannot be used: {invalid}."
+    return {
+        "adapter": adapter.name,
+        "architecture": facts and facts.architecture,
+        "base": facts and facts.base,
+        "rank": facts and facts.rank,
+        "parameters": facts and facts.n_params,
+        "size": adapter.size,
+        "changed": adapter.modified,
+        "error": error,
     }
 
 

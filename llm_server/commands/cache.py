@@ -5,17 +5,12 @@ Works beside a running server, to which a cleared chunk is a miss. Loads no mode
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from llm_server.commands import output
-
-if TYPE_CHECKING:
-    from llm_server.cache.index import Stored
 
 app = typer.Typer(help="Look at, verify or clear the prompts kept on disk.", no_args_is_help=True)
 
@@ -42,7 +37,7 @@ def list_chunks(cache_dir: CacheDir = None, models_dir: ModelsDir = None) -> Non
         kind = chunk.kind.name.lower() + (", head" if chunk.head else "")
         positions = f"{chunk.positions.start} to {chunk.positions.stop}"
         hits = str(use.hits) if file.path in ends else ""
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(use.used))
+        used = output.time_text(use.used)
         size = output.size_text(file.size)
         rows.append([found.name(model) or model, kind, positions, size, hits, used])
     output.print_table(["model", "kind", "tokens", "size", "hits", "last used"], rows)
@@ -54,11 +49,8 @@ def stats(cache_dir: CacheDir = None, models_dir: ModelsDir = None) -> None:
     from llm_server.cache import survey
 
     found = survey.survey(_folder(cache_dir, models_dir))
-    by_model: dict[str, list[Stored]] = defaultdict(list)
-    for file in found.stored:
-        by_model[survey.model_of(file)].append(file)
     rows = []
-    for model, files in sorted(by_model.items()):
+    for model, files in found.by_model().items():
         heads = sum(file.size for file in files if file.chunk.head)
         tokens = sum(len(file.chunk.positions) for file in files)
         total = sum(file.size for file in files)
@@ -66,7 +58,7 @@ def stats(cache_dir: CacheDir = None, models_dir: ModelsDir = None) -> None:
         name = found.name(model) or ""
         rows.append([name, model, str(len(files)), str(tokens), size(total), size(heads)])
     output.print_table(["model", "id", "chunks", "tokens", "size", "of that heads"], rows)
-    total = sum(file.size for files in by_model.values() for file in files)
+    total = sum(file.size for file in found.stored)
     typer.echo(f"{output.size_text(total)} in {_folder(cache_dir, models_dir)}")
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import typer
+
+from llm_server.commands import output
 
 app = typer.Typer(
     help="The same server on several machines, with Ray Serve: pip install 'llm-server[cluster]'",
@@ -38,8 +38,5 @@ def serve(context: typer.Context) -> None:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        print(
-            "llm-server: Ray is not installed: pip install 'llm-server[cluster]'", file=sys.stderr
-        )
-        raise typer.Exit(1) from None
+        output.fail("Ray is not installed: pip install 'llm-server[cluster]'")
     raise typer.Exit(running.main(settings))

@@ -15,7 +15,7 @@ from llm_server.gguf.parts import model_parts
 
 if TYPE_CHECKING:
     from llm_server.models.download import Progress
-    from llm_server.models.hub import Choice
+    from llm_server.models.hub import Pick
     from llm_server.models.registry import ModelFile, Registry
 
 Source = Annotated[
@@ -53,7 +53,7 @@ def pull(source: Source, models_dir: ModelsDir = None) -> None:
         output.fail("stopped; the same command continues where this one ended", INTERRUPTED)
 
 
-def _announce(choice: Choice) -> None:
+def _announce(choice: Pick) -> None:
     """What is about to be fetched, and what could be fetched instead."""
     first = choice.files[0].name
     more = f" and {len(choice.files) - 1} more parts" if len(choice.files) > 1 else ""
@@ -64,7 +64,7 @@ def _announce(choice: Choice) -> None:
         output.say(f"(also there: {', '.join(choice.others)})")
 
 
-def _fetch_all(choice: Choice, folder: Path) -> None:
+def _fetch_all(choice: Pick, folder: Path) -> None:
     from llm_server.gguf.header import read_kind
     from llm_server.models import download
 
@@ -295,21 +295,17 @@ def _summary(registry: Registry, model: ModelFile) -> dict[str, Any]:
     """What a row of the list holds; facts are null where the header cannot be read."""
     from llm_server.errors import ModelLoadFailed
 
-    row: dict[str, Any] = {
-        "model": model.name,
-        "parameters": None,
-        "quantization": None,
-        "context": None,
-        "size": model.size,
-        "changed": model.modified,
-        "error": None,
-    }
+    facts = error = None
     try:
         facts = registry.facts(model)
-    except ModelLoadFailed as error:
-        return row | {"error": str(error)}
-    return row | {
-        "parameters": facts.n_params,
-        "quantization": facts.quantization,
-        "context": facts.n_ctx_train,
+    except ModelLoadFailed as failed:
+        error = str(failed)
+    return {
+        "model": model.name,
+        "parameters": facts and facts.n_params,
+        "quantization": facts and facts.quantization,
+        "context": facts and facts.n_ctx_train,
+        "size": model.size,
+        "changed": model.modified,
+        "error": error,
     }

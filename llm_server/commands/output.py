@@ -104,6 +104,11 @@ def size_text(n_bytes: float) -> str:
     return f"{n_bytes:.3g} GB" if n_bytes < 999.5 else f"{n_bytes:.0f} GB"
 
 
+def time_text(seconds: float) -> str:
+    """Seconds since the epoch as people read them, where they are."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
 def cell(column: str, row: Mapping[str, Any]) -> str:
     """A value of a row as a person reads it; "?" where it is not known."""
     value = row[column]
@@ -112,7 +117,7 @@ def cell(column: str, row: Mapping[str, Any]) -> str:
     if column == "size":
         return size_text(value)
     if column == "changed":
-        return time.strftime("%Y-%m-%d %H:%M", time.localtime(value))
+        return time_text(value)
     if column == "parameters":
         return f"{value / 1e9:.3g} B" if value >= 1e9 else f"{value / 1e6:.3g} M"
     return str(value)

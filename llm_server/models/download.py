@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Self, TypeVar
 
 import httpx2
 
+from llm_server import places
 from llm_server.gguf.header import InvalidGguf, read_header
 
 if sys.platform != "win32":
@@ -120,8 +120,7 @@ def check_space(folder: Path, files: Sequence[Remote]) -> None:
 
 
 def _require_space(folder: Path, n_bytes: int) -> None:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = places.free_bytes(folder.absolute())
     if n_bytes + SPARE_BYTES > free:
         wanted = f"{n_bytes / 1e6:,.0f} MB" if n_bytes else "an unknown number of MB"
         raise DownloadError(
@@ -169,10 +168,8 @@ class _Part:
                 raise DownloadError(f"{self.name} is being pulled by another process") from None
 
     def _rehash(self) -> None:
-        self._hash = hashlib.sha256()
         self._file.seek(0)
-        while block := self._file.read(_READ):
-            self._hash.update(block)
+        self._hash = hashlib.file_digest(self._file, "sha256")
         self.size = self._file.tell()
 
     def __enter__(self) -> Self:

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from llm_server.gguf.parts import split_of
 from llm_server.models.download import DownloadError, Remote
 
 PREFERRED = (
@@ -40,7 +41,6 @@ _QUANTIZATION = re.compile(
     r"(?:^|[-._])((?:UD-)?(?:I?Q\d(?:_[A-Z0-9]+)*|TQ\d_\d|MXFP4(?:_MOE)?|BF16|F16|F32))(?=$|[-._])",
     re.IGNORECASE,
 )
-_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE)
 _HUB = re.compile(r"hf:(?P<repo>[^/:@\s]+/[^/:@\s]+)(?::(?P<wanted>\S+))?")
 _HUB_PAGE = re.compile(
     r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[^/]+/[^/?#]+)"
@@ -49,7 +49,7 @@ _HUB_PAGE = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Pick:
     """The files of one model, and what else could have been chosen instead."""
 
     files: Sequence[Remote]
@@ -58,11 +58,12 @@ class Choice:
     @property
     def model_name(self) -> str:
         """What the model is called once it is here."""
-        match = _SPLIT.fullmatch(self.files[0].name)
-        return match[1] if match else self.files[0].name.removesuffix(".gguf")
+        name = self.files[0].name
+        split = split_of(name)
+        return split.stem if split else name.removesuffix(".gguf")
 
 
-def choose(source: str, endpoint: str | None = None) -> Choice:
+def choose(source: str, endpoint: str | None = None) -> Pick:
     """The files that `source` means.
 
     `hf:owner/repo`, `hf:owner/repo:QUANTIZATION`, `hf:owner/repo:FILE.gguf`, the address of a page
@@ -77,7 +78,7 @@ def choose(source: str, endpoint: str | None = None) -> Choice:
         wanted = unquote(named["wanted"]) if named["wanted"] else None
         return _of_repository(named["repo"], wanted, named.get("revision"), endpoint)
     if urlsplit(source).scheme in ("http", "https"):
-        return Choice(_of_url(source))
+        return Pick(_of_url(source))
     raise DownloadError(
         f"{source!r} is neither hf:owner/repo nor an address that begins with https://"
     )
@@ -95,24 +96,16 @@ def _of_url(url: str) -> list[Remote]:
     folder, _, name = address.path.rpartition("/")
     if not re.fullmatch(r"[^./\\][^/\\]*\.gguf", unquote(name)) or not unquote(name).isprintable():
         raise DownloadError("the address must end in the name of a .gguf file")
+    split = split_of(name)
     return [
         Remote(urlunsplit(address._replace(path=f"{folder}/{part}")), unquote(part))
-        for part in _part_names(name)
+        for part in (split.names if split else [name])
     ]
-
-
-def _part_names(name: str) -> list[str]:
-    """The names of all parts of the file that `name` is one part of; itself if it is whole."""
-    match = _SPLIT.fullmatch(name)
-    if match is None:
-        return [name]
-    stem, _, count, suffix = match.groups()
-    return [f"{stem}-{i:05}-of-{count}{suffix}" for i in range(1, int(count) + 1)]
 
 
 def _of_repository(
     repo: str, wanted: str | None, revision: str | None, endpoint: str | None
-) -> Choice:
+) -> Pick:
     try:
         info = HfApi(endpoint=endpoint).model_info(
             repo, revision=revision, files_metadata=True, timeout=30
@@ -143,12 +136,16 @@ def _of_repository(
         if path.lower().endswith(".gguf") and not _is_auxiliary(path):
             url = hf_hub_url(repo, path, revision=info.sha, endpoint=endpoint)
             sha256 = sibling.lfs.sha256 if sibling.lfs else None
-            # Written in capitals, it would be no model of the folder.
-            name = path.rpartition("/")[2][: -len(".gguf")] + ".gguf"
+            name = _in_folder(path).rpartition("/")[2]
             files[path] = Remote(url, name, sibling.size, sha256, headers)
     if not files:
         raise DownloadError(f"{repo} has no GGUF file; look for a repository whose name has -GGUF")
     return _pick(repo, files, wanted)
+
+
+def _in_folder(path: str) -> str:
+    """With the suffix of the models folder: written in capitals, it would be no model there."""
+    return path[: -len(".gguf")] + ".gguf"
 
 
 def _is_auxiliary(path: str) -> bool:
@@ -156,11 +153,11 @@ def _is_auxiliary(path: str) -> bool:
     return path.rpartition("/")[2].lower().startswith(("mmproj", "imatrix"))
 
 
-def _pick(repo: str, files: Mapping[str, Remote], wanted: str | None) -> Choice:
+def _pick(repo: str, files: Mapping[str, Remote], wanted: str | None) -> Pick:
     models: dict[str, list[str]] = defaultdict(list)
     for path in sorted(files):
-        match = _SPLIT.fullmatch(path)
-        models[match[1] + match[4] if match else path].append(path)
+        split = split_of(_in_folder(path))
+        models[split.stem + path[-len(".gguf") :] if split else path].append(path)
     by_kind: dict[str, list[str]] = defaultdict(list)
     for name in models:
         by_kind[quantization(name) or name.rpartition("/")[2]].append(name)
@@ -170,9 +167,10 @@ def _pick(repo: str, files: Mapping[str, Remote], wanted: str | None) -> Choice:
         raise DownloadError(f"{repo} has several files of {kind}; name one of: {names}")
     (chosen,) = by_kind[kind]
     parts = models[chosen]
-    if (match := _SPLIT.fullmatch(parts[0])) and len(parts) != int(match[3]):
-        raise DownloadError(f"{repo} has only {len(parts)} of the {int(match[3])} parts of {kind}")
-    return Choice([files[path] for path in parts], sorted(set(by_kind) - {kind}))
+    split = split_of(_in_folder(parts[0]))
+    if split and len(parts) != split.n_parts:
+        raise DownloadError(f"{repo} has only {len(parts)} of the {split.n_parts} parts of {kind}")
+    return Pick([files[path] for path in parts], sorted(set(by_kind) - {kind}))
 
 
 def _kind(

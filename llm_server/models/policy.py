@@ -1,4 +1,4 @@
-"""The pool's judgements, as plain functions: how much, who goes, how long to wait after crashes."""
+"""The pool's judgements, as plain functions: how much, who waits, who goes, when after crashes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llm_server.errors import QueueFull, RateLimitExceeded
 from llm_server.machine import Memory
 
 LEAVE_SHARE = 10
@@ -72,6 +73,23 @@ def whom_to_evict(needed: int, budget: int, holdings: Sequence[Holding]) -> list
             gone.remove(i)
             short += holdings[i].memory
     return gone
+
+
+def check_room(n_taken: int, n_owned: int, at_once: int, queue_size: int) -> None:
+    """Whether one more request may wait beside `n_taken`; if it has an owner, `n_owned` are theirs.
+
+    Raises QueueFull, and RateLimitExceeded for an owner with more places than are left. So there is
+    one left for somebody who has none: the first gets at most half of the places, the next half of
+    the rest. What can run `at_once` is nobody's loss.
+    """
+    left = at_once + queue_size - n_taken
+    if left <= 0:
+        raise QueueFull
+    if n_taken >= at_once and n_owned >= left:
+        raise RateLimitExceeded(
+            "Too many requests with this API key are waiting; what room is left is for others. "
+            "Try again in a moment."
+        )
 
 
 def budget_bytes(told: str | None, machine: Memory) -> int:

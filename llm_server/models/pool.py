@@ -19,8 +19,6 @@ from collections.abc import Callable, Sequence
 from llm_server.errors import (
     InsufficientMemory,
     InvalidRequest,
-    QueueFull,
-    RateLimitExceeded,
     ServerError,
     ShuttingDown,
 )
@@ -28,7 +26,7 @@ from llm_server.models.choice import Choice
 from llm_server.models.lease import Lease, Overrides, Resident, Ticket, revival
 from llm_server.models.loader import Loader
 from llm_server.models.plan import Plan, Planner
-from llm_server.models.policy import MAX_REVIVALS
+from llm_server.models.policy import MAX_REVIVALS, check_room
 from llm_server.models.registry import ModelFile
 from llm_server.models.residents import Residents
 from llm_server.models.status import Status, Unloaded, state_of
@@ -98,24 +96,16 @@ class Pool:
     def check_room(self, owner: str = "") -> None:
         """Whether one more request may wait; `acquire` asks this too.
 
-        Raises ShuttingDown, QueueFull, and RateLimitExceeded for an owner with more places than are
-        left. So there is one left for somebody who has none: the first gets at most half of the
-        places, the next half of the rest. What can run at once is nobody's loss.
+        Raises ShuttingDown, and what `policy.check_room` does.
         """
         if self._closing:
             raise ShuttingDown("The server is shutting down.")
-        taken = self._residents.n_running + len(self._waiting)
-        left = self._parallel() + self._queue_size - taken
-        if left <= 0:
-            raise QueueFull("Too many requests are waiting. Try again in a moment.")
-        if not owner or taken < self._parallel():
-            return
-        waiting = sum(ticket.owner == owner for ticket in self._waiting)
-        if self._residents.held_by(owner) + waiting >= left:
-            raise RateLimitExceeded(
-                "Too many requests with this API key are waiting; what room is left is for others. "
-                "Try again in a moment."
-            )
+        n_owned = 0
+        if owner:
+            waiting = sum(ticket.owner == owner for ticket in self._waiting)
+            n_owned = self._residents.held_by(owner) + waiting
+        n_taken = self._residents.n_running + len(self._waiting)
+        check_room(n_taken, n_owned, self._parallel(), self._queue_size)
 
     async def acquire(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llm_server.api.chat import Patience
+from llm_server.api.sse import Patience
 from tests.fake_live import Live, add_models, chat_body, events, live_server, one_machine, until
 
 PATHS = ["/chat/completions", "/v1/chat/completions"]

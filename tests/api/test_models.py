@@ -44,6 +44,7 @@ def test_a_model_that_is_loading_is_listed_so(tmp_path: Path) -> None:
         until(lambda: listed(live)["gate.gguf"]["state"] == "loaded")
 
 
+@one_machine("the deployment decides how models are loaded: tests/cluster/test_serving.py")
 def test_the_list_says_which_models_make_vectors(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "vectors-b.gguf")
     add_models(tmp_path, "c.gguf", metadata={"llama.pooling_type": 2})

@@ -19,7 +19,7 @@ from openai.types.responses import (
 
 from llm_server.api.completion import Fold
 from llm_server.api.requests import chat_call
-from llm_server.api.response_events import ResponseFold
+from llm_server.api.response_events import ResponseEvents
 from llm_server.api.responses import responses_call
 from llm_server.api.usage import Origin
 from llm_server.errors import InvalidRequest
@@ -158,7 +158,7 @@ def test_an_answer_that_runs_out_of_tokens_is_incomplete() -> None:
     (request,) = asked.call.requests
     assert isinstance(request, ChatRequest)
     origin = Origin("a.gguf", "fp", range(1), sampling=request.sampling)
-    fold = ResponseFold(origin, asked.start)
+    fold = ResponseEvents(origin, asked.start)
     fold.add(Content(0, "a b"))
     fold.add(Finished(0, "length", Usage(1, 2, 0, reasoning_tokens=1), Timings(0, 1, 2)))
     response = checked(json.loads(msgspec.json.encode(fold.whole())))
@@ -287,7 +287,7 @@ def test_an_answer_of_calls_and_texts_is_one_message_again() -> None:
         Content(0, "two"),
         Finished(0, "tool_calls", Usage(1, 1, 0), Timings(0, 1, 2)),
     ]
-    fold = ResponseFold(Origin("m", "fp", range(1)), responses_call({"input": "hi"}).start)
+    fold = ResponseEvents(Origin("m", "fp", range(1)), responses_call({"input": "hi"}).start)
     chat = Fold(Origin("m", "fp", range(1)))
     for event in events:
         fold.add(event)

@@ -17,11 +17,11 @@ def server() -> Iterator[FileServer]:
         yield served
 
 
-def names(choice: hub.Choice) -> list[str]:
+def names(choice: hub.Pick) -> list[str]:
     return [remote.name for remote in choice.files]
 
 
-def choose(server: FileServer, source: str, *files: str) -> hub.Choice:
+def choose(server: FileServer, source: str, *files: str) -> hub.Pick:
     server.add_repo("o/r", {name: name.encode() for name in files})
     return hub.choose(source, endpoint=server.url)
 
