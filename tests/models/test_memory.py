@@ -90,6 +90,7 @@ def demo() -> Facts:
         ("sliding_gguf", LoadConfig(n_ctx=16_384)),
         ("recurrent_gguf", LoadConfig(parallel=64)),
         ("hybrid_gguf", LoadConfig(n_ctx=16_384)),
+        ("delta_gguf", LoadConfig(n_ctx=131_072, parallel=64)),
         ("demo", LoadConfig(pooling="mean")),
         ("wordy_gguf", LoadConfig(pooling="last", flash_attn="off", parallel=4)),
         ("encoder_gguf", LoadConfig()),
