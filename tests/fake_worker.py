@@ -6,7 +6,7 @@ the last user message, so that tests need no other channel:
 model name     `broken*` refuses to load, `crash*` aborts while loading, `gate*` loads when the
                file of that name with `.open` behind it exists, and `gate-broken*` then refuses to,
                `stubborn*` ignores Stop, `vectors*` is an embedding model; n_ctx 1792 fails to load,
-               whatever the model
+               whatever the model, and `crowded*` beside any other of its folder
 `crash`        the process aborts                  `hang`   one word, then nothing ever
 `fail:CODE`    Failed with that code at once       `gate:P` one word, then the rest once P exists
 `late-fail`    one word, then Failed               `garbage`, `foreign`, `huge` break the protocol
@@ -32,7 +32,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from llm_server.errors import ErrorInfo
+from llm_server.errors import ErrorInfo, InsufficientMemory
 from llm_server.worker import frames
 from llm_server.worker.config import Pooling
 from llm_server.worker.messages import (
@@ -93,6 +93,13 @@ def note(name: str, line: str) -> None:
         log.write(line + "\n")
 
 
+def beside_another() -> bool:
+    """Whether a worker that has loaded a model of this folder still runs."""
+    path = _folder / "loads.log"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return any(Path("/proc", line.rpartition("pid=")[2]).exists() for line in lines)
+
+
 def load(command: Load) -> None:
     global _folder, _stubborn
     path = Path(command.model_path)
@@ -105,6 +112,9 @@ def load(command: Load) -> None:
                 ErrorInfo("It is broken.", 400, "invalid_request_error", "model_load_failed")
             )
         )
+        sys.exit(0)
+    if path.name.startswith("crowded") and beside_another():
+        send(LoadFailed(InsufficientMemory("It does not fit beside another.").info))
         sys.exit(0)
     if path.name.startswith("crash"):
         os.abort()

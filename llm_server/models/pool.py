@@ -342,9 +342,10 @@ class Pool:
         """Load; if the memory falls short, once more without the idle models, `gone` then too."""
         try:
             await self._load(plan, keep_alive_s)
-        except InsufficientMemory:
+        except ServerError as error:
+            # Of what a worker reports only the code says which kind it is.
             idle = [resident for resident in self._residents if not resident.leases]
-            if not idle:
+            if error.info.code != InsufficientMemory.code or not idle:
                 raise
             logger.info("trying again without the models that are idle")
             gone += idle
@@ -359,7 +360,7 @@ class Pool:
 
     async def _put_back(self, residents: Sequence[Resident]) -> None:
         """Load again what made room for a load that failed, the last used first."""
-        for resident in sorted(residents, key=lambda resident: -resident.used):
+        for resident in sorted(residents, key=lambda r: -r.used):
             if resident.leaving > 1:
                 continue  # Somebody else wanted it gone, too.
             logger.info("going back to %s", resident.model.name)
@@ -367,8 +368,7 @@ class Pool:
                 await self._load(resident.plan, resident.keep_alive_s)
 
     def _ended(self, resident: Resident) -> None:
-        """A worker is gone. One that crashed brings its model back, unless it was to go or keeps
-        dying."""
+        """A worker is gone. A crashed model comes back, unless it was to go or keeps crashing."""
         crashes = self._loader.note_crash(resident.model, resident.worker, resident.since)
         if self._closing:
             return

@@ -333,6 +333,24 @@ def test_idle_models_that_a_load_wanted_the_memory_of_come_back_when_it_fails(
     with_pool(tmp_path, test, loader=Loader(start_worker=start))
 
 
+def test_idle_models_go_where_a_worker_reports_that_memory_falls_short(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf", "crowded.gguf")
+
+    async def test(pool: Pool) -> None:
+        await answers(pool, "a")
+        running = await pool.acquire("b")
+        with pytest.raises(RemoteError) as caught:
+            await pool.acquire("crowded")
+        assert caught.value.info.code == "insufficient_memory"
+        # The idle one went for it in vain; the one that is used stays in any case.
+        await until(lambda: {r.model.name for r in pool.loaded} == {"a.gguf", "b.gguf"})
+        running.release()
+        assert await answers(pool, "crowded") == "crowded.gguf"
+        assert [r.model.name for r in pool.loaded] == ["crowded.gguf"]
+
+    with_pool(tmp_path, test)
+
+
 def test_a_failed_load_fails_all_who_want_the_same_and_nobody_else(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "broken.gguf")
 
