@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,18 @@ def test_a_context_that_the_memory_does_not_hold_is_told_as_that(
     assert isinstance(failed, LoadFailed)
     assert (failed.error.status, failed.error.code) == (503, "insufficient_memory")
     assert failed.error.param == "load_model_configs.n_ctx"
+
+
+def test_weights_that_the_memory_does_not_hold_are_told_as_that(
+    worker: Process, attention_gguf: Path, tmp_path: Path
+) -> None:
+    path = shutil.copy(attention_gguf, tmp_path / "wide.gguf")
+    os.truncate(path, 8 << 30)
+    resource.prlimit(worker.popen.pid, resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    failed = worker.load(path)
+    assert isinstance(failed, LoadFailed)
+    assert (failed.error.status, failed.error.code) == (503, "insufficient_memory")
+    assert failed.error.param == "model" and "mmap failed" in failed.error.message
 
 
 def test_requests_are_answered_and_the_same_again(loaded: Process) -> None:
