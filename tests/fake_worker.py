@@ -6,7 +6,8 @@ the last user message, so that tests need no other channel:
 model name     `broken*` refuses to load, `crash*` aborts while loading, `gate*` loads when the
                file of that name with `.open` behind it exists, and `gate-broken*` then refuses to,
                `stubborn*` ignores Stop, `vectors*` is an embedding model; n_ctx 1792 fails to load,
-               whatever the model, and `crowded*` beside any other of its folder
+               whatever the model, as `crowded*` does beside any other of its folder, and
+               `narrow*` with more than n_ctx 16384
 `crash`        the process aborts                  `hang`   one word, then nothing ever
 `fail:CODE`    Failed with that code at once       `gate:P` one word, then the rest once P exists
 `late-fail`    one word, then Failed               `garbage`, `foreign`, `huge` break the protocol
@@ -76,6 +77,7 @@ _stubborn = False
 _hoard: list[bytes] = []
 
 UNLUCKY_N_CTX = 1792
+NARROW_N_CTX = 16_384
 
 
 def send(*events: Event) -> None:
@@ -124,6 +126,12 @@ def load(command: Load) -> None:
     if path.name.startswith("gate"):
         wait_for(path.with_name(path.name + ".open"))
     n_ctx = command.config.n_ctx or 4096
+    if path.name.startswith("narrow"):
+        fitting = [n for n in (n_ctx, *command.smaller_n_ctx) if n <= NARROW_N_CTX]
+        if not fitting:
+            send(LoadFailed(InsufficientMemory("The context does not fit.").info))
+            sys.exit(0)
+        n_ctx = fitting[0]
     parallel = command.config.parallel or 4
     note("spans.log", f"end {os.getpid()}")
     note("loads.log", f"{path.name} n_ctx={n_ctx} pid={os.getpid()}")

@@ -15,10 +15,10 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from llm_server.errors import (
     InsufficientMemory,
-    InvalidRequest,
     QueueFull,
     RateLimitExceeded,
     ServerError,
@@ -59,7 +59,7 @@ class Pool:
         self._queue_size = queue_size
         self._keep_alive_s = keep_alive_s
         self._residents = Residents(self._advance, self._ended)
-        self._choice = Choice(self._registry, self._residents, loader, first_model)
+        self._choice = Choice(planner, self._residents, loader, first_model)
         self._waiting: deque[Ticket] = deque()
         self._bringing: asyncio.Task[None] | None = None
         self._brought_for: Ticket | None = None
@@ -132,7 +132,7 @@ class Pool:
         any case, and not if that is False. Waits for loads, and for requests that are in their way.
         Raises ModelNotFound, what `check_room` raises, and whatever a load fails with.
         """
-        file, wanted = await self._choice.of(model), await self._named(overrides or {})
+        file, wanted = await self._choice.of(model), await self._choice.named(overrides or {})
         self.check_room(owner)
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
@@ -339,13 +339,17 @@ class Pool:
             self._loader.make_ready(lambda: bool(self._bringing or self._residents.n_running))
 
     async def _load_or_retry(self, plan: Plan, keep_alive_s: float, gone: list[Resident]) -> None:
-        """Load; if the memory falls short, once more without the idle models, `gone` then too."""
+        """Load; if the memory falls short, once more without the idle models, `gone` then too.
+
+        They go before the context becomes smaller than planned.
+        """
+        first = replace(plan, smaller_n_ctx=()) if self._residents.unused else plan
         try:
-            await self._load(plan, keep_alive_s)
+            await self._load(first, keep_alive_s)
         except ServerError as error:
             # Of what a worker reports only the code says which kind it is.
-            idle = [resident for resident in self._residents if not resident.leases]
-            if error.info.code != InsufficientMemory.code or not idle:
+            idle = self._residents.unused
+            if error.info.code != InsufficientMemory.code or (first == plan and not idle):
                 raise
             logger.info("trying again without the models that are idle")
             gone += idle
@@ -354,6 +358,7 @@ class Pool:
 
     async def _load(self, plan: Plan, keep_alive_s: float) -> None:
         worker = await self._loader.load(plan)
+        plan = self.planner.as_loaded(plan, worker.loaded)
         self.planner.warn_of_unknown_tokens(plan)
         memory = self.planner.learn(plan, worker.loaded.memory_bytes)
         self._residents.settle_in(plan, worker, memory, keep_alive_s)
@@ -385,14 +390,6 @@ class Pool:
             self._bringing.cancel()
 
     # ---- small questions -----------------------------------------------------------------------
-
-    async def _named(self, overrides: Overrides) -> Overrides:
-        """The overrides with the names of files in full; looks at the folder for new ones."""
-        try:
-            return self.planner.named(overrides)
-        except InvalidRequest:
-            await asyncio.to_thread(self._registry.scan)
-            return self.planner.named(overrides)
 
     def _parallel(self) -> int:
         """How many requests run at once, over all loaded models."""

@@ -183,6 +183,18 @@ def test_a_context_that_the_memory_does_not_hold_is_told_as_that(
     assert failed.error.param == "load_model_configs.n_ctx"
 
 
+def test_a_context_becomes_as_small_as_the_memory_has_it(
+    worker: Process, attention_gguf: Path
+) -> None:
+    resource.prlimit(worker.popen.pid, resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    # The cells of the first one fit, what computing takes beside them does not.
+    config = LoadConfig(n_threads=1, n_ctx=1 << 20, n_batch=2048, n_ubatch=2048)
+    worker.send(Load(str(attention_gguf), config, smaller_n_ctx=((1 << 20) - 256, 512, 256)))
+    loaded = next(e for e in worker.events() if isinstance(e, Loaded | LoadFailed))
+    assert isinstance(loaded, Loaded) and loaded.n_ctx == 512
+    assert loaded.memory_bytes < 200 << 20  # What came to nothing takes nothing.
+
+
 def test_weights_that_the_memory_does_not_hold_are_told_as_that(
     worker: Process, attention_gguf: Path, tmp_path: Path
 ) -> None:
