@@ -310,7 +310,7 @@ class Pool:
                 self._drop_revival(ticket)
                 return
             await self._residents.let_go(gone)
-            await self._load_or_retry(plan, keep_alive_s, gone)
+            await self._load_or_retry(plan, keep_alive_s, ticket)
         except ServerError as error:
             self._refuse_waiting(error, ticket.wants_the_same)
             await self._put_back(ticket.displaced)
@@ -338,21 +338,22 @@ class Pool:
         if len(self._registry.models()) > len(self.loaded) and not self._closing:
             self._loader.make_ready(lambda: bool(self._bringing or self._residents.n_running))
 
-    async def _load_or_retry(self, plan: Plan, keep_alive_s: float, gone: list[Resident]) -> None:
-        """Load; if the memory falls short, once more without the idle models, `gone` then too.
+    async def _load_or_retry(self, plan: Plan, keep_alive_s: float, ticket: Ticket) -> None:
+        """Load; if the memory falls short, once more without the idle models, displaced then too.
 
-        They go before the context becomes smaller than planned.
+        They go before the context becomes smaller than planned, and stay where nobody asks.
         """
         first = replace(plan, smaller_n_ctx=()) if self._residents.unused else plan
         try:
             await self._load(first, keep_alive_s)
         except ServerError as error:
             # Of what a worker reports only the code says which kind it is.
+            short = error.info.code == InsufficientMemory.code and not ticket.revives
             idle = self._residents.unused
-            if error.info.code != InsufficientMemory.code or (first == plan and not idle):
+            if not short or (first == plan and not idle):
                 raise
             logger.info("trying again without the models that are idle")
-            gone += idle
+            ticket.displaced += idle
             await self._residents.let_go(idle)
             await self._load(plan, keep_alive_s)
 

@@ -351,6 +351,21 @@ def test_idle_models_go_where_a_worker_reports_that_memory_falls_short(tmp_path:
     with_pool(tmp_path, test)
 
 
+def test_a_dead_worker_that_has_no_room_any_more_takes_nobodys(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "crowded.gguf")
+
+    async def test(pool: Pool) -> None:
+        lease = await pool.acquire("crowded")
+        lease.release()
+        await answers(pool, "a")
+        os.kill(lease.worker.pid, signal.SIGKILL)
+        await until(lambda: pool.status().error is not None)
+        assert await answers(pool, None) == "a.gguf"
+        assert loads(tmp_path) == ["crowded.gguf n_ctx=4096", "a.gguf n_ctx=4096"]
+
+    with_pool(tmp_path, test)
+
+
 def test_an_open_context_is_as_small_as_the_worker_had_to_make_it(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "narrow.gguf")
     (tmp_path / "narrow.gguf").write_bytes(gguf(TINY | {"llama.context_length": 2 * NARROW_N_CTX}))
