@@ -70,3 +70,9 @@ def recurrent_gguf(tiny_folder: Path) -> Path:
 def hybrid_gguf(tiny_folder: Path) -> Path:
     """Recurrent layers and attention."""
     return tiny_models.build_hybrid(tiny_folder / "hybrid.gguf")
+
+
+@pytest.fixture(scope="session")
+def delta_gguf(tiny_folder: Path) -> Path:
+    """Layers with a state whose tensors are named as those of attention, and one that attends."""
+    return tiny_models.build_delta(tiny_folder / "delta.gguf")

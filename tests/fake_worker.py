@@ -7,7 +7,8 @@ model name     `broken*` refuses to load, `crash*` aborts while loading, `cards*
                20 of 33 layers on graphics cards, `gate*` loads when the
                file of that name with `.open` behind it exists, and `gate-broken*` then refuses to,
                `stubborn*` ignores Stop, `vectors*` is an embedding model; n_ctx 1792 fails to load,
-               whatever the model
+               whatever the model, as `crowded*` does beside any other of its folder, and
+               `narrow*` with more than n_ctx 16384
 `crash`        the process aborts                  `hang`   one word, then nothing ever
 `fail:CODE`    Failed with that code at once       `gate:P` one word, then the rest once P exists
 `late-fail`    one word, then Failed               `garbage`, `foreign`, `huge` break the protocol
@@ -33,7 +34,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from llm_server.errors import ErrorInfo
+from llm_server.errors import ErrorInfo, InsufficientMemory
 from llm_server.worker import frames
 from llm_server.worker.config import Pooling
 from llm_server.worker.messages import (
@@ -77,6 +78,7 @@ _stubborn = False
 _hoard: list[bytes] = []
 
 UNLUCKY_N_CTX = 1792
+NARROW_N_CTX = 16_384
 
 
 def send(*events: Event) -> None:
@@ -94,6 +96,13 @@ def note(name: str, line: str) -> None:
         log.write(line + "\n")
 
 
+def beside_another() -> bool:
+    """Whether a worker that has loaded a model of this folder still runs."""
+    path = _folder / "loads.log"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return any(Path("/proc", line.rpartition("pid=")[2]).exists() for line in lines)
+
+
 def load(command: Load) -> None:
     global _folder, _stubborn
     path = Path(command.model_path)
@@ -107,6 +116,9 @@ def load(command: Load) -> None:
             )
         )
         sys.exit(0)
+    if path.name.startswith("crowded") and beside_another():
+        send(LoadFailed(InsufficientMemory("It does not fit beside another.").info))
+        sys.exit(0)
     if path.name.startswith("crash"):
         os.abort()
     note("spans.log", f"begin {os.getpid()}")
@@ -115,6 +127,12 @@ def load(command: Load) -> None:
     if path.name.startswith("gate"):
         wait_for(path.with_name(path.name + ".open"))
     n_ctx = command.config.n_ctx or 4096
+    if path.name.startswith("narrow"):
+        fitting = [n for n in (n_ctx, *command.smaller_n_ctx) if n <= NARROW_N_CTX]
+        if not fitting:
+            send(LoadFailed(InsufficientMemory("The context does not fit.").info))
+            sys.exit(0)
+        n_ctx = fitting[0]
     parallel = command.config.parallel or 4
     note("spans.log", f"end {os.getpid()}")
     note("loads.log", f"{path.name} n_ctx={n_ctx} pid={os.getpid()}")

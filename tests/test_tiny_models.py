@@ -17,7 +17,7 @@ import pytest
 from llm_server.llama.lib import lib
 from tests import tiny_models
 
-KINDS = ("attention", "spm", "sliding", "recurrent", "hybrid")
+KINDS = ("attention", "spm", "sliding", "recurrent", "hybrid", "delta")
 Build = Callable[..., Path]
 
 
@@ -125,4 +125,5 @@ def test_kinds_of_memory(tiny_folder: Path, request: pytest.FixtureRequest) -> N
         "sliding": (False, False, tiny_models.WINDOW),
         "recurrent": (True, False, 0),
         "hybrid": (False, True, 0),
+        "delta": (False, True, 0),
     }

@@ -209,10 +209,16 @@ class _Builder:
         self.writer.add_head_count_kv(n_head_kv)
         self.writer.add_rope_freq_base(10_000.0)
 
-    def attention(self, layer: int, *, bias: bool = False, qk_norm: bool = False) -> None:
-        """Queries and keys have gain 1.5, so scores spread by about 2: attention is peaked."""
+    def attention(
+        self, layer: int, *, bias: bool = False, qk_norm: bool = False, gated: bool = False
+    ) -> None:
+        """Queries and keys have gain 1.5, so scores spread by about 2: attention is peaked.
+
+        Where it is `gated`, each query has its gate beside it.
+        """
         blk = f"blk.{layer}"
-        for name, n_head, gain in (("q", N_HEAD, 1.5), ("k", 1, 1.5), ("v", 1, 1.0)):
+        n_query = 2 * N_HEAD if gated else N_HEAD
+        for name, n_head, gain in (("q", n_query, 1.5), ("k", 1, 1.5), ("v", 1, 1.0)):
             self.matrix(f"{blk}.attn_{name}.weight", n_head * HEAD, N_EMBD, gain)
             if bias:
                 self.normal(f"{blk}.attn_{name}.bias", n_head * HEAD, std=0.1)
@@ -221,9 +227,10 @@ class _Builder:
             self.add(f"{blk}.attn_q_norm.weight", np.full(HEAD, 1.5))
             self.add(f"{blk}.attn_k_norm.weight", np.full(HEAD, 1.5))
 
-    def feed_forward(self, layer: int) -> None:
+    def feed_forward(self, layer: int, *, norm: bool = True) -> None:
         blk = f"blk.{layer}"
-        self.ones(f"{blk}.ffn_norm.weight", N_EMBD)
+        if norm:
+            self.ones(f"{blk}.ffn_norm.weight", N_EMBD)
         self.matrix(f"{blk}.ffn_gate.weight", N_FF, N_EMBD)
         self.matrix(f"{blk}.ffn_up.weight", N_FF, N_EMBD)
         self.matrix(f"{blk}.ffn_down.weight", N_EMBD, N_FF, 2.0)
@@ -386,4 +393,40 @@ def build_hybrid(path: Path, seed: int = 5) -> Path:
             builder.matrix(f"{blk}.shortconv.in_proj.weight", 3 * N_EMBD, N_EMBD)
             builder.matrix(f"{blk}.shortconv.out_proj.weight", N_EMBD, N_EMBD, 2.0)
         builder.feed_forward(layer)
+    return builder.write()
+
+
+def build_delta(path: Path, seed: int = 7) -> Path:
+    """A `qwen35` model: a gated delta net in every layer but the last, which attends."""
+    d_state, n_group, n_value, d_conv = 16, 2, 4, 4
+    d_inner = d_state * n_value
+    d_conv_in = d_inner + 2 * n_group * d_state
+    builder = _Builder(path, "qwen35", bpe_vocabulary(), n_layer=4, seed=seed)
+    builder.attention_metadata()
+    builder.writer.add_key_length(HEAD)
+    builder.writer.add_value_length(HEAD)
+    builder.writer.add_rope_dimension_sections([4, 4, 4, 4])
+    builder.writer.add_ssm_conv_kernel(d_conv)
+    builder.writer.add_ssm_inner_size(d_inner)
+    builder.writer.add_ssm_state_size(d_state)
+    builder.writer.add_ssm_time_step_rank(n_value)
+    builder.writer.add_ssm_group_count(n_group)
+    builder.embeddings()
+    for layer in range(builder.n_layer):
+        blk = f"blk.{layer}"
+        for norm in ("attn_norm", "post_attention_norm"):
+            builder.ones(f"{blk}.{norm}.weight", N_EMBD)
+        if layer == builder.n_layer - 1:
+            builder.attention(layer, qk_norm=True, gated=True)
+        else:
+            builder.matrix(f"{blk}.attn_qkv.weight", d_conv_in, N_EMBD)
+            builder.matrix(f"{blk}.attn_gate.weight", d_inner, N_EMBD)
+            builder.normal(f"{blk}.ssm_conv1d.weight", d_conv_in, d_conv, std=0.5)
+            builder.add(f"{blk}.ssm_dt.bias", np.full(n_value, -1.0))
+            builder.add(f"{blk}.ssm_a", np.full(n_value, -0.5))
+            for name in ("ssm_beta", "ssm_alpha"):
+                builder.matrix(f"{blk}.{name}.weight", n_value, N_EMBD)
+            builder.ones(f"{blk}.ssm_norm.weight", d_state)
+            builder.matrix(f"{blk}.ssm_out.weight", N_EMBD, d_inner, 2.0)
+        builder.feed_forward(layer, norm=False)
     return builder.write()

@@ -72,6 +72,7 @@ class FitJson(msgspec.Struct):
     """Whether a model runs here: `budget` is what all loaded models may take together.
 
     `n_ctx` is what was asked for, or what it would get; `largest_n_ctx` the longest that fits.
+    The memory of graphics cards is not counted.
     """
 
     model: str

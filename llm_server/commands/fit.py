@@ -37,7 +37,8 @@ def fit(
 ) -> None:
     """Say whether a model runs here, and how.
 
-    By its header alone, before anything is loaded. Exit status 1 if it does not fit.
+    By its header alone, before anything is loaded, into the machine's own memory: that of graphics
+    cards is not counted. Exit status 1 if it does not fit.
     """
     from llm_server.config import make_planner, make_registry
     from llm_server.demo import demo_model_path

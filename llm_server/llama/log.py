@@ -68,6 +68,13 @@ def buffers() -> Counter[tuple[str, str]]:
     return _lines.buffers
 
 
+def forget_context() -> None:
+    """Forget the buffers of a context that came to nothing."""
+    for where, kind in list(_lines.buffers):
+        if kind != "model":
+            del _lines.buffers[where, kind]
+
+
 def flash_attention() -> bool:
     """Whether llama.cpp has said that a context computes so, where that was left to it."""
     return _lines.flash_attention

@@ -1,12 +1,15 @@
-"""Which model file a request means: the one it names, or the default when it names none."""
+"""Which files a request means: the model it names, or the default when it names none, and those of
+its settings."""
 
 from __future__ import annotations
 
 import asyncio
 
-from llm_server.errors import ModelLoading, ModelNotFound
+from llm_server.errors import InvalidRequest, ModelLoading, ModelNotFound
+from llm_server.models.lease import Overrides
 from llm_server.models.loader import Loader
-from llm_server.models.registry import ModelFile, Registry
+from llm_server.models.plan import Planner
+from llm_server.models.registry import ModelFile
 from llm_server.models.residents import Residents
 
 
@@ -14,11 +17,12 @@ class Choice:
     """Knows the default model. Looks at the models folder when what it knows does not do."""
 
     def __init__(
-        self, registry: Registry, residents: Residents, loader: Loader, first_model: str | None
+        self, planner: Planner, residents: Residents, loader: Loader, first_model: str | None
     ) -> None:
         self.default: ModelFile | None = None
         """The model that requests get which name none, once there is one."""
-        self._registry = registry
+        self._planner = planner
+        self._registry = planner.registry
         self._residents = residents
         self._loader = loader
         self._first_model = first_model
@@ -46,6 +50,17 @@ class Choice:
                 if self._registry.means(name, resident.model):
                     return resident.model
             raise
+
+    async def named(self, overrides: Overrides) -> Overrides:
+        """The overrides with the names of files in full.
+
+        Raises InvalidRequest for a file that is not there.
+        """
+        try:
+            return self._planner.named(overrides)
+        except InvalidRequest:
+            await asyncio.to_thread(self._registry.scan)
+            return self._planner.named(overrides)
 
     async def to_unload(self, name: str) -> ModelFile:
         """As `of`, and the stand-in also when it serves nobody any more.

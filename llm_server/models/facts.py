@@ -16,52 +16,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 from llm_server.gguf.header import Header, InvalidGguf, Omitted, Tensor, Value, read_header
+from llm_server.gguf.types import FILE_TYPES
 from llm_server.models.recommended import recommended_sampling
 
 MAX_DIM = 1 << 31
 """Greatest number a hyper-parameter may be; llama.cpp has them in 32 bits."""
 MAX_LAYERS = 1024
 """llama.cpp's LLAMA_MAX_LAYERS is below this."""
-
-_FILE_TYPES = {
-    0: "F32",
-    1: "F16",
-    2: "Q4_0",
-    3: "Q4_1",
-    7: "Q8_0",
-    8: "Q5_0",
-    9: "Q5_1",
-    10: "Q2_K",
-    11: "Q3_K_S",
-    12: "Q3_K_M",
-    13: "Q3_K_L",
-    14: "Q4_K_S",
-    15: "Q4_K_M",
-    16: "Q5_K_S",
-    17: "Q5_K_M",
-    18: "Q6_K",
-    19: "IQ2_XXS",
-    20: "IQ2_XS",
-    21: "Q2_K_S",
-    22: "IQ3_XS",
-    23: "IQ3_XXS",
-    24: "IQ1_S",
-    25: "IQ4_NL",
-    26: "IQ3_S",
-    27: "IQ3_M",
-    28: "IQ2_S",
-    29: "IQ2_M",
-    30: "IQ4_XS",
-    31: "IQ1_M",
-    32: "BF16",
-    36: "TQ1_0",
-    37: "TQ2_0",
-    38: "MXFP4_MOE",
-    39: "NVFP4",
-    40: "Q1_0",
-    41: "Q2_0",
-}
-"""enum llama_ftype (llama.h), without "MOSTLY"."""
 
 _POOLING = {1: "mean", 2: "cls", 3: "last", 4: "rank"}
 """enum llama_pooling_type (llama.h)."""
@@ -273,8 +234,8 @@ class _Values:
 def _quantization(values: _Values, tensors: Sequence[Tensor]) -> str:
     """What the file is said to be, else the type that most of its bytes are in."""
     told = values.metadata.get("general.file_type")
-    if isinstance(told, int) and told in _FILE_TYPES:
-        return _FILE_TYPES[told]
+    if isinstance(told, int) and told in FILE_TYPES:
+        return FILE_TYPES[told]
     sizes: Counter[str] = Counter()
     for tensor in tensors:
         sizes[tensor.type.name] += tensor.n_bytes
@@ -286,15 +247,19 @@ def _shape(values: _Values, tensors: Sequence[Tensor]) -> Shape:
     if n_layer > MAX_LAYERS:
         raise InvalidGguf("it claims to have absurdly many layers")
     layer_bytes = [0] * n_layer
-    attends, other = set(), 0
+    attends, recurs, other = set(), set(), 0
     for tensor in tensors:
         place, number, part = [*tensor.name.split(".", 2), "", ""][:3]
         if place == "blk" and number.isdecimal() and int(number) < n_layer:
             layer_bytes[int(number)] += tensor.n_bytes
             if part.startswith("attn_") and not part.startswith(_NO_ATTENTION):
                 attends.add(int(number))
+            if part.startswith(_RECURRENT):
+                recurs.add(int(number))
         else:
             other += tensor.n_bytes
+    if values.architecture not in _BOTH_IN_ONE:
+        attends -= recurs
     routed = max(1, values.whole("expert_used_count"))
     is_encoder = _is_encoder(values)
     heads = _heads(values, n_layer, set() if is_encoder else attends)
@@ -311,7 +276,7 @@ def _shape(values: _Values, tensors: Sequence[Tensor]) -> Shape:
         v_elements=0 if latent else sum(n * v for n, (_, v) in zip(heads, lengths, strict=True)),
         key_lengths=(head[0], sliding_head[0]),
         value_lengths=(head[1], sliding_head[1]),
-        state_elements=_state(values) * (n_layer - len(attends)),
+        state_elements=_state(values) * len(recurs),
         is_encoder=is_encoder,
         n_masks=2 if values.whole("attention.sliding_window") else 1,
         n_embd=values.whole("embedding_length"),
@@ -329,6 +294,10 @@ def _shape(values: _Values, tensors: Sequence[Tensor]) -> Shape:
 
 _NO_ATTENTION = ("attn_norm", "attn_gate", "attn_post_norm")
 """Tensors named so that layers without attention have too."""
+_RECURRENT = ("ssm_", "shortconv.", "time_mix_")
+"""Tensors of layers with a state. Beside them there may be some named as those of attention."""
+_BOTH_IN_ONE = ("falcon-h1",)
+"""Architectures whose layers have a state and attend (llama-model.cpp, `filter_attn`)."""
 
 
 def _head_lengths(values: _Values) -> tuple[tuple[int, int], tuple[int, int]]:

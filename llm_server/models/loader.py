@@ -163,6 +163,7 @@ class Loader:
             layer_bytes=plan.layer_bytes,
             compute_bytes=plan.memory.compute,
             n_idle=plan.n_idle,
+            smaller_n_ctx=plan.smaller_n_ctx,
         )
         try:
             return await self.start_worker(load, on_progress=self._progress, totals=self.totals)

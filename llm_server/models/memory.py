@@ -144,7 +144,8 @@ def settled(facts: Facts, config: LoadConfig, room: int, extras: Extras = Extras
 
     The context is what the model was trained for, as far as a share of the room holds it, and at
     least `MIN_N_CTX` as far as all of the room does. One that is asked for is at most what the
-    model can have at all. Whether the result fits is another question.
+    model can have at all. Whether the result fits is another question, also into the memory of
+    cards, of which only a worker knows (`smaller_contexts`).
     """
     if embeds(facts, config):
         return _settled_for_texts(facts, config)
@@ -174,6 +175,15 @@ def largest_n_ctx(facts: Facts, config: LoadConfig, room: int, extras: Extras = 
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle * CTX_STEP) else (low, middle - 1)
     return low * CTX_STEP
+
+
+def smaller_contexts(n_ctx: int) -> tuple[int, ...]:
+    """What to try in turn where a card does not hold a context: its halves, to `MIN_N_CTX`."""
+    smaller = []
+    while n_ctx > MIN_N_CTX:
+        n_ctx = max(MIN_N_CTX, n_ctx // 2 // CTX_STEP * CTX_STEP)
+        smaller.append(n_ctx)
+    return tuple(smaller)
 
 
 def _settled_for_texts(facts: Facts, config: LoadConfig) -> LoadConfig:

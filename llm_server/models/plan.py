@@ -25,6 +25,7 @@ from llm_server.models.memory import (
     layer_bytes,
     n_idle,
     settled,
+    smaller_contexts,
 )
 from llm_server.models.registry import ModelFile, Registry
 from llm_server.worker.config import Adapter, KvType, LoadConfig
@@ -64,6 +65,8 @@ class Plan:
     """What each layer takes with its cells, the output layer last."""
     n_idle: int = 0
     """Idle prompts that a memory of whole states holds."""
+    smaller_n_ctx: tuple[int, ...] = ()
+    """Contexts to try in turn where the memory does not hold this one, which was left open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +179,21 @@ class Planner:
             template,
             layer_bytes(facts, config),
             n_idle(facts.shape, config),
+            smaller_contexts(config.n_ctx) if asked.n_ctx == 0 else (),
+        )
+
+    def as_loaded(self, plan: Plan, loaded: Loaded) -> Plan:
+        """`plan` with the context that the memory held, if that is one of its smaller ones."""
+        if loaded.n_ctx not in plan.smaller_n_ctx:
+            return plan
+        facts, config = plan.facts, msgspec.structs.replace(plan.config, n_ctx=loaded.n_ctx)
+        return replace(
+            plan,
+            config=config,
+            effect=effect(facts, config),
+            memory=estimate(facts, config, self._extras(plan.model, plan.adapters)),
+            layer_bytes=layer_bytes(facts, config),
+            smaller_n_ctx=smaller_contexts(loaded.n_ctx),
         )
 
     def _settled(self, facts: Facts, asked: LoadConfig, extras: Extras) -> LoadConfig:

@@ -15,10 +15,10 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from llm_server.errors import (
     InsufficientMemory,
-    InvalidRequest,
     ServerError,
     ShuttingDown,
 )
@@ -57,7 +57,7 @@ class Pool:
         self._queue_size = queue_size
         self._keep_alive_s = keep_alive_s
         self._residents = Residents(self._advance, self._ended)
-        self._choice = Choice(self._registry, self._residents, loader, first_model)
+        self._choice = Choice(planner, self._residents, loader, first_model)
         self._waiting: deque[Ticket] = deque()
         self._bringing: asyncio.Task[None] | None = None
         self._brought_for: Ticket | None = None
@@ -122,7 +122,7 @@ class Pool:
         any case, and not if that is False. Waits for loads, and for requests that are in their way.
         Raises ModelNotFound, what `check_room` raises, and whatever a load fails with.
         """
-        file, wanted = await self._choice.of(model), await self._named(overrides or {})
+        file, wanted = await self._choice.of(model), await self._choice.named(overrides or {})
         self.check_room(owner)
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
@@ -300,7 +300,7 @@ class Pool:
                 self._drop_revival(ticket)
                 return
             await self._residents.let_go(gone)
-            await self._load_or_retry(plan, keep_alive_s, gone)
+            await self._load_or_retry(plan, keep_alive_s, ticket)
         except ServerError as error:
             self._refuse_waiting(error, ticket.wants_the_same)
             await self._put_back(ticket.displaced)
@@ -328,28 +328,35 @@ class Pool:
         if len(self._registry.models()) > len(self.loaded) and not self._closing:
             self._loader.make_ready(lambda: bool(self._bringing or self._residents.n_running))
 
-    async def _load_or_retry(self, plan: Plan, keep_alive_s: float, gone: list[Resident]) -> None:
-        """Load; if the memory falls short, once more without the idle models, `gone` then too."""
+    async def _load_or_retry(self, plan: Plan, keep_alive_s: float, ticket: Ticket) -> None:
+        """Load; if the memory falls short, once more without the idle models, displaced then too.
+
+        They go before the context becomes smaller than planned, and stay where nobody asks.
+        """
+        first = replace(plan, smaller_n_ctx=()) if self._residents.unused else plan
         try:
-            await self._load(plan, keep_alive_s)
-        except InsufficientMemory:
-            idle = [resident for resident in self._residents if not resident.leases]
-            if not idle:
+            await self._load(first, keep_alive_s)
+        except ServerError as error:
+            # Of what a worker reports only the code says which kind it is.
+            short = error.info.code == InsufficientMemory.code and not ticket.revives
+            idle = self._residents.unused
+            if not short or (first == plan and not idle):
                 raise
             logger.info("trying again without the models that are idle")
-            gone += idle
+            ticket.displaced += idle
             await self._residents.let_go(idle)
             await self._load(plan, keep_alive_s)
 
     async def _load(self, plan: Plan, keep_alive_s: float) -> None:
         worker = await self._loader.load(plan)
+        plan = self.planner.as_loaded(plan, worker.loaded)
         self.planner.warn_of_unknown_tokens(plan)
         memory = self.planner.learn(plan, worker.loaded.memory_bytes)
         self._residents.settle_in(plan, worker, memory, keep_alive_s)
 
     async def _put_back(self, residents: Sequence[Resident]) -> None:
         """Load again what made room for a load that failed, the last used first."""
-        for resident in sorted(residents, key=lambda resident: -resident.used):
+        for resident in sorted(residents, key=lambda r: -r.used):
             if resident.leaving > 1:
                 continue  # Somebody else wanted it gone, too.
             logger.info("going back to %s", resident.model.name)
@@ -357,8 +364,7 @@ class Pool:
                 await self._load(resident.plan, resident.keep_alive_s)
 
     def _ended(self, resident: Resident) -> None:
-        """A worker is gone. One that crashed brings its model back, unless it was to go or keeps
-        dying."""
+        """A worker is gone. A crashed model comes back, unless it was to go or keeps crashing."""
         crashes = self._loader.note_crash(resident.model, resident.worker, resident.since)
         if self._closing:
             return
@@ -375,14 +381,6 @@ class Pool:
             self._bringing.cancel()
 
     # ---- small questions -----------------------------------------------------------------------
-
-    async def _named(self, overrides: Overrides) -> Overrides:
-        """The overrides with the names of files in full; looks at the folder for new ones."""
-        try:
-            return self.planner.named(overrides)
-        except InvalidRequest:
-            await asyncio.to_thread(self._registry.scan)
-            return self.planner.named(overrides)
 
     def _parallel(self) -> int:
         """How many requests run at once, over all loaded models."""

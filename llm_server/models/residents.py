@@ -58,6 +58,11 @@ class Residents:
         """Leases held by one owner."""
         return sum(lease.owner == owner for resident in self for lease in resident.leases)
 
+    @property
+    def unused(self) -> list[Resident]:
+        """Those on which no lease is held."""
+        return [resident for resident in self if not resident.leases]
+
     async def all_idle(self) -> None:
         """Wait until no lease is held."""
         await self._idle.wait()

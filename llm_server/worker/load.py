@@ -33,6 +33,7 @@ from llm_server.worker.embedding import TextPreparer, open_embedding, pooling_of
 from llm_server.worker.messages import Asked, Load, Loaded, Told
 from llm_server.worker.prepare import Preparer, open_dialogue
 from llm_server.worker.preparing import Work
+from llm_server.worker.weights import FEWER_LAYERS
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def make_ready(command: Load, model: Model, digest: bytes) -> Ready:
     with ThreadPoolExecutor(1, "dialogue") as pool:
         # One is native code, the other Python.
         opening = pool.submit(open_dialogue, model, template)
-        context = open_context(model, config, adapters, command.n_idle)
+        context = open_context(model, config, adapters, command.n_idle, command.smaller_n_ctx)
     dialogue = opening.result()
     # Before the first computation, which starts threads; the log's must have nothing to do, and
     # drivers of graphics cards have threads that nobody can ask.
@@ -201,9 +202,13 @@ def give_back_memory() -> None:
 
 
 def open_context(
-    model: Model, config: LoadConfig, adapters: Sequence[LoadedAdapter] = (), n_idle: int = 0
+    model: Model,
+    config: LoadConfig,
+    adapters: Sequence[LoadedAdapter] = (),
+    n_idle: int = 0,
+    smaller_n_ctx: Sequence[int] = (),
 ) -> Context:
-    """A context for `model`, with what `config` leaves open settled; `n_idle` as in `Load`.
+    """A context for `model`, with what `config` leaves open settled; the rest is as in `Load`.
 
     Raises:
         InsufficientMemory: it does not fit into the memory.
@@ -215,16 +220,19 @@ def open_context(
     parallel = config.parallel or (PARALLEL_WHOLE_STATE if model.keeps_whole_state else PARALLEL)
     parallel = min(parallel, config.n_batch, n_ctx)
     config = msgspec.structs.replace(config, n_threads=config.n_threads or physical_cores())
-    try:
-        context = Context(model, config, n_ctx, parallel, adapters, n_idle=n_idle)
-    except ContextError as error:
-        if error.reason:
-            raise _refused(error.reason) from None
-        raise InsufficientMemory(
-            f"A context of {n_ctx} tokens does not fit into the memory. Ask for a smaller n_ctx.",
-            param="load_model_configs.n_ctx",
-        ) from None
-    return context
+    for cells in (n_ctx, *smaller_n_ctx):
+        try:
+            return Context(model, config, cells, parallel, adapters, n_idle=n_idle)
+        except ContextError as error:
+            if error.reason:
+                raise _refused(error.reason) from None
+        log.forget_context()
+        logger.warning("the memory does not hold a context of %d tokens", cells)
+    hint = f" {FEWER_LAYERS}" if config.n_gpu_layers else ""
+    raise InsufficientMemory(
+        f"A context of {cells} tokens does not fit into the memory. Ask for a smaller n_ctx.{hint}",
+        param="load_model_configs.n_ctx",
+    )
 
 
 def _refused(reason: str) -> ModelLoadFailed:

@@ -180,7 +180,8 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     `config.chat_template`. `cache` None: prompts are cached in memory alone. `sandbox` False leaves
     the worker all that its user may do. `layer_bytes` is what each layer takes on a graphics card,
     the output layer last, and `compute_bytes` what computing takes there. `n_idle` is how many idle
-    prompts a memory of whole states holds; 0 for as many as may run.
+    prompts a memory of whole states holds; 0 for as many as may run. `smaller_n_ctx` is to be tried
+    in turn where the memory does not hold the `n_ctx` of `config`.
     """
 
     model_path: str
@@ -194,6 +195,7 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     layer_bytes: tuple[int, ...] = ()
     compute_bytes: int = 0
     n_idle: int = 0
+    smaller_n_ctx: tuple[int, ...] = ()
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

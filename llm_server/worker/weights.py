@@ -6,13 +6,14 @@ Imports nothing that takes long, so that llama.cpp can read while the rest is be
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from llm_server.errors import ModelLoadFailed
+from llm_server.errors import InsufficientMemory, ModelLoadFailed, ServerError
 from llm_server.llama import log
 from llm_server.llama.gpu import built_for_cards, devices, layers_that_fit
 from llm_server.llama.lib import lib
@@ -20,6 +21,14 @@ from llm_server.llama.model import LoadError, Model
 from llm_server.worker.messages import Load
 
 logger = logging.getLogger(__name__)
+
+_NO_MEMORY = re.compile(r"to allocate|bad_alloc|OutOf\w*Memory|annot allocate memory")
+"""How llama.cpp, C++, Vulkan and the system say so. What it refuses may hold the file's name."""
+
+FEWER_LAYERS = (
+    'Set n_gpu_layers to "auto", so that only as many layers go there as fit, or to less than now.'
+)
+"""What helps where a card is too small."""
 
 
 def gpu_layers(command: Load) -> int:
@@ -51,6 +60,7 @@ def read(command: Load, on_progress: Callable[[float], None]) -> tuple[Load, Mod
 
     Raises:
         ModelLoadFailed: the file is not a model that this build can load.
+        InsufficientMemory: its weights do not fit into the memory, or that of the cards.
     """
     log.install()
     lib.llama_backend_init()
@@ -59,5 +69,17 @@ def read(command: Load, on_progress: Callable[[float], None]) -> tuple[Load, Mod
     try:
         model = Model(Path(command.model_path), n_gpu_layers=n_gpu_layers, on_progress=on_progress)
     except LoadError as error:
-        raise ModelLoadFailed(f"{error}.", param="model") from None
+        raise refused(str(error), n_gpu_layers) from None
     return msgspec.structs.replace(command, config=config), model
+
+
+def refused(told: str, n_gpu_layers: int) -> ServerError:
+    """Why there is no model of a file that llama.cpp has refused in these words."""
+    if not _NO_MEMORY.search(told):
+        return ModelLoadFailed(f"{told}.", param="model")
+    if n_gpu_layers == 0:
+        return InsufficientMemory(f"{told}. The memory falls short.", param="model")
+    return InsufficientMemory(
+        f"{told}. The memory of the graphics cards falls short. {FEWER_LAYERS}",
+        param="load_model_configs.n_gpu_layers",
+    )

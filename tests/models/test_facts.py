@@ -51,6 +51,54 @@ def test_layers_with_a_state_have_no_cells(hybrid_gguf: Path, recurrent_gguf: Pa
     assert recurrent.state_elements == 2 * ((d_conv - 1) * d_inner + d_state * d_inner)
 
 
+def test_layers_with_a_state_may_have_tensors_named_as_those_of_attention(delta_gguf: Path) -> None:
+    shape = facts(delta_gguf).shape
+    assert (shape.k_elements, shape.v_elements) == (HEAD, HEAD)  # One of four layers attends.
+    d_state, d_inner, n_group, d_conv = 16, 64, 2, 4
+    each = (d_conv - 1) * (d_inner + 2 * n_group * d_state) + d_state * d_inner
+    assert shape.state_elements == 3 * each
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers", "heads", "n_attend", "n_state"),
+    [
+        ("falcon-h1", ["attn_norm attn_q attn_k ssm_in", "attn_qkv ssm_in"], 1, 2, 2),
+        ("nemotron_h", ["attn_norm ssm_in", "attn_norm ffn_up", "attn_norm attn_q"], 1, 1, 1),
+        ("kimi-linear", ["attn_q attn_k ssm_conv1d_q", "attn_q attn_kv_a_mqa"], [0, 1], 1, 1),
+        ("qwen3next", ["attn_norm ssm_in", "attn_qkv attn_gate ssm_out", "attn_q"], 1, 1, 2),
+        ("granitehybrid", ["attn_norm ssm_in ffn_up", "attn_q ffn_up"], [0, 1], 1, 1),
+        ("lfm2", ["attn_norm shortconv.conv", "attn_q"], [0, 1], 1, 1),
+        ("rwkv7", ["attn_norm attn_norm_2 time_mix_w0"] * 2, 0, 0, 2),
+        ("qwen2", ["attn_norm attn_q", "attn_norm attn_qkv"], 1, 2, 0),
+    ],
+)
+def test_tensors_tell_which_layers_attend_and_which_have_a_state(
+    tmp_path: Path,
+    architecture: str,
+    layers: list[str],
+    heads: int | list[int],
+    n_attend: int,
+    n_state: int,
+) -> None:
+    told: Metadata = {
+        "general.architecture": architecture,
+        f"{architecture}.block_count": len(layers),
+        f"{architecture}.attention.head_count": 2,
+        f"{architecture}.attention.head_count_kv": heads,
+        f"{architecture}.attention.key_length": 8,
+        f"{architecture}.ssm.conv_kernel": 1,
+        f"{architecture}.ssm.inner_size": 4,
+        f"{architecture}.ssm.state_size": 4,
+    }
+    tensors: list[TensorEntry] = [
+        (f"blk.{i}.{name}.weight", (8,), F32)
+        for i, names in enumerate(layers)
+        for name in names.split()
+    ]
+    shape = of_bytes(tmp_path, told, tensors).shape
+    assert (shape.k_elements, shape.state_elements) == (8 * n_attend, 16 * n_state)
+
+
 def test_latent_attention_keeps_one_vector(tmp_path: Path) -> None:
     layers: list[TensorEntry] = [("blk.0.attn_kv_a_mqa.weight", (8,), F32)]
     mla = {

@@ -25,6 +25,7 @@ from llm_server.models.memory import (
     largest_n_ctx,
     n_idle,
     settled,
+    smaller_contexts,
 )
 from llm_server.worker.client import Worker
 from llm_server.worker.config import Adapter, LoadConfig
@@ -90,6 +91,7 @@ def demo() -> Facts:
         ("sliding_gguf", LoadConfig(n_ctx=16_384)),
         ("recurrent_gguf", LoadConfig(parallel=64)),
         ("hybrid_gguf", LoadConfig(n_ctx=16_384)),
+        ("delta_gguf", LoadConfig(n_ctx=131_072, parallel=64)),
         ("demo", LoadConfig(pooling="mean")),
         ("wordy_gguf", LoadConfig(pooling="last", flash_attn="off", parallel=4)),
         ("encoder_gguf", LoadConfig()),
@@ -156,6 +158,12 @@ def test_an_open_context_takes_a_share_of_the_room_but_a_usable_one(demo: Facts)
     assert settled(long, told, 0).n_ctx == MIN_N_CTX
     assert settled(demo, told, AMPLE).n_ctx == demo.n_ctx_train
     assert settled(demo, LoadConfig(n_ctx=77), 0).n_ctx == 77
+
+
+def test_a_context_that_a_card_does_not_hold_is_halved_down_to_a_usable_one() -> None:
+    assert smaller_contexts(40_960) == (20_480, 10_240, 5120, MIN_N_CTX)
+    assert smaller_contexts(35 * CTX_STEP) == (17 * CTX_STEP, MIN_N_CTX)
+    assert smaller_contexts(MIN_N_CTX) == smaller_contexts(512) == ()
 
 
 def test_the_largest_context_is_the_largest(demo: Facts) -> None:

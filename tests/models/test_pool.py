@@ -39,7 +39,7 @@ from llm_server.worker.messages import Load
 from llm_server.worker.process import spawn
 from llm_server.worker.standby import Standby
 from tests.fake_live import FAKE_WORKER, add_models
-from tests.fake_worker import UNLUCKY_N_CTX
+from tests.fake_worker import NARROW_N_CTX, UNLUCKY_N_CTX
 from tests.forked import children
 from tests.gguf_bytes import TINY, gguf
 
@@ -331,6 +331,65 @@ def test_idle_models_that_a_load_wanted_the_memory_of_come_back_when_it_fails(
         assert len(loads(tmp_path)) == 2
 
     with_pool(tmp_path, test, loader=Loader(start_worker=start))
+
+
+def test_idle_models_go_where_a_worker_reports_that_memory_falls_short(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf", "crowded.gguf")
+
+    async def test(pool: Pool) -> None:
+        await answers(pool, "a")
+        running = await pool.acquire("b")
+        with pytest.raises(RemoteError) as caught:
+            await pool.acquire("crowded")
+        assert caught.value.info.code == "insufficient_memory"
+        # The idle one went for it in vain; the one that is used stays in any case.
+        await until(lambda: {r.model.name for r in pool.loaded} == {"a.gguf", "b.gguf"})
+        running.release()
+        assert await answers(pool, "crowded") == "crowded.gguf"
+        assert [r.model.name for r in pool.loaded] == ["crowded.gguf"]
+
+    with_pool(tmp_path, test)
+
+
+def test_a_dead_worker_that_has_no_room_any_more_takes_nobodys(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "crowded.gguf")
+
+    async def test(pool: Pool) -> None:
+        lease = await pool.acquire("crowded")
+        lease.release()
+        await answers(pool, "a")
+        os.kill(lease.worker.pid, signal.SIGKILL)
+        await until(lambda: pool.status().error is not None)
+        assert await answers(pool, None) == "a.gguf"
+        assert loads(tmp_path) == ["crowded.gguf n_ctx=4096", "a.gguf n_ctx=4096"]
+
+    with_pool(tmp_path, test)
+
+
+def test_an_open_context_is_as_small_as_the_worker_had_to_make_it(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "narrow.gguf")
+    (tmp_path / "narrow.gguf").write_bytes(gguf(TINY | {"llama.context_length": 2 * NARROW_N_CTX}))
+
+    async def test(pool: Pool) -> None:
+        await answers(pool, "a")
+        lease = await pool.acquire("narrow")
+        # The idle model had to go before the context became smaller.
+        assert [r.model.name for r in pool.loaded] == ["narrow.gguf"]
+        plan = lease.plan
+        assert lease.worker.loaded.n_ctx == plan.config.n_ctx == plan.effect.n_ctx == NARROW_N_CTX
+        assert plan.asked.n_ctx == 0 and pool.planner.sources(plan)["n_ctx"] == "fitted"
+        whole = pool.planner.weigh(lease.model)
+        assert (whole.config.n_ctx, plan.memory.kv) == (2 * NARROW_N_CTX, whole.memory.kv // 2)
+        lease.release()
+        # That is what is in force; who asks for more is told that it does not fit.
+        await answers(pool, "narrow", overrides={"n_ctx": NARROW_N_CTX})
+        assert loads(tmp_path) == ["a.gguf n_ctx=4096", "narrow.gguf n_ctx=16384"]
+        with pytest.raises(RemoteError) as caught:
+            await pool.acquire("narrow", {"n_ctx": 2 * NARROW_N_CTX})
+        assert caught.value.info.code == "insufficient_memory"
+        await until(lambda: [r.plan.config.n_ctx for r in pool.loaded] == [NARROW_N_CTX])
+
+    with_pool(tmp_path, test)
 
 
 def test_a_failed_load_fails_all_who_want_the_same_and_nobody_else(tmp_path: Path) -> None:

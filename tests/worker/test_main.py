@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,30 @@ def test_a_context_that_the_memory_does_not_hold_is_told_as_that(
     assert isinstance(failed, LoadFailed)
     assert (failed.error.status, failed.error.code) == (503, "insufficient_memory")
     assert failed.error.param == "load_model_configs.n_ctx"
+
+
+def test_a_context_becomes_as_small_as_the_memory_has_it(
+    worker: Process, attention_gguf: Path
+) -> None:
+    resource.prlimit(worker.popen.pid, resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    # The cells of the first one fit, what computing takes beside them does not.
+    config = LoadConfig(n_threads=1, n_ctx=1 << 20, n_batch=2048, n_ubatch=2048)
+    worker.send(Load(str(attention_gguf), config, smaller_n_ctx=((1 << 20) - 256, 512, 256)))
+    loaded = next(e for e in worker.events() if isinstance(e, Loaded | LoadFailed))
+    assert isinstance(loaded, Loaded) and loaded.n_ctx == 512
+    assert loaded.memory_bytes < 200 << 20  # What came to nothing takes nothing.
+
+
+def test_weights_that_the_memory_does_not_hold_are_told_as_that(
+    worker: Process, attention_gguf: Path, tmp_path: Path
+) -> None:
+    path = shutil.copy(attention_gguf, tmp_path / "wide.gguf")
+    os.truncate(path, 8 << 30)
+    resource.prlimit(worker.popen.pid, resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    failed = worker.load(path)
+    assert isinstance(failed, LoadFailed)
+    assert (failed.error.status, failed.error.code) == (503, "insufficient_memory")
+    assert failed.error.param == "model" and "mmap failed" in failed.error.message
 
 
 def test_requests_are_answered_and_the_same_again(loaded: Process) -> None:
