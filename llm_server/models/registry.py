@@ -299,7 +299,7 @@ def _incomplete(found: Iterable[tuple[str, Path, os.stat_result]]) -> dict[str, 
     torn: dict[str, list[Path]] = {}
     for name in sorted(files):
         split = split_of(name)
-        if split is not None and not files.keys() >= set(split.names):
+        if split is not None and not all(part in files for part in split.names):
             torn.setdefault(f"{split.stem}.gguf", []).append(files[name])
     return torn
 
