@@ -20,7 +20,9 @@ from llm_server.gguf.types import TENSOR_TYPES, TensorType
 
 MAX_HEADER = 64 << 20
 """Bytes of metadata and table of tensors; the largest vocabularies need a quarter of it."""
-MAX_KEYS = 1 << 16
+MAX_KEYS = 1 << 12
+MAX_KEY = 1 << 10
+"""Bytes of one."""
 MAX_TENSORS = 1 << 16
 MAX_NAME = 64
 """GGML_MAX_NAME, with its terminating zero."""
@@ -29,6 +31,9 @@ MAX_TEXT = 1 << 20
 """Longer texts are passed over; no chat template comes near."""
 MAX_ITEMS = 1024
 """Longer arrays are passed over: vocabularies, of which only the length matters here."""
+MAX_ALL_TEXTS = 8 << 20
+MAX_ALL_ITEMS = 200_000
+"""What is kept of one header, in bytes of texts and in items of arrays; the rest is passed over."""
 
 _PIECE = 1 << 20
 _PEEK = 16 << 10
@@ -58,7 +63,7 @@ class InvalidGguf(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Omitted:
-    """A value that was passed over for its length: `n` items of an array, or bytes of a text."""
+    """A value that was passed over: `n` items of an array, or bytes of a text."""
 
     n: int
 
@@ -204,6 +209,8 @@ class _Parser:
 
     def __init__(self, source: _Source) -> None:
         self._source = source
+        self._text_left = MAX_ALL_TEXTS
+        self._items_left = MAX_ALL_ITEMS
 
     def kind(self) -> str:
         """What `read_kind` says."""
@@ -257,7 +264,7 @@ class _Parser:
         return metadata
 
     def _pair(self) -> tuple[str, Value]:
-        key = self._text(MAX_TEXT)
+        key = self._text(MAX_KEY)
         if not key:
             raise InvalidGguf("a key of its metadata is empty or absurdly long")
         (kind,) = self._unpack("<I")
@@ -267,7 +274,8 @@ class _Parser:
 
     def _array(self) -> Value:
         kind, n = self._unpack("<IQ")
-        if n <= MAX_ITEMS:
+        if n <= min(MAX_ITEMS, self._items_left):
+            self._items_left -= n
             items = self._scalars(kind, n)
             known = tuple(item for item in items if not isinstance(item, Omitted))
             # A list with a hole in it is of no use.
@@ -285,8 +293,12 @@ class _Parser:
 
     def _text_or_length(self) -> str | Omitted:
         before = self._source.position
-        text = self._text(MAX_TEXT)
-        return Omitted(self._source.position - before - 8) if text is None else text
+        text = self._text(min(MAX_TEXT, self._text_left))
+        n = self._source.position - before - 8
+        if text is None:
+            return Omitted(n)
+        self._text_left -= n
+        return text
 
     def _placed(self, tensors: list[Tensor], start: int, alignment: int) -> list[Tensor]:
         """With offsets in the file, which begins its tensors at `start`.

@@ -20,7 +20,8 @@ from pathlib import Path
 from llm_server.errors import InvalidRequest, ModelLoadFailed, ModelNotFound
 from llm_server.gguf.header import read_kind
 from llm_server.gguf.parts import split_of
-from llm_server.models.facts import Facts, FactsCache, Identity, identity
+from llm_server.models.facts import Facts
+from llm_server.models.known import FactsCache, Identity, identity
 
 MAX_DEPTH = 4
 """Levels of subfolders that are looked into."""
