@@ -38,6 +38,7 @@ MAX_ALL_ITEMS = 200_000
 _PIECE = 1 << 20
 _PEEK = 16 << 10
 """Bytes among which `general.type` is looked for: writers put it first, before the vocabulary."""
+_ANY_SIZE = 1 << 63
 _ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
@@ -103,10 +104,11 @@ class Header:
     """Where the first tensor begins, or would."""
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, *, whole: bool = True) -> Header:
     """The header of a regular file, of which every tensor is known to lie inside the file.
 
     Blocks for the disk: some 50 ms for a vocabulary of 150,000, whatever the size of the weights.
+    Of a file that is not `whole`, the first `MAX_HEADER` bytes must be there.
 
     Raises:
         InvalidGguf: it is not a GGUF, or damaged.
@@ -118,7 +120,7 @@ def read_header(path: Path) -> Header:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
             raise InvalidGguf("it is not a regular file")
-        return _Parser(_Source(file, info.st_size)).header()
+        return _Parser(_Source(file, info.st_size if whole else _ANY_SIZE)).header()
 
 
 def read_kind(path: Path) -> str:
