@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def is_file(path: str | Path) -> bool:
 def is_folder(path: str | Path) -> bool:
     """The same of a folder."""
     return os.path.isdir(path)
+
+
+def is_open_to_all(folder: Path) -> bool:
+    """Whether every user of this machine may write to a folder; not where there is none."""
+    try:
+        return sys.platform != "win32" and bool(folder.stat().st_mode & stat.S_IWOTH)
+    except OSError:
+        return False
 
 
 def expanded(path: str | Path) -> Path:

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING
 
 from llm_server import __version__, config_environment, logs, places
 from llm_server.api.keys import InvalidKey, Keyring
-from llm_server.config import Settings, make_registry, settings_from_args, settings_from_environment
+from llm_server.config import (
+    Settings,
+    cache_dir,
+    make_registry,
+    settings_from_args,
+    settings_from_environment,
+)
 from llm_server.demo import demo_model_path
 from llm_server.errors import ModelNotFound
 from llm_server.models.registry import Registry
@@ -73,6 +79,7 @@ def serve(
         logs.say(banner(settings, registry, listener))
         warn_of_unknown_models(settings, registry)
         warn_of_variables()
+        warn_of_open_cache(settings)
         for name in registry.leading_out:
             logger.warning("%s is a link out of the models folder: see --follow-symlinks", name)
         return run(settings, listener, worker_argv, stand_in)
@@ -135,6 +142,13 @@ def warn_of_variables() -> None:
     for name, near in config_environment.unknown(os.environ, Settings).items():
         hint = f": did you mean {near}?" if near else ""
         logger.warning("%s in the environment is no setting%s", name, hint)
+
+
+def warn_of_open_cache(settings: Settings) -> None:
+    """Whoever may write to the folder could forge prompts in it."""
+    folder = cache_dir(settings)
+    if settings.cache_size != 0 and places.is_open_to_all(folder):
+        logger.warning("Everybody may write to the cache folder %s: chmod 700 it", folder)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -212,6 +226,7 @@ def _build_app() -> ASGIApp:
     configure_logging(settings)
     warn_of_unknown_models(settings, registry)
     warn_of_variables()
+    warn_of_open_cache(settings)
     logger.warning(
         "This is not llm-server's own server but the app alone: slow clients meet no deadline, "
         "connections no limit, and a stop cuts answers off. `llm-server serve` has all of that."

@@ -24,6 +24,8 @@ class Fault:
     ignore_range: bool = False
     length: int | None = None
     """What is said in Content-Length."""
+    unsized: bool = False
+    """Whether nothing is: the body ends with the connection."""
 
 
 @dataclass
@@ -101,23 +103,25 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         body = data[start:]
         status = 206 if "Content-Range" in headers else 200
-        self._answer(status, body, headers | fault.headers, fault.length, fault.drop_after)
+        self._answer(status, body, headers | fault.headers, fault)
 
     def _answer(
         self,
         status: int,
         body: bytes,
         headers: dict[str, str],
-        length: int | None = None,
-        drop_after: int | None = None,
+        fault: Fault | None = None,
     ) -> None:
+        fault = fault or Fault()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
+        if not fault.unsized:
+            length = len(body) if fault.length is None else fault.length
+            self.send_header("Content-Length", str(length))
         self.end_headers()
-        self.wfile.write(body if drop_after is None else body[:drop_after])
-        if drop_after is not None or length is not None:
+        self.wfile.write(body[: fault.drop_after])
+        if (fault.drop_after, fault.length, fault.unsized) != (None, None, False):
             self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:

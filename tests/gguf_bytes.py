@@ -54,11 +54,11 @@ def gguf(
 ) -> bytes:
     """A file whose tensors take `sizes` bytes each, all zero."""
     pairs = TINY if metadata is None else metadata
-    head = struct.pack("<4sIQQ", b"GGUF", version, len(tensors), len(pairs))
+    head = bytearray(struct.pack("<4sIQQ", b"GGUF", version, len(tensors), len(pairs)))
     head += b"".join(text(key) + encoded(item) for key, item in pairs.items())
     offset = 0
     for (name, shape, kind), size in zip(tensors, sizes, strict=True):
         head += text(name) + struct.pack("<I", len(shape))
         head += struct.pack(f"<{len(shape)}qIQ", *shape, kind, offset)
         offset += -(-size // alignment) * alignment
-    return head + bytes(-len(head) % alignment) + bytes(offset)
+    return bytes(head) + bytes(-len(head) % alignment) + bytes(offset)

@@ -213,6 +213,19 @@ def test_variables_without_effect_are_told(tmp_path: Path, monkeypatch: pytest.M
     assert server.log.count("LLM_SERVER_PORT is tcp://10.0.0.1:8000, as Kubernetes sets it") == 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="about permissions as Unix has them")
+def test_a_cache_folder_that_everybody_may_write_to_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    for mode, told in ((0o777, 1), (0o755, 0)):
+        folder.chmod(mode)
+        with running(tmp_path, "--cache-dir", str(folder)) as server:
+            HTTP.get(server.url + "/health")
+            server.process.terminate()
+            server.wait()
+        assert server.log.count(f"Everybody may write to the cache folder {folder}") == told
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="about descriptors as Unix has them")
 def test_without_standard_streams(tmp_path: Path) -> None:
     command = ["sh", "-c", 'exec "$@" <&- >&-', "sh", *REAL_SERVERS[0], "--port", "0"]

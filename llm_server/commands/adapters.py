@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +61,10 @@ def find(registry: Registry, name: str) -> ModelFile | None:
 
 
 def show(adapter: ModelFile, json: bool) -> None:
-    """One adapter, and how it is used; a template as it is."""
+    """One adapter, and how it is used; a template as it is, or as a terminal may have it."""
     if not adapter.name.endswith(".gguf"):
-        typer.echo(adapter.path.read_text(encoding="utf-8", errors="replace"))
+        template = adapter.path.read_text(encoding="utf-8", errors="replace")
+        typer.echo(output.printable(template) if sys.stdout.isatty() else template)
         return
     about = row(adapter)
     if json:

@@ -113,7 +113,7 @@ def _progress_bar(name: str) -> Iterator[Progress]:
         TimeRemainingColumn(),
     ]
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name, total=None)
+        task = bar.add_task(output.printable(name), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

@@ -81,12 +81,13 @@ def argument(name: str) -> str:
 
 def printable(text: str) -> str:
     """Without what a terminal would obey: some texts come out of files, or name them."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
 
 def print_json(value: object) -> None:
-    """One JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """One JSON document on stdout, with escapes for what a terminal would obey."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    typer.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def fail(message: str, status: int = 1) -> NoReturn:

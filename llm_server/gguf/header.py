@@ -20,7 +20,9 @@ from llm_server.gguf.types import TENSOR_TYPES, TensorType
 
 MAX_HEADER = 64 << 20
 """Bytes of metadata and table of tensors; the largest vocabularies need a quarter of it."""
-MAX_KEYS = 1 << 16
+MAX_KEYS = 1 << 12
+MAX_KEY = 1 << 10
+"""Bytes of one."""
 MAX_TENSORS = 1 << 16
 MAX_NAME = 64
 """GGML_MAX_NAME, with its terminating zero."""
@@ -29,10 +31,14 @@ MAX_TEXT = 1 << 20
 """Longer texts are passed over; no chat template comes near."""
 MAX_ITEMS = 1024
 """Longer arrays are passed over: vocabularies, of which only the length matters here."""
+MAX_ALL_TEXTS = 8 << 20
+MAX_ALL_ITEMS = 200_000
+"""What is kept of one header, in bytes of texts and in items of arrays; the rest is passed over."""
 
 _PIECE = 1 << 20
 _PEEK = 16 << 10
 """Bytes among which `general.type` is looked for: writers put it first, before the vocabulary."""
+_ANY_SIZE = 1 << 63
 _ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
@@ -58,7 +64,7 @@ class InvalidGguf(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Omitted:
-    """A value that was passed over for its length: `n` items of an array, or bytes of a text."""
+    """A value that was passed over: `n` items of an array, or bytes of a text."""
 
     n: int
 
@@ -98,10 +104,11 @@ class Header:
     """Where the first tensor begins, or would."""
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, *, whole: bool = True) -> Header:
     """The header of a regular file, of which every tensor is known to lie inside the file.
 
     Blocks for the disk: some 50 ms for a vocabulary of 150,000, whatever the size of the weights.
+    Of a file that is not `whole`, the first `MAX_HEADER` bytes must be there.
 
     Raises:
         InvalidGguf: it is not a GGUF, or damaged.
@@ -113,7 +120,7 @@ def read_header(path: Path) -> Header:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
             raise InvalidGguf("it is not a regular file")
-        return _Parser(_Source(file, info.st_size)).header()
+        return _Parser(_Source(file, info.st_size if whole else _ANY_SIZE)).header()
 
 
 def read_kind(path: Path) -> str:
@@ -204,6 +211,8 @@ class _Parser:
 
     def __init__(self, source: _Source) -> None:
         self._source = source
+        self._text_left = MAX_ALL_TEXTS
+        self._items_left = MAX_ALL_ITEMS
 
     def kind(self) -> str:
         """What `read_kind` says."""
@@ -257,7 +266,7 @@ class _Parser:
         return metadata
 
     def _pair(self) -> tuple[str, Value]:
-        key = self._text(MAX_TEXT)
+        key = self._text(MAX_KEY)
         if not key:
             raise InvalidGguf("a key of its metadata is empty or absurdly long")
         (kind,) = self._unpack("<I")
@@ -267,7 +276,8 @@ class _Parser:
 
     def _array(self) -> Value:
         kind, n = self._unpack("<IQ")
-        if n <= MAX_ITEMS:
+        if n <= min(MAX_ITEMS, self._items_left):
+            self._items_left -= n
             items = self._scalars(kind, n)
             known = tuple(item for item in items if not isinstance(item, Omitted))
             # A list with a hole in it is of no use.
@@ -285,8 +295,12 @@ class _Parser:
 
     def _text_or_length(self) -> str | Omitted:
         before = self._source.position
-        text = self._text(MAX_TEXT)
-        return Omitted(self._source.position - before - 8) if text is None else text
+        text = self._text(min(MAX_TEXT, self._text_left))
+        n = self._source.position - before - 8
+        if text is None:
+            return Omitted(n)
+        self._text_left -= n
+        return text
 
     def _placed(self, tensors: list[Tensor], start: int, alignment: int) -> list[Tensor]:
         """With offsets in the file, which begins its tensors at `start`.

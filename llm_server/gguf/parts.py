@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,15 +18,21 @@ class Split(NamedTuple):
     n_parts: int
 
     @property
-    def names(self) -> list[str]:
-        """The names of all parts, the first one first."""
-        return [f"{self.stem}-{i:05}-of-{self.n_parts:05}.gguf" for i in range(1, self.n_parts + 1)]
+    def names(self) -> Iterator[str]:
+        """The names of all parts, the first one first, each made when it is asked for."""
+        parts = range(1, self.n_parts + 1)
+        return (f"{self.stem}-{i:05}-of-{self.n_parts:05}.gguf" for i in parts)
 
 
 def split_of(name: str) -> Split | None:
-    """What a file's name says of the model it is a part of; None if it is whole."""
+    """What a file's name says of the model it is a part of; None if it is whole.
+
+    So is one whose numbers cannot be: a part before the first or behind the last.
+    """
     match = _SPLIT.fullmatch(name)
-    return Split(match["stem"], int(match["part"]), int(match["parts"])) if match else None
+    if match is None or not 1 <= int(match["part"]) <= int(match["parts"]):
+        return None
+    return Split(match["stem"], int(match["part"]), int(match["parts"]))
 
 
 def model_parts(path: Path) -> list[Path]:

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import httpx2
 
 from llm_server import places
-from llm_server.gguf.header import InvalidGguf, read_header
+from llm_server.gguf.header import MAX_HEADER, InvalidGguf, read_header
 
 if sys.platform != "win32":
     import fcntl
@@ -35,7 +35,7 @@ T = TypeVar("T")
 _READ = 1 << 20
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
 _LONGEST_WAIT_S = 60.0
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-\d+|\*)/(\d{1,19}|\*)")
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and, where it is known, how many it will be."""
@@ -193,6 +193,12 @@ class _Part:
                 self.discard()
                 text = head.decode("ascii", "replace").splitlines()[0]
                 raise DownloadError(f"{self.name} is not a GGUF file: it begins with {text!r}")
+        if begun < MAX_HEADER <= self.size:
+            self._check_header(whole=False)
+
+    def require_space(self) -> None:
+        """Raises DownloadError when the disk is nearly full."""
+        _require_space(self._path.parent, 0)
 
     def restart(self) -> None:
         """Forget what is there."""
@@ -202,18 +208,20 @@ class _Part:
 
     def check(self, sha256: str | None) -> None:
         """Raises DownloadError, and deletes the part, when it is not what it should be."""
-        self._file.flush()
-        fault = None
         if sha256 is not None and self._hash.hexdigest() != sha256:
-            fault = "it has another SHA-256 than announced"
-        else:
-            try:
-                read_header(self._path)
-            except InvalidGguf as error:
-                fault = str(error)
-        if fault is not None:
-            self.discard()
-            raise DownloadError(f"{self.name} arrived damaged and was deleted: {fault}")
+            self._refuse("it has another SHA-256 than announced")
+        self._check_header(whole=True)
+
+    def _check_header(self, *, whole: bool) -> None:
+        self._file.flush()
+        try:
+            read_header(self._path, whole=whole)
+        except InvalidGguf as error:
+            self._refuse(str(error))
+
+    def _refuse(self, fault: str) -> NoReturn:
+        self.discard()
+        raise DownloadError(f"{self.name} arrived damaged and was deleted: {fault}")
 
     def discard(self) -> None:
         """Delete what is there."""
@@ -290,6 +298,8 @@ class _Transfer:
                     f"({self._size} bytes); pull it again"
                 )
             for block in response.iter_raw():  # A size would lose what is short of it at a break.
+                if self._size is None:
+                    part.require_space()
                 part.write(block)
                 self._progress(part.size, self._size)
                 if self._size is not None and part.size > self._size:

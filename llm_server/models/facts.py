@@ -1,21 +1,18 @@
 """What a model's header says about it: the facts people ask for, and those its memory follows from.
 
-Read from the header alone, once for each state of the files on disk. Values of a header are
-claims: each is checked for its type and its size before it is used.
+From the header alone. Values of a header are claims: each is checked for its type and its size
+before it is used.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeAlias
 
-from llm_server.gguf.header import Header, InvalidGguf, Omitted, Tensor, Value, read_header
+from llm_server.gguf.header import Header, InvalidGguf, Omitted, Tensor, Value
 from llm_server.gguf.types import FILE_TYPES
 from llm_server.models.recommended import recommended_sampling
 
@@ -89,40 +86,6 @@ class Facts:
     def tensor_bytes(self) -> int:
         """All weights."""
         return sum(self.shape.layer_bytes) + self.shape.other_bytes
-
-
-Identity: TypeAlias = tuple[tuple[int, int, int, int], ...]
-"""Device, inode, size and time of the last change, of each file of a model."""
-
-
-def identity(infos: Iterable[os.stat_result]) -> Identity:
-    """What changes when the content of these files does."""
-    return tuple((i.st_dev, i.st_ino, i.st_size, i.st_mtime_ns) for i in infos)
-
-
-class FactsCache:
-    """Facts, or what is wrong with a file, by the identity of files. Safe in threads."""
-
-    def __init__(self) -> None:
-        self._known: dict[Identity, Facts | InvalidGguf] = {}
-
-    def of(self, id: Identity, paths: Sequence[Path]) -> Facts | InvalidGguf:
-        """The facts of a model of these files, or why it has none. Blocks for the disk."""
-        if (known := self._known.get(id)) is not None:
-            return known
-        try:
-            facts: Facts | InvalidGguf = facts_of([read_header(path) for path in paths])
-        except InvalidGguf as error:
-            facts = error
-        except OSError as error:
-            return InvalidGguf(f"it cannot be read: {error.strerror}")
-        self._known[id] = facts
-        return facts
-
-    def keep_only(self, ids: Iterable[Identity]) -> None:
-        """Forget files that are gone."""
-        kept = set(ids)
-        self._known = {id: facts for id, facts in self._known.items() if id in kept}
 
 
 def facts_of(headers: Sequence[Header]) -> Facts:

@@ -14,7 +14,8 @@ from llm_server.errors import InsufficientMemory, InvalidRequest, ModelLoadFaile
 from llm_server.gguf.header import InvalidGguf, read_header
 from llm_server.machine import physical_cores
 from llm_server.models.effect import effect, is_in_force
-from llm_server.models.facts import Facts, Identity
+from llm_server.models.facts import Facts
+from llm_server.models.known import Identity
 from llm_server.models.memory import (
     Extras,
     Memory,

@@ -20,7 +20,8 @@ from pathlib import Path
 from llm_server.errors import InvalidRequest, ModelLoadFailed, ModelNotFound
 from llm_server.gguf.header import read_kind
 from llm_server.gguf.parts import split_of
-from llm_server.models.facts import Facts, FactsCache, Identity, identity
+from llm_server.models.facts import Facts
+from llm_server.models.known import FactsCache, Identity, identity
 
 MAX_DEPTH = 4
 """Levels of subfolders that are looked into."""
@@ -299,7 +300,7 @@ def _incomplete(found: Iterable[tuple[str, Path, os.stat_result]]) -> dict[str, 
     torn: dict[str, list[Path]] = {}
     for name in sorted(files):
         split = split_of(name)
-        if split is not None and not files.keys() >= set(split.names):
+        if split is not None and not all(part in files for part in split.names):
             torn.setdefault(f"{split.stem}.gguf", []).append(files[name])
     return torn
 

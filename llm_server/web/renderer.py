@@ -18,6 +18,8 @@ from llm_server.worker.process import Process, spawn
 
 DEADLINE_S = 5.0
 """For one request; beyond it the text is shown as it is. Starting the process counts too."""
+WAIT_S = 2.0
+"""For a turn; beyond it the text is shown as it is, so that slow texts of one hold up no others."""
 IDLE_S = 120.0
 """Unused for so long the process ends: a page that is closed should cost nothing."""
 
@@ -28,9 +30,15 @@ _ARGV = (*PYTHON, "llm_server.web")
 class Renderer:
     """Renders texts one request after the other. Belongs to one event loop."""
 
-    def __init__(self, argv: Sequence[str] = _ARGV, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str] = _ARGV,
+        deadline_s: float = DEADLINE_S,
+        wait_s: float = WAIT_S,
+    ) -> None:
         self._argv = argv
         self._deadline_s = deadline_s
+        self._wait_s = wait_s
         self._process: Process | None = None
         self._output: asyncio.StreamReader
         self._gone = asyncio.Event()
@@ -39,25 +47,35 @@ class Renderer:
 
     async def render(self, texts: list[str]) -> list[str]:
         """HTML that is safe to insert, a piece for each text; plain text where that takes long."""
-        async with self._turn:
-            if self._idle is not None:
-                self._idle.cancel()
-            try:
-                return await asyncio.wait_for(self._ask(texts), self._deadline_s)
-            except (OSError, EOFError, TimeoutError):
-                await self._end()
-                return [plain(text) for text in texts]
-            except BaseException:
-                await self._end()  # Its answer would be taken for that to the next question.
-                raise
-            finally:
-                self._idle = asyncio.get_running_loop().call_later(IDLE_S, self._kill)
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._turn.acquire()
+        except TimeoutError:
+            return [plain(text) for text in texts]
+        try:
+            return await self._in_turn(texts)
+        finally:
+            self._turn.release()
 
     async def close(self) -> None:
         """End the process."""
         if self._idle is not None:
             self._idle.cancel()
         await self._end()
+
+    async def _in_turn(self, texts: list[str]) -> list[str]:
+        if self._idle is not None:
+            self._idle.cancel()
+        try:
+            return await asyncio.wait_for(self._ask(texts), self._deadline_s)
+        except (OSError, EOFError, TimeoutError):
+            await self._end()
+            return [plain(text) for text in texts]
+        except BaseException:
+            await self._end()  # Its answer would be taken for that to the next question.
+            raise
+        finally:
+            self._idle = asyncio.get_running_loop().call_later(IDLE_S, self._kill)
 
     async def _ask(self, texts: list[str]) -> list[str]:
         if self._process is None:

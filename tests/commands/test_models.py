@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from llm_server import __version__
 from llm_server.cli import app
+from llm_server.commands.models import _progress_bar
 from tests import tiny_models
 from tests.fake_live import until
 from tests.file_server import Fault, FileServer, file_server
@@ -139,6 +140,39 @@ def test_ctrl_c_keeps_the_part(server: FileServer, tmp_path: Path, attention_ggu
     assert "m.gguf is not finished: 50 kB so far" in cli(tmp_path, "list").output
     assert cli(tmp_path, "rm", "m", "--yes").exit_code == 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="about terminals as Unix has them")
+def test_a_template_cannot_command_the_terminal_and_is_whole_in_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "evil.jinja").write_text("a\tb\n\x1b]0;title\x07 \x9b31m")
+    ours, theirs = os.openpty()
+    main = [sys.executable, "-c", "from llm_server.cli import main; main()"]
+    subprocess.run(
+        [*main, "show", "evil.jinja", "--models-dir", str(tmp_path)], stdout=theirs, check=True
+    )
+    shown = os.read(ours, 1000).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert shown.split() == ["a", "b", "?]0;title?", "?31m"]
+    piped = cli(tmp_path, "show", "evil.jinja").stdout
+    assert piped == "a\tb\n\x1b]0;title\x07 \x9b31m\n"
+
+
+def test_json_holds_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
+    title = "a\x9b31m\x7f\u202eb\N{SNOWMAN}"
+    (tmp_path / "m.gguf").write_bytes(gguf(TINY | {"general.name": title}))
+    said = cli(tmp_path, "show", "m", "--json").stdout
+    assert said.replace("\n", "").isprintable() and "\N{SNOWMAN}" in said
+    assert json.loads(said)["title"] == title
+
+
+def test_the_name_of_a_download_cannot_command_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with _progress_bar("m\x1b]0;title.gguf") as progress:
+        progress(1, 2)
+    assert "m?]0;title.gguf" in capsys.readouterr().err
 
 
 def test_list_shows_each_model_once_and_says_what_is_wrong(folder: Path) -> None:

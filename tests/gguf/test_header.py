@@ -12,14 +12,19 @@ import pytest
 from gguf import GGUFReader
 
 from llm_server.gguf.header import (
+    MAX_ALL_ITEMS,
+    MAX_ALL_TEXTS,
     MAX_HEADER,
+    MAX_ITEMS,
+    MAX_KEY,
+    MAX_KEYS,
     MAX_TEXT,
     InvalidGguf,
     Omitted,
     read_header,
 )
 from llm_server.gguf.types import TENSOR_TYPES
-from tests.gguf_bytes import TINY, encoded, gguf, text
+from tests.gguf_bytes import TINY, Metadata, encoded, gguf, text
 
 F32, Q4_0 = 0, 2
 
@@ -98,6 +103,18 @@ def test_long_values_are_passed_over_and_what_follows_is_read(tmp_path: Path) ->
     }
 
 
+def test_what_is_kept_of_all_values_is_bounded(tmp_path: Path) -> None:
+    array, text = list(range(MAX_ITEMS)), "y" * MAX_TEXT
+    metadata: Metadata = {f"a{i}": array for i in range(MAX_ALL_ITEMS // MAX_ITEMS + 1)}
+    metadata |= {f"t{i}": text for i in range(MAX_ALL_TEXTS // MAX_TEXT + 1)}
+    kept = read_header(written(tmp_path, gguf(metadata | {"last": 1}))).metadata
+    assert [name for name, value in kept.items() if isinstance(value, Omitted)] == [
+        f"a{MAX_ALL_ITEMS // MAX_ITEMS}",
+        f"t{MAX_ALL_TEXTS // MAX_TEXT}",
+    ]
+    assert kept["last"] == 1
+
+
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:
     whole = gguf(TINY, [("a", (32, 2), Q4_0), ("b", (8,), F32)], sizes=(36, 32))
     assert len(read_header(written(tmp_path, whole)).tensors) == 2
@@ -123,6 +140,8 @@ def test_a_tensor_may_end_where_the_file_does(tmp_path: Path) -> None:
         (struct.pack("<4sIQQ", b"GGUF", 3, 0, 1 << 62), "absurdly"),
         (struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, 1 << 63), "damaged"),
         (gguf({"": 1}), "empty"),
+        (gguf({"k" * (MAX_KEY + 1): 1}), "absurdly long"),
+        (gguf({f"k{i}": 1 for i in range(MAX_KEYS + 1)}), "absurdly many"),
         (gguf({"general.alignment": 0}), "power of two"),
         (gguf({"general.alignment": 3}), "power of two"),
         (gguf({"general.alignment": "32"}), "wrong type"),

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 
+from llm_server.gguf.header import MAX_HEADER
 from llm_server.models import download
 from llm_server.models.download import DownloadError, Remote, Retry
 from llm_server.models.registry import Registry
 from tests.file_server import Fault, FileServer, file_server
+from tests.gguf_bytes import TINY, gguf
 
 NAME = "m.gguf"
 PATIENCE = Retry(attempts=3, wait_s=0)
@@ -154,6 +156,53 @@ def test_a_page_instead_of_a_model_ends_at_its_first_bytes(
     with pytest.raises(DownloadError, match="it begins with '<!doctype html>'"):
         fetch(server, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_header_ends_at_the_longest_that_there_are(
+    server: FileServer, tmp_path: Path
+) -> None:
+    server.files[f"/{NAME}"] = b"GGUF" + bytes(MAX_HEADER + (8 << 20))
+    server.faults = [Fault(unsized=True)] * 2
+    seen = []
+    remote = Remote(f"{server.url}/{NAME}", NAME)
+    with pytest.raises(DownloadError, match="damaged and was deleted"):
+        download.fetch(remote, tmp_path, lambda done, _: seen.append(done), PATIENCE)
+    assert seen[-1] < MAX_HEADER
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_file_with_a_right_header_goes_on(server: FileServer, tmp_path: Path) -> None:
+    n = MAX_HEADER // 4
+    server.files[f"/{NAME}"] = gguf(TINY, [("t", (n,), 0)], sizes=[4 * n])
+    assert fetch(server, tmp_path).stat().st_size > MAX_HEADER
+
+
+def test_a_file_of_unknown_size_ends_where_the_disk_is_full(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.faults = [Fault(unsized=True)] * 2
+
+    def fills(done: int, _: int | None) -> None:
+        if done:
+            monkeypatch.setattr(download, "SPARE_BYTES", 1 << 60)
+
+    remote = Remote(f"{server.url}/{NAME}", NAME)
+    with pytest.raises(DownloadError, match="an unknown number of MB"):
+        download.fetch(remote, tmp_path, fills, PATIENCE)
+
+
+def test_a_file_of_unknown_size_arrives(server: FileServer, tmp_path: Path, content: bytes) -> None:
+    server.faults = [Fault(unsized=True)] * 2
+    assert fetch(server, tmp_path).read_bytes() == content
+
+
+def test_a_range_of_absurd_numbers_is_refused(
+    server: FileServer, tmp_path: Path, content: bytes
+) -> None:
+    absurd = {"Content-Range": f"bytes 70000-{len(content) - 1}/{'9' * 5000}"}
+    server.faults = [Fault(drop_after=70_000), Fault(status=206, headers=absurd)]
+    with pytest.raises(DownloadError, match="unreadable Content-Range"):
+        fetch(server, tmp_path, **hashed(content))
 
 
 def test_another_version_does_not_continue_the_old_one(

@@ -63,6 +63,16 @@ def test_a_split_model_is_one_and_only_when_whole(tmp_path: Path) -> None:
         assert registry.find(name) is model
 
 
+@pytest.mark.parametrize("numbers", ["00001-of-00000", "00000-of-00002", "00003-of-00002"])
+def test_a_name_whose_numbers_cannot_be_is_that_of_a_whole_model(
+    tmp_path: Path, numbers: str
+) -> None:
+    add_models(tmp_path, "a.gguf", f"big-{numbers}.gguf")
+    registry = scanned(tmp_path)
+    assert [model.name for model in registry.models()] == ["a.gguf", f"big-{numbers}.gguf"]
+    assert registry.incomplete == {}
+
+
 def test_names_with_and_without_suffix_and_folder(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf", "sub/b.gguf")
     registry = scanned(tmp_path)

@@ -13,7 +13,7 @@ from llm_server.web.renderer import Renderer
 
 def test_texts_are_answered_in_order_by_one_process() -> None:
     async def ask() -> tuple[list[str], list[str]]:
-        renderer = Renderer(deadline_s=60)
+        renderer = Renderer(deadline_s=60, wait_s=60)
         both = await asyncio.gather(renderer.render(["*a*", "b"]), renderer.render(["`c`"]))
         await renderer.close()
         return both
@@ -27,6 +27,21 @@ def test_one_that_hangs_is_ended_and_the_text_shown_as_it_is() -> None:
     async def ask() -> list[str]:
         renderer = Renderer((sys.executable, "-c", "import time; time.sleep(60)"), deadline_s=0.05)
         answer = await renderer.render(["<b>"])
+        await renderer.close()
+        return answer
+
+    assert asyncio.run(ask()) == ["<pre>&lt;b&gt;</pre>"]
+
+
+def test_a_text_whose_turn_does_not_come_is_shown_as_it_is() -> None:
+    async def ask() -> list[str]:
+        hangs = (sys.executable, "-c", "import time; time.sleep(60)")
+        renderer = Renderer(hangs, deadline_s=60, wait_s=0.05)
+        first = asyncio.create_task(renderer.render(["a"]))
+        second = asyncio.create_task(renderer.render(["<b>"]))
+        answer = await second
+        assert first.cancel()
+        await asyncio.wait([first])
         await renderer.close()
         return answer
 
