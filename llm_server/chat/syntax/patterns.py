@@ -6,6 +6,7 @@ JSON Schema takes its regular expressions from ECMA 262; grammars take Rust's, w
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from llm_server.errors import InvalidRequest
 
@@ -75,13 +76,13 @@ def _converted(pattern: str) -> str:
     return "|".join(branch.whole() for branch in branches)
 
 
+@dataclass(slots=True)
 class _Branch:
     """One alternative of a pattern; whether it starts and ends with an anchor."""
 
-    def __init__(self) -> None:
-        self.text = ""
-        self.starts = False
-        self.ends = False
+    text: str = ""
+    starts: bool = False
+    ends: bool = False
 
     def whole(self) -> str:
         before, after = "" if self.starts else _ANY, "" if self.ends else _ANY
