@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 
-def common_prefix(a: Sequence[int], a_start: int, b: Sequence[int], b_start: int) -> int:
-    """How many tokens of `a` from `a_start` and of `b` from `b_start` agree.
+def common_prefix(a: Sequence[object], a_start: int, b: Sequence[object], b_start: int) -> int:
+    """How many items of `a` from `a_start` and of `b` from `b_start` agree: tokens, characters,
+    bytes.
 
     Slices are compared in halves, so that long equal runs go at memcmp-like speed.
     """

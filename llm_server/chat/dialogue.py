@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from llm_server.cache.tree import common_prefix
 from llm_server.chat.constraint import Constraint
 from llm_server.chat.fallback import without_tools
 from llm_server.chat.grammar import Spelling
@@ -142,7 +143,8 @@ class Dialogue:
         for messages in shortened:
             part = msgspec.structs.replace(request, messages=messages)
             try:
-                found.add(_n_common(text, _joined(self.render(part, generate=False))))
+                shorter = _joined(self.render(part, generate=False))
+                found.add(common_prefix(text, 0, shorter, 0))
             except TemplateError:
                 continue
         return sorted(found - {0})
@@ -274,11 +276,3 @@ def _text(vocabulary: Vocabulary, token: int) -> str:
 
 def _joined(segments: list[Segment]) -> str:
     return "".join(segment.text for segment in segments)
-
-
-def _n_common(a: str, b: str) -> int:
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[:middle] == b[:middle] else (low, middle - 1)
-    return low
