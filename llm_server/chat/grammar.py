@@ -20,8 +20,8 @@ from llguidance._tokenizer import TokenizerWrapper
 
 from llm_server.chat.endless import is_endless
 from llm_server.chat.schemas import (
-    MAX_DIGITS,
     MAX_MULTIPLE,
+    MAX_MULTIPLE_DIGITS,
     enforceable,
     ignored_words,
     is_beyond_multiples,
@@ -336,7 +336,7 @@ def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param
             if is_beyond_multiples(item.get("multipleOf")):
                 raise _refused(
                     f"A multipleOf is more than {MAX_MULTIPLE}, or its digits are more than "
-                    f"{MAX_DIGITS}.",
+                    f"{MAX_MULTIPLE_DIGITS}.",
                     param,
                 )
             stack.extend(item.values())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
 
-from llm_server.chat.syntax.values import JsonValue, count_of, kinds_of, resolve
+from llm_server.chat.syntax.values import DEFINITIONS, JsonValue, count_of, kinds_of, resolve
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import JsonObject
 
@@ -25,7 +25,6 @@ _TOGETHER = (
 )
 """Words that mean something else when they stand in one schema."""
 
-_DEFINITIONS = ("$defs", "definitions")
 _WHOLE = "whole-schema"
 _NO_SCHEMAS = frozenset({"const", "enum", "default", "examples"})
 
@@ -92,9 +91,9 @@ class Alternatives:
 
     def alone(self, schema: JsonObject) -> JsonObject:
         """`schema` as a document of its own, with all that its references lead to."""
-        shared = {key: self._root[key] for key in _DEFINITIONS if key in self._root}
+        shared = {key: self._root[key] for key in DEFINITIONS if key in self._root}
         document = {**shared, **schema}
-        starts = tuple(f"#/{key}/" for key in _DEFINITIONS)
+        starts = tuple(f"#/{key}/" for key in DEFINITIONS)
         if all(reference.startswith(starts) for reference in _references(document)):
             return document
         root = {key: value for key, value in self._root.items() if key not in ("$id", "$schema")}
