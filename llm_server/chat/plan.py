@@ -6,7 +6,6 @@ model's syntax. It knows no messages and no template.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,12 +32,13 @@ from llm_server.chat.syntax.literal import (
     build,
     common_prefix,
     fill,
+    has_marker,
     header_complete,
     is_marker,
     pieces,
     text_of,
 )
-from llm_server.errors import InvalidRequest
+from llm_server.errors import InvalidSchema
 from llm_server.worker.messages import ChatRequest, JsonObject, ResponseFormat
 
 COMPILE_SECONDS = 5.0
@@ -101,7 +101,7 @@ class Planner:
     def constraint(self, demand: Demand) -> Constraint | None:
         """The constraint of one answer, None if there is none.
 
-        Raises InvalidRequest with code `invalid_json_schema` for a schema that cannot be forced.
+        Raises InvalidSchema for a schema that cannot be forced.
         """
         if demand.is_free:
             return None
@@ -127,7 +127,7 @@ class Planner:
             switch=Edge(self._syntax.switch.encode(), blank) if opening else NOWHERE,
             bare=bare,
             bare_edge=Edge(begins.encode()),
-            bare_tokens=self._tokens(begins),
+            bare_tokens=self.grammars.tokens(begins),
             must_call=demand.must_call,
             heads=self._heads(demand) if first is not None else (),
         )
@@ -162,10 +162,9 @@ class Planner:
             if function.get("parameters"):
                 lenient = not function.get("strict")
                 if time.monotonic() > deadline:
-                    raise InvalidRequest(
+                    raise InvalidSchema(
                         f"Compiling the tools' schemas takes longer than {COMPILE_SECONDS:g} s.",
-                        param=param,
-                        code="invalid_json_schema",
+                        param,
                     )
                 check_schema(self.grammars, function["parameters"], lenient=lenient, param=param)
 
@@ -183,22 +182,12 @@ class Planner:
         functions = [tool["function"] for tool in tools]
         return WayOut(
             self.grammars.tokenizer,
-            self._tokens,
+            self.grammars.tokens,
             sorted(posts - {""}, key=len),
             endings([demand.request.response_format.schema, tools]),
             [end[i:] for i in range(len(end))] if tools else [],
             {function["name"]: self._n_call(function) for function in functions},
         )
-
-    def _tokens(self, text: str) -> list[int]:
-        """Tokens of a text in the middle of an answer, markers recognised."""
-        markers = "|".join(map(re.escape, self.grammars.markers)) or "(?!)"
-        split = re.split(f"({markers})", text)
-        tokens: list[int] = []
-        for part in split:
-            marker = self.grammars.markers.get(part)
-            tokens += self.grammars.tokenize(part.encode()) if marker is None else [marker]
-        return tokens
 
     def warm(self) -> None:
         """Build the tables that grammars need: half a second for 150,000 tokens, most of it with
@@ -214,7 +203,7 @@ class Planner:
     def _close_tokens(self) -> list[int]:
         if self._syntax.reasoning is None:
             return []
-        return self._tokens(self._syntax.reasoning.close)
+        return self.grammars.tokens(self._syntax.reasoning.close)
 
     @cached_property
     def _numbers(self) -> Numbers:
@@ -250,7 +239,7 @@ class Planner:
         opening = calls.start or calls.begin
         # Where plain text is fenced, calls may stand behind its fence, even if it holds nothing.
         shared = common_prefix(text_of(opening), syntax.content_close)
-        fenced = any(is_marker(piece) for piece in pieces(shared))
+        fenced = has_marker(shared)
         opened = "" if demand.where == "content" else syntax.content_open
         return build(opened, *opening) if fenced else opening
 
@@ -273,7 +262,7 @@ class Planner:
             )
         else:
             inner = shortest(schema)
-        return len(self._tokens(f"{begin}{inner[:LONGEST]}{end}"))
+        return len(self.grammars.tokens(f"{begin}{inner[:LONGEST]}{end}"))
 
     def _triggers(self, demand: Demand) -> list[Trigger]:
         calls = self._syntax.calls

@@ -30,7 +30,7 @@ from llm_server.chat.sandbox import (
 )
 from llm_server.chat.segments import MARKS, Lookalikes, Segment
 from llm_server.chat.syntax.probes import probe_tool
-from llm_server.errors import TemplateError
+from llm_server.errors import TemplateError, printable
 from llm_server.worker.messages import FunctionCall, JsonObject, Message
 
 MAX_SOURCE_BYTES = 256 * 1024
@@ -358,5 +358,4 @@ def _words(error: Exception) -> str:
         text = error.message or type(error).__name__
     else:
         text = f"the chat template failed ({type(error).__name__})"
-    text = text.translate(_NO_MARKS)[:300]
-    return "".join(c if c.isprintable() else " " for c in text)
+    return printable(text.translate(_NO_MARKS), 300)

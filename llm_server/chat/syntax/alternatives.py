@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, product
 
 from llm_server.chat.syntax.values import DEFINITIONS, JsonValue, count_of, kinds_of, resolve
-from llm_server.errors import InvalidRequest
+from llm_server.errors import InvalidSchema
 from llm_server.worker.messages import JsonObject
 
 MAX_DEPTH = 5
@@ -43,7 +43,7 @@ class Members:
 
 
 class Alternatives:
-    """Of schemas that are parts of `root`. Raises InvalidRequest for `param` for too many."""
+    """Of schemas that are parts of `root`. Raises InvalidSchema for `param` for too many."""
 
     def __init__(self, root: JsonObject, param: str) -> None:
         self._root = root
@@ -70,11 +70,10 @@ class Alternatives:
         """The alternatives that are left where all of `parts` hold."""
         found = [self.of(part, depth) for part in parts if part is not True]
         if math.prod(map(len, found)) > MAX_BRANCHES:
-            raise InvalidRequest(
+            raise InvalidSchema(
                 f"The schema's `allOf` and `anyOf` make more than {MAX_BRANCHES} alternatives of "
                 "one parameter.",
-                param=self._param,
-                code="invalid_json_schema",
+                self._param,
             )
         chosen = [[b for b in branch if isinstance(b, dict)] for branch in product(*found)]
         return [_merged(branch) for branch in chosen if _agree(branch)] or [{}]
