@@ -174,11 +174,7 @@ class Dialogue:
 
     def _visible(self, with_calls: bool) -> frozenset[int]:
         syntax = self.syntax
-        spelled = [syntax.content_open, syntax.content_close]
-        if syntax.reasoning is not None:
-            spelled += [syntax.reasoning.open, syntax.reasoning.close]
-        if with_calls:
-            spelled += syntax.calls.texts()
+        spelled = [*syntax.fences, *(syntax.calls.texts() if with_calls else ())]
         return frozenset(
             token
             for token, text in self._control_texts
@@ -193,9 +189,7 @@ class Dialogue:
     def _call_markers(self) -> frozenset[int]:
         """The token that would begin a call, where it is a marker that stands nowhere else."""
         syntax = self.syntax
-        others = [syntax.content_open, syntax.content_close, syntax.switch]
-        if syntax.reasoning is not None:
-            others += [syntax.reasoning.open, syntax.reasoning.close]
+        others = [*syntax.fences, syntax.switch]
         for marker in pieces(syntax.calls.trigger):
             if is_marker(marker) and not any(marker in other for other in others):
                 tokens = self._vocabulary.tokenize(marker, parse_special=True)
