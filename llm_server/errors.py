@@ -64,6 +64,13 @@ class ServerError(Exception):
         )
 
 
+class ModelFailed(ServerError):
+    """A batch with this request could not be computed, or its answer not be read."""
+
+    def __init__(self) -> None:
+        super().__init__("The model failed on this request; the server's log says more.")
+
+
 class RemoteError(ServerError):
     """An error that a worker reported, raised again in the API process."""
 
