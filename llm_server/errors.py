@@ -29,6 +29,11 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     details: dict[str, int | str] = {}
 
 
+def printable(text: str, n: int, instead: str = " ") -> str:
+    """The first `n` characters of a text, with `instead` for those that cannot be printed."""
+    return "".join(c if c.isprintable() else instead for c in text[:n])
+
+
 class ServerError(Exception):
     """Base of all errors a client may see. Subclasses fix status, type, code and retry advice."""
 
@@ -60,6 +65,13 @@ class ServerError(Exception):
         )
 
 
+class ModelFailed(ServerError):
+    """A batch with this request could not be computed, or its answer not be read."""
+
+    def __init__(self) -> None:
+        super().__init__("The model failed on this request; the server's log says more.")
+
+
 class RemoteError(ServerError):
     """An error that a worker reported, raised again in the API process."""
 
@@ -75,6 +87,15 @@ class InvalidRequest(ServerError):
     type = "invalid_request_error"
     code = "invalid_value"
     retry = False
+
+
+class InvalidSchema(InvalidRequest):
+    """A JSON Schema that is wrong, or that no answer can be held to."""
+
+    code = "invalid_json_schema"
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message, param=param)
 
 
 class RequestCancelled(InvalidRequest):
@@ -150,7 +171,7 @@ class ModelNotFound(ServerError):
     retry = False
 
     def __init__(self, name: str, hint: str = "") -> None:
-        shown = "".join(c if c.isprintable() else "?" for c in name[:128])
+        shown = printable(name, 128, "?")
         super().__init__(f"The model `{shown}` does not exist.{hint}", param="model")
 
 

@@ -38,7 +38,7 @@ from llm_server.api.wire import (
     WireResponseFormat,
 )
 from llm_server.chat.schemas import ignored_words
-from llm_server.errors import InvalidRequest
+from llm_server.errors import InvalidRequest, InvalidSchema
 from llm_server.models.lease import Overrides
 from llm_server.worker.messages import (
     Asked,
@@ -271,19 +271,19 @@ def response_format(
 
 
 def _check_parameters(schema: JsonObject | None, param: str) -> None:
-    """Refuse what is no object's schema: arguments have names. Raises InvalidRequest."""
+    """Refuse what is no object's schema: arguments have names. Raises InvalidSchema."""
     kinds = (schema or {}).get("type", "object")
     if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
         message = 'A tool\'s parameters are a schema of "type": "object".'
-        raise InvalidRequest(message, param=param, code="invalid_json_schema")
+        raise InvalidSchema(message, param)
     _check_schema(schema, param)
 
 
 def _check_schema(schema: JsonObject | None, param: str) -> None:
-    """Bound the work of whoever compiles it. Raises InvalidRequest."""
+    """Bound the work of whoever compiles it. Raises InvalidSchema."""
     if len(msgspec.json.encode(schema)) > MAX_SCHEMA_BYTES:
         message = f"The schema is longer than {MAX_SCHEMA_BYTES} bytes."
-        raise InvalidRequest(message, param=param, code="invalid_json_schema")
+        raise InvalidSchema(message, param)
 
 
 def _reasoning_budget(chat: ChatBody) -> int | None:

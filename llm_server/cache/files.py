@@ -87,6 +87,12 @@ class Files:
         """Write some of `data`; how many bytes."""
         return os.write(descriptor, data)
 
+    def write_all(self, descriptor: int, data: bytes | memoryview) -> None:
+        """Write all of `data`."""
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[self.write(descriptor, view) :]
+
     def open(self, path: str) -> tuple[int, int, float]:
         """(descriptor for reading, size, mtime) of a regular file, not through a link."""
         descriptor = os.open(path, os.O_RDONLY | _FLAGS)

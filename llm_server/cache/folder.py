@@ -27,7 +27,7 @@ from llm_server.cache.chunkfile import (
     encode,
 )
 from llm_server.cache.files import Entry, Files
-from llm_server.cache.index import KEEP_SHARE, Stored, choose_victims
+from llm_server.cache.index import KEEP_SHARE, Stored, eviction_order
 
 logger = logging.getLogger(__name__)
 
@@ -160,8 +160,8 @@ class ChunkFolder:
         """
         return self.find(chunk) is None and self._files.is_folder(self._root)
 
-    def read(self, chunk: Chunk, *, touch: bool) -> tuple[Header, memoryview]:
-        """(header, payload) of a chunk, verified; its use is noted if `touch`.
+    def read(self, chunk: Chunk) -> tuple[Header, memoryview]:
+        """(header, payload) of a chunk, verified; its use is noted.
 
         Raises:
             OSError: it cannot be read; FileNotFoundError if it is gone.
@@ -171,7 +171,7 @@ class ChunkFolder:
             data = self._read_bytes(descriptor, size)
         header, payload = decode(data)
         self._check(header, chunk)
-        if touch and not 0 <= self._files.now() - mtime < TOUCH_S:
+        if not 0 <= self._files.now() - mtime < TOUCH_S:
             with contextlib.suppress(OSError):  # a read-only folder still gives hits
                 self._files.touch(path, self._files.now())
         return header, payload
@@ -243,8 +243,8 @@ class ChunkFolder:
         descriptor = self._create(temporary)
         try:
             try:
-                self._write_bytes(descriptor, encode(header, payload))
-                self._write_bytes(descriptor, payload)
+                self._files.write_all(descriptor, encode(header, payload))
+                self._files.write_all(descriptor, payload)
             finally:
                 self._files.close(descriptor)
             self._files.rename(temporary, target)
@@ -263,11 +263,6 @@ class ChunkFolder:
                 for folder in (self._root, os.path.dirname(fan), fan):
                     self._files.make_folder(folder)
         return self._files.create(path)
-
-    def _write_bytes(self, descriptor: int, data: bytes | memoryview) -> None:
-        view = memoryview(data).cast("B")
-        while view:
-            view = view[self._files.write(descriptor, view) :]
 
     def mark_head(self, chunk: Chunk) -> Chunk:
         """Let a stored chunk count as part of a head from now on.
@@ -335,7 +330,7 @@ class ChunkFolder:
     def _evict(self, found: Scan, excess: int) -> tuple[int, OSError | None]:
         """Delete files of `excess` bytes: (how many, why one could not be that came before)."""
         n_evicted, failed = 0, None
-        for victim in choose_victims(found.stored, found.n_bytes, self._files.now()):
+        for victim in eviction_order(found.stored, self._files.now()):
             if excess <= 0:
                 break
             try:

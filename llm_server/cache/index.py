@@ -150,8 +150,8 @@ class Stored:
     used: float
 
 
-def choose_victims(stored: Iterable[Stored], excess: int, now: float) -> list[Stored]:
-    """What to delete so that at least `excess` bytes become free, in that order.
+def eviction_order(stored: Iterable[Stored], now: float) -> list[Stored]:
+    """What to delete first where room is wanted.
 
     Least recently used first and heads last. A last use in the future proves only that a clock
     was wrong: such a file goes first, or it would stay for ever. Within a minute the end of a
@@ -163,10 +163,4 @@ def choose_victims(stored: Iterable[Stored], excess: int, now: float) -> list[St
         head = file.chunk.head and not (known and now - file.used > HEAD_DAYS * 86400)
         return head, known, int(file.used) // _MINUTE_S, -file.chunk.start
 
-    victims: list[Stored] = []
-    for file in sorted(stored, key=worth):
-        if excess <= 0:
-            break
-        victims.append(file)
-        excess -= file.size
-    return victims
+    return sorted(stored, key=worth)

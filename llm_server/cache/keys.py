@@ -13,6 +13,8 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llm_server.cache.tree import common_prefix
+
 CHUNK_TOKENS = 256
 """Tokens of a full chunk: 3 MB at 12 KB a token, one file read, and seldom much to trim."""
 
@@ -38,14 +40,7 @@ def unpack(packed: bytes) -> list[int]:
 
 def common_tokens(a: bytes, b: bytes) -> int:
     """How many tokens two packed runs share from their beginnings."""
-    low, high = 0, min(len(a), len(b)) // TOKEN_BYTES
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[: middle * TOKEN_BYTES] == b[: middle * TOKEN_BYTES]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return common_prefix(a, 0, b, 0) // TOKEN_BYTES
 
 
 def root_key(fingerprint: bytes, salt: str = "") -> bytes:

@@ -146,14 +146,13 @@ class Ledger:
         heads = {k: u if u.used <= latest else Use(u.hits, 0.0) for k, u in known.heads.items()}
         for key, use in new.items():
             _add(heads, key, use)
-        body = memoryview(msgspec.json.encode(Record(self._model, _last(heads))))
+        body = msgspec.json.encode(Record(self._model, _last(heads)))
         temporary = f"{self._path}.tmp"  # one writer at a time: it holds the lock
         with contextlib.suppress(FileNotFoundError):
             self._files.remove(temporary)
         descriptor = self._files.create(temporary)
         try:
-            while body:
-                body = body[self._files.write(descriptor, body) :]
+            self._files.write_all(descriptor, body)
         finally:
             self._files.close(descriptor)
         self._files.rename(temporary, self._path)

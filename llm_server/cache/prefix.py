@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from llm_server.cache.disk import DiskTier
@@ -47,20 +48,18 @@ class Memory(Protocol):
     def clear(self) -> None: ...
 
 
+@dataclass(slots=True, eq=False)
 class Lease:
     """A running sequence's id in the memory. Valid from `acquire` to `release`, used by one.
 
     `n_reused` tokens were there already; what `fetch` brings is still to be restored.
     """
 
-    __slots__ = ("fetch", "n_reused", "namespace", "sequence", "tokens")
-
-    def __init__(self, sequence: int, tokens: Sequence[int], n_reused: int, namespace: str) -> None:
-        self.sequence = sequence
-        self.tokens = tokens
-        self.n_reused = n_reused
-        self.namespace = namespace
-        self.fetch: Fetch | None = None
+    sequence: int
+    tokens: Sequence[int]
+    n_reused: int
+    namespace: str
+    fetch: Fetch | None = None
 
 
 class PrefixCache:

@@ -52,21 +52,19 @@ class ChunkStore:
         fingerprint: bytes,
         budget_bytes: int,
         *,
-        read_only: bool = False,
         queue_bytes: int = QUEUE_BYTES,
         files: Files | None = None,
     ) -> None:
         """Look through the folder; some 0.1 s for 10,000 chunks.
 
         `fingerprint` (32 bytes, see `fingerprint.py`) says which chunks are this model's;
-        `budget_bytes` is for all models together. A `read_only` store changes nothing on disk.
-        A folder that cannot be used is a warning and a store without hits.
+        `budget_bytes` is for all models together. A folder that cannot be used is a warning and a
+        store without hits.
         """
         self._files = files or Files()
         self._folder = ChunkFolder(path, fingerprint, self._files)
         self._fingerprint = fingerprint
         self._budget = budget_bytes
-        self._read_only = read_only
         count = functools.partial(self._count, errors=1)
         self._reading = Health("read", self._files, count)
         self._writing = Health("write to", self._files, count)
@@ -77,8 +75,7 @@ class ChunkStore:
         self._unscanned = 0
         self._rescan_at = 0.0
         self._writer = Writer(self._perform, queue_bytes)
-        if not read_only:
-            self._writing.attempt(self._folder.create)
+        self._writing.attempt(self._folder.create)
         self.refresh()
 
     def refresh(self) -> None:
@@ -87,7 +84,6 @@ class ChunkStore:
         found = self._reading.attempt(self._folder.scan)
         if found is not None:
             self._adopt(found, began)
-        if found is not None and not self._read_only:
             self._folder.sweep(found)
 
     def stats(self) -> Stats:
@@ -184,8 +180,8 @@ class ChunkStore:
         if key in self._writer:
             return True
         known = self._known(key)
-        if known is None or self._read_only:
-            return known is not None
+        if known is None:
+            return False
         try:
             self._folder.touch(known)
         except FileNotFoundError:
@@ -197,8 +193,7 @@ class ChunkStore:
 
     def load(self, hit: Hit) -> memoryview | None:
         """The payload, read and verified, or None: then it is a miss, whatever `match` said."""
-        touch = not self._read_only
-        read = self._guarded(hit.chunk, lambda: self._folder.read(hit.chunk, touch=touch))
+        read = self._guarded(hit.chunk, lambda: self._folder.read(hit.chunk))
         if read is not None:
             header, payload = read
             if header.parent == hit.parent and header.packed.startswith(hit.packed):
@@ -236,8 +231,7 @@ class ChunkStore:
             self._count(corrupt=1)
             self._forget(chunk)
             self._bad.add(chunk.key)  # never looked at again, if it cannot be deleted
-            if not self._read_only:
-                self._writing.attempt(lambda: self._folder.discard(chunk))
+            self._writing.attempt(lambda: self._folder.discard(chunk))
             return None
         except (OSError, MemoryError) as error:
             self._reading.failed(error)
@@ -262,7 +256,7 @@ class ChunkStore:
 
         Returns at once; the payload must not change any more. `head` marks a part of a system
         prompt and tools, also of a chunk that is stored already. False if it is dropped: the
-        queue is full, the disk fails, the store is read-only or closed.
+        queue is full, the disk fails or the store is closed.
 
         Raises:
             ValueError: [start, stop) is not a chunk of `chain` (`Chain.chunk_start`).
@@ -290,7 +284,7 @@ class ChunkStore:
         return Header(self._fingerprint, parent, kind, start, packed, size)
 
     def _offer(self, write: Write) -> bool:
-        usable = not self._read_only and self._writing.usable and write.n_bytes <= self._budget
+        usable = self._writing.usable and write.n_bytes <= self._budget
         if usable and self._writer.offer(write):
             return True
         self._count(dropped=1)

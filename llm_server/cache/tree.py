@@ -8,10 +8,12 @@ tail. Cells of a node are counted once, however many sequences run through it. I
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 
-def common_prefix(a: Sequence[int], a_start: int, b: Sequence[int], b_start: int) -> int:
-    """How many tokens of `a` from `a_start` and of `b` from `b_start` agree.
+def common_prefix(a: Sequence[object], a_start: int, b: Sequence[object], b_start: int) -> int:
+    """How many items of `a` from `a_start` and of `b` from `b_start` agree: tokens, characters,
+    bytes.
 
     Slices are compared in halves, so that long equal runs go at memcmp-like speed.
     """
@@ -27,20 +29,18 @@ def common_prefix(a: Sequence[int], a_start: int, b: Sequence[int], b_start: int
     return low
 
 
+@dataclass(slots=True, eq=False)
 class Node:
     """A run of cells. `owners` are the sequences whose path goes through it, never none.
 
     `hits` is how often somebody else has attached to it, or to the state at its end.
     """
 
-    __slots__ = ("children", "hits", "owners", "parent", "tokens")
-
-    def __init__(self, parent: Node | None, tokens: list[int], owners: set[int]) -> None:
-        self.parent = parent
-        self.tokens = tokens
-        self.owners = owners
-        self.hits = 0
-        self.children: list[Node] = []
+    parent: Node | None
+    tokens: list[int]
+    owners: set[int]
+    hits: int = 0
+    children: list[Node] = field(default_factory=list)
 
 
 class CellTree:
@@ -207,9 +207,7 @@ class CellTree:
     def _split(self, node: Node, n: int) -> Node:
         """Cut `node` after its first `n` tokens; returns the upper part."""
         assert node.parent is not None
-        upper = Node(node.parent, node.tokens[:n], set(node.owners))
-        upper.hits = node.hits
+        upper = Node(node.parent, node.tokens[:n], set(node.owners), node.hits, [node])
         node.parent.children[node.parent.children.index(node)] = upper
         node.parent, node.tokens = upper, node.tokens[n:]
-        upper.children = [node]
         return upper

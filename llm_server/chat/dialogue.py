@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from llm_server.cache.tree import common_prefix
 from llm_server.chat.constraint import Constraint
 from llm_server.chat.fallback import without_tools
 from llm_server.chat.grammar import Spelling
@@ -142,7 +143,8 @@ class Dialogue:
         for messages in shortened:
             part = msgspec.structs.replace(request, messages=messages)
             try:
-                found.add(_n_common(text, _joined(self.render(part, generate=False))))
+                shorter = _joined(self.render(part, generate=False))
+                found.add(common_prefix(text, 0, shorter, 0))
             except TemplateError:
                 continue
         return sorted(found - {0})
@@ -172,11 +174,7 @@ class Dialogue:
 
     def _visible(self, with_calls: bool) -> frozenset[int]:
         syntax = self.syntax
-        spelled = [syntax.content_open, syntax.content_close]
-        if syntax.reasoning is not None:
-            spelled += [syntax.reasoning.open, syntax.reasoning.close]
-        if with_calls:
-            spelled += syntax.calls.texts()
+        spelled = [*syntax.fences, *(syntax.calls.texts() if with_calls else ())]
         return frozenset(
             token
             for token, text in self._control_texts
@@ -191,9 +189,7 @@ class Dialogue:
     def _call_markers(self) -> frozenset[int]:
         """The token that would begin a call, where it is a marker that stands nowhere else."""
         syntax = self.syntax
-        others = [syntax.content_open, syntax.content_close, syntax.switch]
-        if syntax.reasoning is not None:
-            others += [syntax.reasoning.open, syntax.reasoning.close]
+        others = [*syntax.fences, syntax.switch]
         for marker in pieces(syntax.calls.trigger):
             if is_marker(marker) and not any(marker in other for other in others):
                 tokens = self._vocabulary.tokenize(marker, parse_special=True)
@@ -274,11 +270,3 @@ def _text(vocabulary: Vocabulary, token: int) -> str:
 
 def _joined(segments: list[Segment]) -> str:
     return "".join(segment.text for segment in segments)
-
-
-def _n_common(a: str, b: str) -> int:
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[:middle] == b[:middle] else (low, middle - 1)
-    return low

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import unquote
 
-from llm_server.chat.schemas import DEFINITIONS, subschemas
+from llm_server.chat.schemas import subschemas
+from llm_server.chat.syntax.values import DEFINITIONS, resolve
 
 _PASSES = 32
 """Looks at all parts that are referred to. Most schemas take two, one of them to see that nothing
@@ -89,22 +89,7 @@ def _referred(schema: dict[str, Any]) -> dict[str, Any]:
             stack += [inner for word, inner in subschemas(part) if word not in DEFINITIONS]
             pointer = part.get("$ref")
             if isinstance(pointer, str) and pointer not in found:
-                found[pointer] = _at(schema, pointer)
+                # What another document holds is not known: anything fits it.
+                found[pointer] = resolve(pointer, schema) if pointer.startswith("#") else True
                 stack.append(found[pointer])
     return found
-
-
-def _at(schema: Any, pointer: str) -> Any:
-    """What a JSON pointer (RFC 6901) refers to that is a fragment of an address. All others, and
-    those to nowhere, are said to refer to True, which anything fits."""
-    if not pointer.startswith("#"):
-        return True
-    for name in pointer[1:].split("/")[1:]:
-        name = unquote(name).replace("~1", "/").replace("~0", "~")
-        if isinstance(schema, list) and name.isdecimal() and int(name) < len(schema):
-            schema = schema[int(name)]
-        elif isinstance(schema, dict) and name in schema:
-            schema = schema[name]
-        else:
-            return True
-    return schema

@@ -1,7 +1,7 @@
 """Grammars in llguidance's dialect of Lark, compiled for one vocabulary and kept.
 
 It knows tokens' spellings and how to write text, markers and JSON schemas as grammar; what a call
-or an answer looks like is told by `syntax` and `constraint`.
+or an answer looks like is told by `plan` and `syntax/call_grammar`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from llguidance._tokenizer import TokenizerWrapper
 
 from llm_server.chat.endless import is_endless
 from llm_server.chat.schemas import (
-    MAX_DIGITS,
     MAX_MULTIPLE,
+    MAX_MULTIPLE_DIGITS,
     enforceable,
     ignored_words,
     is_beyond_multiples,
     merged_multiple,
 )
-from llm_server.chat.syntax.literal import loose_regex
-from llm_server.errors import InvalidRequest
+from llm_server.chat.syntax.literal import loose_regex, marker_regex
+from llm_server.errors import InvalidSchema, printable
 from llm_server.worker.messages import JsonObject
 
 MAX_GRAMMAR_BYTES = 512 * 1024
@@ -83,8 +83,7 @@ class Lark:
 
     def __init__(self, markers: Mapping[str, int]) -> None:
         self._markers = markers
-        spelled = sorted(markers, key=len, reverse=True)
-        self._split = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
+        self._split = marker_regex(markers)
         self._rules: list[str] = []
 
     def rule(self, body: str, options: str = "") -> str:
@@ -104,22 +103,19 @@ class Lark:
 
     def text(self, text: str) -> str:
         """An expression for exactly this text; empty for no text."""
-        parts: list[str] = []
-        at = 0
-        for match in self._split.finditer(text):
-            parts += [_quoted(text[at : match.start()]), f"<[{self._markers[match.group()]}]>"]
-            at = match.end()
-        parts.append(_quoted(text[at:]))
-        return " ".join(part for part in parts if part)
+        return self._written(text, _quoted)
 
     def loose_text(self, text: str) -> str:
         """As `text`, but with any blanks where the parser does not mind them."""
-        parts: list[str] = []
-        at = 0
-        for match in self._split.finditer(text):
-            parts += [_regex(text[at : match.start()]), f"<[{self._markers[match.group()]}]>"]
-            at = match.end()
-        return " ".join(part for part in [*parts, _regex(text[at:])] if part)
+        return self._written(text, _regex)
+
+    def _written(self, text: str, write: Callable[[str], str]) -> str:
+        """An expression for a text with its markers, the parts between them as `write` has them."""
+        parts = (
+            f"<[{self._markers[part]}]>" if part in self._markers else write(part)
+            for part in self._split.split(text)
+        )
+        return " ".join(part for part in parts if part)
 
     def leading(self, text: str) -> tuple[str, str]:
         """`text` up to its first marker, and the rest."""
@@ -177,15 +173,24 @@ class Grammars:
             for spelled in markers
             if (token := single_token(vocabulary, spelled)) is not None
         }
+        self._split = marker_regex(self.markers)
+
+    def tokens(self, text: str) -> list[int]:
+        """Tokens of a text in the middle of an answer, markers recognised."""
+        tokens: list[int] = []
+        for part in self._split.split(text):
+            marker = self.markers.get(part)
+            tokens += self.tokenize(part.encode()) if marker is None else [marker]
+        return tokens
 
     def compile(self, source: str, param: str, *, probe: bool = False) -> LLMatcher:
         """A matcher at the start of the grammar.
 
-        Raises InvalidRequest with code `invalid_json_schema` for `param` if the grammar cannot be
-        compiled within the limits or, looked at with `probe`, admits nothing.
+        Raises InvalidSchema for `param` if the grammar cannot be compiled within the limits or,
+        looked at with `probe`, admits nothing.
         """
         if len(source) > MAX_GRAMMAR_BYTES:
-            raise _refused("The schema is too large.", param)
+            raise InvalidSchema("The schema is too large.", param)
         with self._lock:
             matcher = self._compiled.get(source)
         if matcher is None:
@@ -205,7 +210,7 @@ class Grammars:
             self.compile(source, param, probe=probe)
             return
         if len(source) > MAX_GRAMMAR_BYTES:
-            raise _refused("The schema is too large.", param)
+            raise InvalidSchema("The schema is too large.", param)
         small, ids = self._bytes_alone
         source = _MARKER.sub(lambda marker: ids.get(marker[0], marker[0]), source)
         _check(LLMatcher(small, source, log_level=0, limits=_LIMITS), param, probe)
@@ -324,31 +329,31 @@ def single_token(vocabulary: Spelling, text: str) -> int | None:
 
 
 def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param: str) -> None:
-    """Refuse a schema that cannot be forced or that nothing fits. Raises InvalidRequest."""
+    """Refuse a schema that cannot be forced or that nothing fits. Raises InvalidSchema."""
     stack: list[object] = [enforceable(schema) if lenient else schema]
     if is_beyond_multiples(merged_multiple(stack[0])):
-        raise _refused("The common multiple of the schema's multipleOf is too large.", param)
+        raise InvalidSchema("The common multiple of the schema's multipleOf is too large.", param)
     while stack:
         item = stack.pop()
         if isinstance(item, dict):
             if len(item) > MAX_PROPERTIES:
-                raise _refused("The schema has too many properties in one object.", param)
+                raise InvalidSchema("The schema has too many properties in one object.", param)
             if is_beyond_multiples(item.get("multipleOf")):
-                raise _refused(
+                raise InvalidSchema(
                     f"A multipleOf is more than {MAX_MULTIPLE}, or its digits are more than "
-                    f"{MAX_DIGITS}.",
+                    f"{MAX_MULTIPLE_DIGITS}.",
                     param,
                 )
             stack.extend(item.values())
         elif isinstance(item, list):
             stack.extend(part for part in item if isinstance(part, (dict, list)))
     if not lenient and (words := ignored_words(schema)):
-        raise _refused(f"{', '.join(words)} cannot be enforced; leave it out.", param)
+        raise InvalidSchema(f"{', '.join(words)} cannot be enforced; leave it out.", param)
     lark = Lark({})
     source = lark.source(lark.json(schema, spaced=False, lenient=lenient))
     grammars.check(source, param, probe=True)
     if is_endless(schema):
-        raise _refused(
+        raise InvalidSchema(
             "Only values without end can satisfy this schema: what must hold another of its own "
             "kind needs a way to stop, such as null.",
             param,
@@ -368,17 +373,17 @@ def _check(matcher: LLMatcher, param: str, probe: bool) -> None:
     if matcher.is_error():
         reason = _first_line(matcher.get_error())
         if "coerce_one_of" in reason:
-            raise _refused(
+            raise InvalidSchema(
                 "oneOf can be enforced only where no value fits two of its options: tell them "
                 "apart by type, or by a required property with a const, or use anyOf.",
                 param,
             )
-        raise _refused(f"This schema is not supported: {reason}", param)
+        raise InvalidSchema(f"This schema is not supported: {reason}", param)
     if probe:
         matcher = matcher.deep_copy()
         mask = matcher.compute_bitmask()
         if matcher.is_error() or not any(mask):
-            raise _refused("No value can satisfy this schema.", param)
+            raise InvalidSchema("No value can satisfy this schema.", param)
 
 
 def _first_line(text: str) -> str:
@@ -391,8 +396,4 @@ def _first_line(text: str) -> str:
     why = next((part for part in lines if part.startswith("error: ")), "")
     if line == "regex parse error:" and why:
         line = f"the pattern `{lines[1][:100]}` has an {why}"
-    return "".join(c if c.isprintable() else " " for c in line[:200])
-
-
-def _refused(message: str, param: str) -> InvalidRequest:
-    return InvalidRequest(message, param=param, code="invalid_json_schema")
+    return printable(line, 200)

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import reduce
+from typing import TypeAlias
 
 import msgspec
 
 from llm_server.chat.history import as_object
 from llm_server.worker.messages import Message
+
+Repair: TypeAlias = Callable[[list[Message]], list[Message]]
 
 
 def split_calls(messages: list[Message]) -> list[Message]:
@@ -139,18 +143,11 @@ def _whole(arguments: str) -> str:
     return json.dumps(begun if isinstance(begun, dict) else {}, ensure_ascii=False)
 
 
-def _chain(
-    *repairs: Callable[[list[Message]], list[Message]],
-) -> Callable[[list[Message]], list[Message]]:
-    def run(messages: list[Message]) -> list[Message]:
-        for repair in repairs:
-            messages = repair(messages)
-        return messages
-
-    return run
+def _chain(*repairs: Repair) -> Repair:
+    return lambda messages: reduce(lambda repaired, repair: repair(repaired), repairs, messages)
 
 
-REPAIRS: tuple[Callable[[list[Message]], list[Message]], ...] = (
+REPAIRS: tuple[Repair, ...] = (
     split_calls,
     bare_calls,
     head_system,

@@ -6,11 +6,10 @@ model's syntax. It knows no messages and no template.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 
 from llguidance import LLMatcher
 
@@ -33,12 +32,13 @@ from llm_server.chat.syntax.literal import (
     build,
     common_prefix,
     fill,
+    has_marker,
     header_complete,
     is_marker,
     pieces,
     text_of,
 )
-from llm_server.errors import InvalidRequest
+from llm_server.errors import InvalidSchema
 from llm_server.worker.messages import ChatRequest, JsonObject, ResponseFormat
 
 COMPILE_SECONDS = 5.0
@@ -63,6 +63,11 @@ class Demand:
         if name is not None:
             return [t for t in self.request.tools if t["function"]["name"] == name]
         return [] if self.request.tool_choice == "none" else self.request.tools
+
+    @property
+    def names(self) -> list[str]:
+        """What these tools are called."""
+        return [tool["function"]["name"] for tool in self.tools]
 
     @property
     def params(self) -> list[str]:
@@ -101,39 +106,15 @@ class Planner:
     def constraint(self, demand: Demand) -> Constraint | None:
         """The constraint of one answer, None if there is none.
 
-        Raises InvalidRequest with code `invalid_json_schema` for a schema that cannot be forced.
+        Raises InvalidSchema for a schema that cannot be forced.
         """
         if demand.is_free:
             return None
         self._check_schemas(demand)
-        reasoning = self._syntax.reasoning
-        first, head = self._first(demand)
-        triggers = self._triggers(demand) if demand.tools else []
-        opening = self._call_opening(demand) if demand.tools and first is None else None
-        bare, begins = self._bare(demand)
-        anchored = opening is not None or any(trigger.edge.anchored for trigger in triggers)
-        plan = Plan(
-            first,
-            head,
-            triggers,
-            thought=Edge(reasoning.open.encode(), anchored=True)
-            if reasoning and demand.may_think
-            else NOWHERE,
-            close=self._close(reasoning, first, anchored) if reasoning else NOWHERE,
-            close_tokens=self._close_tokens,
-            budget=demand.request.reasoning_budget if reasoning else None,
-            once=first is not None or not demand.request.parallel_tool_calls,
-            opening=opening,
-            switch=Edge(self._syntax.switch.encode(), blank) if opening else NOWHERE,
-            bare=bare,
-            bare_edge=Edge(begins.encode()),
-            bare_tokens=self._tokens(begins),
-            must_call=demand.must_call,
-            heads=self._heads(demand) if first is not None else (),
-        )
-        if not (first or triggers or plan.opening) and plan.budget is None:
+        plan = self._plan(demand)
+        if not (plan.first or plan.triggers or plan.opening) and plan.budget is None:
             return None
-        if opening is not None:
+        if plan.opening is not None:
             self.warm()  # the beginning of an answer is masked
         spelled = partial(self._vocabulary.piece, special=True)
         return Constraint(
@@ -141,14 +122,41 @@ class Planner:
             self._vocabulary.n_tokens,
             spelled,
             self.grammars.tokenize,
-            Room(
-                partial(self._way_out, demand),
-                spelled,
-                [tool["function"]["name"].encode() for tool in demand.tools],
-            ),
+            Room(partial(self._way_out, demand), spelled, [name.encode() for name in demand.names]),
             lambda: self._numbers,
             sorted(self._vocabulary.eog),
-            thinking=demand.where == "reasoning" and reasoning is not None,
+            thinking=demand.where == "reasoning" and self._syntax.reasoning is not None,
+        )
+
+    def _plan(self, demand: Demand) -> Plan:
+        request, reasoning = demand.request, self._syntax.reasoning
+        first, head = self._first(demand)
+        triggers = self._triggers(demand) if demand.tools else []
+        opening = self._call_opening(demand) if demand.tools and first is None else None
+        bare, begins = self._bare(demand)
+        thought, close, budget = NOWHERE, NOWHERE, None
+        if reasoning is not None:
+            anchored = opening is not None or any(trigger.edge.anchored for trigger in triggers)
+            close = self._close(reasoning, first, anchored)
+            budget = request.reasoning_budget
+            if demand.may_think:
+                thought = Edge(reasoning.open.encode(), anchored=True)
+        return Plan(
+            first,
+            head,
+            triggers,
+            thought=thought,
+            close=close,
+            close_tokens=self._close_tokens,
+            budget=budget,
+            once=first is not None or not request.parallel_tool_calls,
+            opening=opening,
+            switch=Edge(self._syntax.switch.encode(), blank) if opening else NOWHERE,
+            bare=bare,
+            bare_edge=Edge(begins.encode()),
+            bare_tokens=self.grammars.tokens(begins),
+            must_call=demand.must_call,
+            heads=self._heads(demand) if first is not None else (),
         )
 
     def _check_schemas(self, demand: Demand) -> None:
@@ -162,10 +170,9 @@ class Planner:
             if function.get("parameters"):
                 lenient = not function.get("strict")
                 if time.monotonic() > deadline:
-                    raise InvalidRequest(
+                    raise InvalidSchema(
                         f"Compiling the tools' schemas takes longer than {COMPILE_SECONDS:g} s.",
-                        param=param,
-                        code="invalid_json_schema",
+                        param,
                     )
                 check_schema(self.grammars, function["parameters"], lenient=lenient, param=param)
 
@@ -183,22 +190,12 @@ class Planner:
         functions = [tool["function"] for tool in tools]
         return WayOut(
             self.grammars.tokenizer,
-            self._tokens,
+            self.grammars.tokens,
             sorted(posts - {""}, key=len),
             endings([demand.request.response_format.schema, tools]),
             [end[i:] for i in range(len(end))] if tools else [],
             {function["name"]: self._n_call(function) for function in functions},
         )
-
-    def _tokens(self, text: str) -> list[int]:
-        """Tokens of a text in the middle of an answer, markers recognised."""
-        markers = "|".join(map(re.escape, self.grammars.markers)) or "(?!)"
-        split = re.split(f"({markers})", text)
-        tokens: list[int] = []
-        for part in split:
-            marker = self.grammars.markers.get(part)
-            tokens += self.grammars.tokenize(part.encode()) if marker is None else [marker]
-        return tokens
 
     def warm(self) -> None:
         """Build the tables that grammars need: half a second for 150,000 tokens, most of it with
@@ -214,7 +211,7 @@ class Planner:
     def _close_tokens(self) -> list[int]:
         if self._syntax.reasoning is None:
             return []
-        return self._tokens(self._syntax.reasoning.close)
+        return self.grammars.tokens(self._syntax.reasoning.close)
 
     @cached_property
     def _numbers(self) -> Numbers:
@@ -250,14 +247,14 @@ class Planner:
         opening = calls.start or calls.begin
         # Where plain text is fenced, calls may stand behind its fence, even if it holds nothing.
         shared = common_prefix(text_of(opening), syntax.content_close)
-        fenced = any(is_marker(piece) for piece in pieces(shared))
+        fenced = has_marker(shared)
         opened = "" if demand.where == "content" else syntax.content_open
         return build(opened, *opening) if fenced else opening
 
     def _heads(self, demand: Demand) -> list[bytes]:
         """The beginnings of calls of these tools where an answer starts."""
-        names = (tool["function"]["name"] for tool in demand.tools)
-        heads = (text_of(fill(self._opening(demand), {Slot.NAME: name})).strip() for name in names)
+        opening = self._opening(demand)
+        heads = (text_of(fill(opening, {Slot.NAME: name})).strip() for name in demand.names)
         return [head.encode() for head in heads if head]
 
     def _n_call(self, function: JsonObject) -> int:
@@ -273,7 +270,7 @@ class Planner:
             )
         else:
             inner = shortest(schema)
-        return len(self._tokens(f"{begin}{inner[:LONGEST]}{end}"))
+        return len(self.grammars.tokens(f"{begin}{inner[:LONGEST]}{end}"))
 
     def _triggers(self, demand: Demand) -> list[Trigger]:
         calls = self._syntax.calls
@@ -292,33 +289,32 @@ class Planner:
         headers = [own, *calls.others(own)]
         if calls.start is None and not calls.anchored and len(headers) == 1:
             return None
-        matcher = self._compiled(self._section_behind(demand, headers), demand.request)
-        announced = self._compiled(self._headers(demand, headers), demand.request)
-        return self._announced_by(demand, headers, matcher, announced)
+        return self._announced_by(demand, headers)
 
     def _bare(self, demand: Demand) -> tuple[Opening | None, str]:
         """What tells a call that nothing has opened, and what begins it.
 
-        Its grammars are made when it comes: it seldom does, and others hold the same schemas.
+        Its grammars are written when it comes: it seldom does, and others hold the same schemas.
         """
-        bare, request = self._syntax.calls.bare, demand.request
+        bare = self._syntax.calls.bare
         if bare is None or not demand.tools:
             return None, ""
-        matcher = cache(lambda: self._compiled(self._section_behind(demand, [bare]), request))
-        announced = cache(lambda: self._compiled(self._headers(demand, [bare]), request))
         parts = pieces(text_of(bare))
         begins = parts[0] if is_marker(parts[0]) else text_of(bare)
-        opening = self._announced_by(demand, [bare], lambda: matcher()(), lambda: announced()())
-        return opening, begins
+        return self._announced_by(demand, [bare], later=True), begins
 
     def _announced_by(
-        self,
-        demand: Demand,
-        headers: Sequence[Literal],
-        matcher: Callable[[], LLMatcher],
-        announced: Callable[[], LLMatcher],
+        self, demand: Demand, headers: Sequence[Literal], *, later: bool = False
     ) -> Opening:
-        names = frozenset(tool["function"]["name"] for tool in demand.tools)
+        """Calls that one of these headers tells; `later`: not checked before they come."""
+        matcher, announced = (
+            self._source(partial(write, demand, headers), demand.request)
+            for write in (self._section_behind, self._headers)
+        )
+        if not later:
+            matcher.check()
+            announced.check()
+        names = frozenset(demand.names)
         return Opening(partial(header_complete, headers, names), matcher, announced)
 
     def _section_behind(self, demand: Demand, headers: Sequence[Literal]) -> str:
@@ -342,22 +338,34 @@ class Planner:
         choice = Choice(demand.tools, demand.params, request.parallel_tool_calls, later)
         return CallGrammar(lark, self._syntax.calls, choice, self._endings)
 
-    def _compiled(self, source: str, request: ChatRequest) -> _Source:
+    def _compiled(self, text: str, request: ChatRequest) -> _Source:
+        source = self._source(lambda: text, request)
+        source.check()
+        return source
+
+    def _source(self, write: Callable[[], str], request: ChatRequest) -> _Source:
         param = request.response_format.param if request.response_format.schema else "tools"
-        self.grammars.check(source, param)
-        return _Source(self.grammars, source, param)
+        return _Source(self.grammars, write, param)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Source:
-    """Makes matchers of one grammar."""
+    """Makes matchers of one grammar, which `write` writes when it is first wanted."""
 
     grammars: Grammars
-    source: str
+    write: Callable[[], str]
     param: str
 
+    @cached_property
+    def text(self) -> str:
+        return self.write()
+
+    def check(self) -> None:
+        """Raises InvalidSchema if no matcher can be made."""
+        self.grammars.check(self.text, self.param)
+
     def __call__(self) -> LLMatcher:
-        return self.grammars.compile(self.source, self.param)
+        return self.grammars.compile(self.text, self.param)
 
     def may_begin(self, text: bytes) -> bool:
         """Whether `text` may be what comes first."""
@@ -382,7 +390,5 @@ def _answer(lark: Lark, wanted: ResponseFormat) -> str:
 
 def _markers(syntax: Syntax) -> set[str]:
     """The markers of a syntax: in a vocabulary they may be tokens of their own."""
-    texts = [syntax.content_open, syntax.content_close, *syntax.calls.texts()]
-    if syntax.reasoning is not None:
-        texts += [syntax.reasoning.open, syntax.reasoning.close]
+    texts = [*syntax.fences, *syntax.calls.texts()]
     return {piece for text in texts for piece in pieces(text) if is_marker(piece)}

@@ -91,16 +91,15 @@ def _measured(template: ChatTemplate, calls: CallFormat | None) -> Syntax:
     probes = Probes(template)
     reasoning = measure_reasoning(probes)
     content_open, content_close = measure_content(probes, reasoning)
-    fences = [content_open, content_close]
-    fences += [reasoning.open, reasoning.close] if reasoning is not None else []
-    return Syntax(
-        calls=_with_channels(_with_own_trigger(calls or HERMES, fences), reasoning),
+    syntax = Syntax(
+        calls=_with_channels(calls or HERMES, reasoning),
         native=calls is not None,
         reasoning=reasoning,
         content_open=content_open,
         content_close=content_close,
         switch=measure_switch(probes, reasoning),
     )
+    return replace(syntax, calls=_with_own_trigger(syntax.calls, syntax.fences))
 
 
 def _with_own_trigger(calls: CallFormat, others: list[str]) -> CallFormat:

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from llm_server.chat.syntax.formats import FORMATS
+from llm_server.chat.syntax.values import DEFINITIONS
 
 UNENFORCED = frozenset(
     "not if then else uniqueItems contains minContains maxContains propertyNames dependentRequired "
@@ -28,7 +29,7 @@ _BY_VALUE = frozenset({"format", "multipleOf", "minProperties", "maxProperties"}
 MAX_MULTIPLE = 400_000_000
 """Largest `multipleOf`: llguidance counts in 32 bits, up to ten times as far."""
 
-MAX_DIGITS = 20_000
+MAX_MULTIPLE_DIGITS = 20_000
 """Most of a `multipleOf`'s digits, without its decimal point and the zeros at its ends, and five
 times that for each zero at the end of a whole number: about half a second for this many, 20 s and
 500 MB for ten times as many."""
@@ -48,7 +49,6 @@ _IRREGULAR = re.compile(
 _BARE = frozenset({"type", "properties", "required", "title", "description", "$schema"})
 """Words beside which `properties: {}` is all that a schema says."""
 
-DEFINITIONS = ("$defs", "definitions")
 _BY_NAME = ("properties", "patternProperties", *DEFINITIONS)
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _SINGLE = ("items", "additionalProperties", "additionalItems")
@@ -124,7 +124,7 @@ def is_beyond_multiples(number: object) -> bool:
     written = repr(number).partition("e")[0].removesuffix(".0").lstrip("-")
     digits = int(written.replace(".", "").strip("0") or "0")
     n_zeros = len(written) - len(written.rstrip("0"))
-    return digits * max(1, 5 * n_zeros) > MAX_DIGITS
+    return digits * max(1, 5 * n_zeros) > MAX_MULTIPLE_DIGITS
 
 
 def merged_multiple(schema: object) -> int | float | None:

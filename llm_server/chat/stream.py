@@ -19,6 +19,7 @@ from llm_server.chat.syntax.literal import (
     Matcher,
     Slot,
     build,
+    has_marker,
     header_complete,
     is_marker,
     pieces,
@@ -141,7 +142,7 @@ class AnswerParser:
     def _closes(self, rest: str) -> bool:
         """Whether `rest` is the beginning of what closes plain text: its end is not text."""
         begins = any(closing.startswith(rest) for closing in self._closings())
-        return begins and any(is_marker(piece) for piece in pieces(rest))
+        return begins and has_marker(rest)
 
     def _closings(self) -> list[str]:
         """What closes plain text: behind calls also what ends their turn."""

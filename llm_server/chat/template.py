@@ -29,7 +29,8 @@ from llm_server.chat.sandbox import (
     Refused,
 )
 from llm_server.chat.segments import MARKS, Lookalikes, Segment
-from llm_server.errors import TemplateError
+from llm_server.chat.syntax.probes import probe_tool
+from llm_server.errors import TemplateError, printable
 from llm_server.worker.messages import FunctionCall, JsonObject, Message
 
 MAX_SOURCE_BYTES = 256 * 1024
@@ -60,19 +61,7 @@ RENDER_ERRORS = (
 
 _NO_MARKS = str.maketrans("", "", MARKS)
 
-_PROBE_TOOL: JsonObject = {
-    "type": "function",
-    "function": {
-        "name": "probe_function",
-        "description": "A probe.",
-        "parameters": {
-            "type": "object",
-            "properties": {"probe_key": {"type": "string", "description": "A key."}},
-            "required": ["probe_key"],
-        },
-    },
-}
-
+_PROBE_TOOL = probe_tool("probe_function", ["probe_key"])
 _QUESTION = Message("user", "Probe question.")
 
 
@@ -149,17 +138,6 @@ class ChatTemplate:
         assert first is not None
         raise TemplateError(_words(first), param="messages") from None
 
-    def render_text(
-        self,
-        messages: list[Message],
-        tools: list[JsonObject] | None = None,
-        add_generation_prompt: bool = True,
-        kwargs: Mapping[str, Scalar] | None = None,
-    ) -> str:
-        """The prompt in one piece, for reading."""
-        segments = self.render(messages, tools, add_generation_prompt, kwargs)
-        return "".join(segment.text for segment in segments)
-
     def probe(
         self,
         messages: list[Message],
@@ -169,7 +147,7 @@ class ChatTemplate:
     ) -> str:
         """A measuring render: of these messages or, by TemplateError, not at all."""
         try:
-            history = list(dicts(messages, self.style, self._reasoning_keys))
+            history = self._dicts(messages, self.style)
             return self._run(history, tools, add_generation_prompt, kwargs)
         except RENDER_ERRORS as error:
             raise TemplateError(_words(error)) from None
@@ -224,7 +202,7 @@ class ChatTemplate:
             messages = split_content(messages)
         if not style.several:
             messages = split_calls(messages)
-        history = list(dicts(messages, style, self._reasoning_keys))
+        history = self._dicts(messages, style)
         extra = dict(kwargs)
         marks = self._lookalikes.marker(_strings([history, tools, extra]))
         return marks.split(
@@ -236,6 +214,9 @@ class ChatTemplate:
                 RENDER_SECONDS,
             )
         )
+
+    def _dicts(self, messages: list[Message], style: Style) -> list[dict[str, Any]]:
+        return list(dicts(messages, style, self._reasoning_keys))
 
     def _run(
         self,
@@ -286,9 +267,7 @@ class ChatTemplate:
     def _omits(self, messages: list[Message]) -> bool:
         """Whether something of the messages is missing. What is refused can be repaired."""
         try:
-            text = self._run(
-                list(dicts(messages, Style(), self._reasoning_keys)), self._no_tools, True, {}
-            )
+            text = self._run(self._dicts(messages, Style()), self._no_tools, True, {})
         except RENDER_ERRORS:
             return False
         return not all((message.content or "") in text for message in messages)
@@ -310,7 +289,7 @@ class ChatTemplate:
             call = FunctionCall(f"call_012345678{i}", "probe_function", '{"probe_key": "x"}')
             result = Message("tool", "probe result", name=call.name, tool_call_id=call.id)
             history += [Message("assistant", None, tool_calls=[call]), result]
-        entries = list(dicts(history, style, self._reasoning_keys))
+        entries = self._dicts(history, style)
         foreign = "probeid00"
         for entry in entries:
             entry |= {"tool_call_id": foreign} if "tool_call_id" in entry else {}
@@ -341,9 +320,7 @@ class ChatTemplate:
             Message("tool", "probe result", name=call.name, tool_call_id=call.id) for call in calls
         ]
         try:
-            return self._run(
-                list(dicts(history, style, self._reasoning_keys)), [_PROBE_TOOL], False, {}
-            )
+            return self._run(self._dicts(history, style), [_PROBE_TOOL], False, {})
         except RENDER_ERRORS:
             return ""
 
@@ -381,5 +358,4 @@ def _words(error: Exception) -> str:
         text = error.message or type(error).__name__
     else:
         text = f"the chat template failed ({type(error).__name__})"
-    text = text.translate(_NO_MARKS)[:300]
-    return "".join(c if c.isprintable() else " " for c in text)
+    return printable(text.translate(_NO_MARKS), 300)

@@ -5,14 +5,15 @@ Knows nothing of the memory and of other requests.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from llm_server.engine.detokenize import StopStrings, Utf8Stream
 from llm_server.engine.logprobs import Scores
+from llm_server.engine.stops import StopStrings
 from llm_server.worker.messages import Delta, FinishReason, Logprobs
 
 Mask = npt.NDArray[np.int32]
@@ -113,7 +114,8 @@ class Answer:
         self._sampler: TokenSampler | None = None
         self._parser = parser
         self._constraint = constraint
-        self._characters = Utf8Stream()
+        # Bytes in, whole characters out: one that is split over tokens waits for its last byte.
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = StopStrings(stop)
         self._visible = visible
         self._limit = limit
@@ -131,11 +133,11 @@ class Answer:
     def next(self, row: int) -> tuple[list[int], list[Delta | Logprobs]]:
         """The tokens that come after the ones computed, whose logits are those of `row`.
 
-        Usually one; more where a grammar leaves no choice. None if the answer is over without.
-        With them the deltas that they make visible.
+        Usually one; more where a grammar leaves no choice, none if the answer is over without. With
+        them the deltas that they make visible.
         """
         self._tokens, self._deltas = [], []
-        if text := self._characters.feed(self._told):
+        if text := self._characters.decode(self._told):
             self._deltas.extend(self._parser.feed(text))
         self._told = b""
         if self._limit <= 0:
@@ -157,7 +159,7 @@ class Answer:
     def open_echo(self, piece: bytes) -> list[Delta | Logprobs]:
         """The prompt is told before the answer: its first token, which nothing comes before."""
         assert self._scores is not None, "a prompt is echoed with its scores"
-        text = self._characters.feed(piece)
+        text = self._characters.decode(piece)
         return [self._scores.opened(piece, len(text)), *self._parser.feed(text)]
 
     def echo(self, tokens: Sequence[int], row: int) -> list[Delta | Logprobs]:
@@ -166,7 +168,7 @@ class Answer:
         text = ""
         for at, token in enumerate(tokens, start=row):
             self._scores.look(at)
-            decoded = self._characters.feed(self._vocabulary.piece(token, special=True))
+            decoded = self._characters.decode(self._vocabulary.piece(token, special=True))
             self._scores.took(token, len(decoded))
             text += decoded
         return [*self._scores.shown(len(text)), *self._parser.feed(text)]
@@ -220,7 +222,7 @@ class Answer:
         if self._constraint:
             self._constraint.accept(token)
         piece = self._vocabulary.piece(token, special=token in self._visible)
-        decoded = self._characters.feed(piece)
+        decoded = self._characters.decode(piece)
         text, stopped = self._until_stop(decoded)
         if self._scores:
             self._scores.took(token, len(decoded))

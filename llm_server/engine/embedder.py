@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_server.engine.turns import Turns
-from llm_server.errors import ServerError
+from llm_server.errors import ModelFailed, ServerError
 from llm_server.worker.messages import Embedded, Failed, Finished, RequestEvent, Timings, Usage
 
 logger = logging.getLogger(__name__)
@@ -99,8 +99,7 @@ class Embedder:
             logger.exception("a batch of %d texts could not be computed", len(texts))
             for id in requests:
                 self.cancel(id)
-            error = ServerError("The model failed on this request; the server's log says more.")
-            return [Failed(id, error.info) for id in requests]
+            return [Failed(id, ModelFailed().info) for id in requests]
         events: list[RequestEvent] = []
         for id, rows in of.items():
             request = requests[id]

@@ -22,7 +22,7 @@ from llm_server.engine.pace import Pace
 from llm_server.engine.rows import Decoder, Row
 from llm_server.engine.scheduler import Want, next_depth, plan
 from llm_server.engine.sequence import Prompt, Sequence
-from llm_server.errors import ErrorInfo, ServerError
+from llm_server.errors import ModelFailed, ServerError
 from llm_server.worker.messages import Cancelled, Cells, Failed, Progress, RequestEvent
 
 logger = logging.getLogger(__name__)
@@ -284,7 +284,7 @@ class Engine:
             if isinstance(error, ServerError):
                 return [Failed(sequence.id, error.info)]
             logger.exception("request %d failed", sequence.id)
-            return [Failed(sequence.id, _internal_error())]
+            return [Failed(sequence.id, ModelFailed().info)]
         if row.draft and sequence.lease is not None:
             self._cache.extend(sequence.lease, sequence.tokens[n_before : sequence.n_computed])
             self._cache.cut(sequence.lease, sequence.n_computed)
@@ -380,8 +380,4 @@ class Engine:
         for sequence in list(self._running):
             self._preempt(sequence)
         self._cache.reset()
-        return [Failed(sequence.id, _internal_error()) for sequence in failed]
-
-
-def _internal_error() -> ErrorInfo:
-    return ServerError("The model failed on this request; the server's log says more.").info
+        return [Failed(sequence.id, ModelFailed().info) for sequence in failed]

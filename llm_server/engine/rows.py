@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from llm_server.cache.prefix import Memory
@@ -33,6 +34,7 @@ class Decoder(Memory, Protocol):
     def put_back(self, logits: Logits) -> int: ...
 
 
+@dataclass(slots=True, eq=False)
 class Row:
     """A sequence's part of a step: its next `n` tokens, the last of them at `index`.
 
@@ -40,10 +42,7 @@ class Row:
     kept as far as they turn out right.
     """
 
-    __slots__ = ("draft", "index", "n", "sequence")
-
-    def __init__(self, sequence: Sequence, n: int, index: int, draft: list[int]) -> None:
-        self.sequence = sequence
-        self.n = n
-        self.index = index
-        self.draft = draft
+    sequence: Sequence
+    n: int
+    index: int
+    draft: list[int]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import msgspec
 
@@ -48,6 +48,7 @@ class Echo:
     opening: bytes
 
 
+@dataclass(slots=True, eq=False)
 class Prompt:
     """A prepared request: everything the engine needs to run it, and no more.
 
@@ -57,42 +58,23 @@ class Prompt:
     answer's; `echo`, together with `scores`, asks for the prompt's tokens to be told instead.
     """
 
-    def __init__(
-        self,
-        id: int,
-        tokens: list[int],
-        *,
-        make_sampler: Callable[[], TokenSampler],
-        parser: TextParser,
-        constraint: TokenConstraint | None = None,
-        scores: Scores | None = None,
-        max_tokens: int | None = None,
-        stop: SequenceOf[str] = (),
-        namespace: str = "",
-        visible: frozenset[int] = frozenset(),
-        head: int = 0,
-        boundaries: SequenceOf[int] = (),
-        persist: bool = False,
-        told: bytes = b"",
-        echo: Echo | None = None,
-        arrived: float | None = None,
-    ) -> None:
-        self.id = id
-        self.tokens = tokens
-        self.make_sampler = make_sampler
-        self.parser = parser
-        self.constraint = constraint
-        self.scores = scores
-        self.max_tokens = max_tokens
-        self.stop = stop
-        self.namespace = namespace
-        self.visible = visible
-        self.head = head
-        self.boundaries = boundaries
-        self.persist = persist
-        self.told = told
-        self.echo = echo
-        self.arrived = time.monotonic() if arrived is None else arrived
+    id: int
+    tokens: list[int]
+    _: KW_ONLY
+    make_sampler: Callable[[], TokenSampler]
+    parser: TextParser
+    constraint: TokenConstraint | None = None
+    scores: Scores | None = None
+    max_tokens: int | None = None
+    stop: SequenceOf[str] = ()
+    namespace: str = ""
+    visible: frozenset[int] = frozenset()
+    head: int = 0
+    boundaries: SequenceOf[int] = ()
+    persist: bool = False
+    told: bytes = b""
+    echo: Echo | None = None
+    arrived: float = field(default_factory=time.monotonic)
 
 
 class Sequence:

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable
 from pathlib import Path
 
+from llm_server.errors import printable
 from llm_server.llama import log
 from llm_server.llama.gpu import devices, rooms
 from llm_server.llama.lib import lib
@@ -34,8 +35,8 @@ class LoadError(Exception):
     @classmethod
     def of(cls, what: str, path: Path) -> LoadError:
         """It refused `what`, the file at `path`; with the reason it gave, without our folders."""
-        reason = log.refusal().replace(f"{path.parent}/", "")[:_MAX_REASON].rstrip(" .")
-        shown = "".join(c if c.isprintable() else "?" for c in reason)
+        reason = log.refusal().replace(f"{path.parent}/", "")
+        shown = printable(reason, _MAX_REASON, "?").rstrip(" .")
         return cls(f"llama.cpp cannot load {what}" + (f": {shown}" if shown else ""))
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_server.cache.chunkfile import PARENT_BYTES, Chunk
-from llm_server.cache.index import HEAD_DAYS, Index, Stored, choose_victims
+from llm_server.cache.index import HEAD_DAYS, Index, Stored, eviction_order
 from llm_server.cache.keys import Chain, Kind, common_tokens, pack, root_key
 
 SIZE = 3
@@ -87,11 +87,9 @@ def test_a_head_stays_a_head() -> None:
 NOW = 1_900_000_000.0
 
 
-def stored(
-    name: str, age_s: float, *, start: int = 0, head: bool = False, size: int = 10
-) -> Stored:
+def stored(name: str, age_s: float, *, start: int = 0, head: bool = False) -> Stored:
     chunk = Chunk(name.encode(), b"", Kind.RANGE, start, SIZE, head)
-    return Stored(chunk, name, size, NOW - age_s)
+    return Stored(chunk, name, 10, NOW - age_s)
 
 
 def names(victims: list[Stored]) -> str:
@@ -100,33 +98,19 @@ def names(victims: list[Stored]) -> str:
 
 def test_least_recently_used_goes_first_and_heads_last() -> None:
     files = [stored("h", 9000, head=True), stored("a", 600), stored("b", 7200), stored("c", 0)]
-    assert names(choose_victims(files, 1, NOW)) == "b"
-    assert names(choose_victims(files, 20, NOW)) == "ba"
-    assert names(choose_victims(files, 31, NOW)) == "bach"
-    assert choose_victims(files, 0, NOW) == []
+    assert names(eviction_order(files, NOW)) == "bach"
 
 
 def test_the_end_of_a_prompt_goes_before_its_beginning() -> None:
     files = [stored("a", 3600, start=0), stored("c", 3600, start=6), stored("b", 3600, start=3)]
-    assert names(choose_victims(files, 30, NOW)) == "cba"
+    assert names(eviction_order(files, NOW)) == "cba"
 
 
 def test_dates_in_the_future_do_not_protect() -> None:
     files = [stored("a", 3600), stored("f", -86400.0 * 3650), stored("g", -86400.0 * 3651)]
-    assert names(choose_victims(files, 30, NOW)) == "fga"
+    assert names(eviction_order(files, NOW)) == "fga"
 
 
 def test_forgotten_heads_are_nothing_special() -> None:
     files = [stored("a", 3600), stored("h", 86400 * (HEAD_DAYS + 1), head=True)]
-    assert names(choose_victims(files, 10, NOW)) == "h"
-
-
-@given(st.lists(st.tuples(st.integers(0, 10**6), st.booleans(), st.integers(0, 50)), max_size=20))
-def test_enough_is_freed_and_no_more_than_needed(specs: list[tuple[int, bool, int]]) -> None:
-    files = [stored(str(i), age, head=head, size=size) for i, (age, head, size) in enumerate(specs)]
-    total = sum(file.size for file in files)
-    for excess in (1, total // 2, total, total + 1):
-        victims = choose_victims(files, excess, NOW)
-        freed = sum(victim.size for victim in victims)
-        assert freed >= min(excess, total)
-        assert not victims or freed - victims[-1].size < excess
+    assert names(eviction_order(files, NOW)) == "ha"

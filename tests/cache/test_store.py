@@ -325,20 +325,6 @@ def test_what_has_gone_meanwhile_does_not_become_a_head(tmp_path: Path) -> None:
     assert (chunk_files(tmp_path), store.stats().dropped) == ([], 1)
 
 
-def test_a_read_only_store_changes_nothing(tmp_path: Path) -> None:
-    store = ChunkStore(tmp_path / "none", FINGERPRINT, BUDGET, read_only=True)
-    assert keep(store, PROMPT) == [False] * 3
-    assert not (tmp_path / "none").exists()
-    writer = open_store(tmp_path)
-    keep(writer, PROMPT)
-    writer.close(10)
-    chunk_files(tmp_path)[0].write_bytes(b"damaged")
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    store = ChunkStore(tmp_path, FINGERPRINT, BUDGET, read_only=True)
-    recall(store, PROMPT)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-
-
 # ---- damage ------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from llm_server.chat.constraint import Constraint, GrammarTooComplex
 from llm_server.chat.dialogue import Dialogue
+from llm_server.chat.grammar import Grammars
 from llm_server.chat.plan import _markers
 from llm_server.chat.syntax.literal import common_prefix
 from llm_server.engine.answer import TokenConstraint
@@ -813,6 +814,15 @@ def test_grammars_are_kept_within_their_budget() -> None:
     grammars = d._planner.grammars
     assert sum(map(len, grammars._compiled)) <= 4 * 1024 * 1024
     assert len(grammars._compiled) >= 10
+
+
+def test_where_one_marker_begins_another_the_longer_one_is_meant() -> None:
+    markers = ["<s>", "</s>", "[CALL]", "[CALL][ID]"]
+    vocabulary = ByteVocabulary(markers)
+    short, long = 258, 259
+    for order in (markers, markers[::-1]):
+        tokens = Grammars(vocabulary, order).tokens("a[CALL]b[CALL][ID]")
+        assert tokens == [ord("a"), short, ord("b"), long]
 
 
 def test_boundaries_follow_the_head_and_the_turns() -> None:

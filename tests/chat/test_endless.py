@@ -33,6 +33,7 @@ ENDLESS: list[dict[str, Any]] = [
     | {"type": "object"},
     {"type": "object", "required": ["any"], "additionalProperties": {"$ref": "#"}},
     defined(member("#/$defs/a~1b%20~0"), **{"a/b ~": {"$ref": "#"}}),
+    defined(member("#/$defs/a%2Fb"), a={"b": {"$ref": "#"}}),
 ]
 ENDING: list[dict[str, Any]] = [
     {"type": "object", "properties": {"next": {"$ref": "#"}}},

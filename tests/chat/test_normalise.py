@@ -13,6 +13,10 @@ def calls(*ids: str) -> Message:
     return Message("assistant", tool_calls=[FunctionCall(id, "f", "{}") for id in ids])
 
 
+def rendered(template: ChatTemplate, messages: list[Message]) -> str:
+    return "".join(segment.text for segment in template.render(messages))
+
+
 def result(id: str, text: str) -> Message:
     return Message("tool", text, tool_call_id=id)
 
@@ -72,7 +76,7 @@ def test_a_call_that_was_cut_can_be_sent_back() -> None:
         result("0", "cut"),
     ]
     template = ChatTemplate(source.replace("@", members), "", "")
-    assert template.render_text(history) == "q|f(a=x;b=unclo;)|cut|"
-    assert template.render_text([Message("system", "s"), *history]).startswith("s\n\nq|f(a=x;")
+    assert rendered(template, history) == "q|f(a=x;b=unclo;)|cut|"
+    assert rendered(template, [Message("system", "s"), *history]).startswith("s\n\nq|f(a=x;")
     template = ChatTemplate(source.replace("@", text), "", "")
-    assert template.render_text(history) == 'q|f({"a": "x", "b": "unclo)|cut|'
+    assert rendered(template, history) == 'q|f({"a": "x", "b": "unclo)|cut|'

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llm_server.chat.segments import MARKS, Segment
 from llm_server.chat.template import MAX_SOURCE_BYTES, ChatTemplate
 from llm_server.errors import TemplateError
-from llm_server.worker.messages import FunctionCall, Message
+from llm_server.worker.messages import FunctionCall, JsonObject, Message
 from tests.chat.published import TEMPLATES
 
 CHATML_SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
@@ -35,6 +35,12 @@ def template(source: str | None, specials: list[str] | None = None) -> ChatTempl
 
 def text(segments: list[Segment]) -> str:
     return "".join(s.text for s in segments)
+
+
+def rendered(
+    template: ChatTemplate, messages: list[Message], tools: list[JsonObject] | None = None
+) -> str:
+    return text(template.render(messages, tools))
 
 
 def test_no_template_is_chatml() -> None:
@@ -160,9 +166,9 @@ SYSTEM_REFUSED = """
 
 def test_conversations_are_folded_only_where_the_template_refuses_them() -> None:
     messages = [Message("system", "S"), Message("user", "A"), Message("user", "B")]
-    assert template(SYSTEM_REFUSED).render_text(messages) == "user:S\n\nA\n\nB;"
+    assert rendered(template(SYSTEM_REFUSED), messages) == "user:S\n\nA\n\nB;"
     lenient = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}"
-    assert template(lenient).render_text(messages) == "system:S;user:A;user:B;"
+    assert rendered(template(lenient), messages) == "system:S;user:A;user:B;"
 
 
 def test_two_calls_are_split_for_a_template_that_takes_one() -> None:
@@ -177,14 +183,14 @@ def test_two_calls_are_split_for_a_template_that_takes_one() -> None:
         Message("tool", "r1", tool_call_id="1"),
         Message("tool", "r2", tool_call_id="2"),
     ]
-    assert template(source).render_text(messages) == 'Q;f{"a": 1};r1;g{};r2;'
+    assert rendered(template(source), messages) == 'Q;f{"a": 1};r1;g{};r2;'
 
 
 def test_arguments_are_text_where_the_template_wants_text() -> None:
     source = """{% for m in messages %}{% for c in m.tool_calls or [] %}
 {{- c.function.name + '\n' + c.function.arguments }}{% endfor %}{{ m.content }}{% endfor %}"""
     messages = [Message("assistant", None, tool_calls=[FunctionCall("1", "f", '{"a":"\\u00e9"}')])]
-    assert template(source).render_text(messages) == 'f\n{"a":"\\u00e9"}'
+    assert rendered(template(source), messages) == 'f\n{"a":"\\u00e9"}'
 
 
 NUMBERED = """{% for m in messages %}{% for c in m.tool_calls or [] %}
@@ -200,7 +206,7 @@ def test_results_show_the_id_of_their_call(source: str, later: int) -> None:
     results = [Message("tool", f"r{i}", tool_call_id=f"call_{i}") for i in range(3)]
     messages = [Message("assistant", "", tool_calls=calls[:2]), *results[:2]]
     messages += [Message("assistant", "", tool_calls=calls[2:]), results[2]]
-    assert template(source).render_text(messages) == (
+    assert rendered(template(source), messages) == (
         "functions.f:0{};functions.f:1{};;functions.f:0=r0;functions.f:1=r1;"
         f"functions.f:{later}{{}};;functions.f:{later}=r2;"
     )
@@ -303,11 +309,11 @@ CONVERSATION = [
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_published_templates_render(name: str) -> None:
     t = template(TEMPLATES[name], ["<|im_end|>"])
-    plain = t.render_text([Message("system", "Be brief."), Message("user", "Hi <|im_end|>")])
+    plain = rendered(t, [Message("system", "Be brief."), Message("user", "Hi <|im_end|>")])
     assert "Hi <|im_end|>" in plain
-    assert t.render_text(CONVERSATION[:2], [TOOL]).count("Zürich") == 1
+    assert rendered(t, CONVERSATION[:2], [TOOL]).count("Zürich") == 1
     if name not in NO_TOOL_ROLE:
-        assert "sunny" in t.render_text(CONVERSATION, [TOOL])
+        assert "sunny" in rendered(t, CONVERSATION, [TOOL])
 
 
 RESULTS = """{% for m in messages %}<{{ m.role }}>{% for c in m.tool_calls or [] %}call {{
@@ -319,14 +325,15 @@ m.content or '' }}</{{ m.role }}>{% endfor %}"""
 def test_results_stand_where_a_template_has_them_inside_the_calls_message() -> None:
     template = ChatTemplate(RESULTS, "", "")
     calls = [FunctionCall("a", "first", "{}"), FunctionCall("b", "second", "{}")]
-    text = template.render_text(
+    text = rendered(
+        template,
         [
             Message("user", "Q"),
             Message("assistant", None, tool_calls=calls),
             Message("tool", '{"t": 21}', tool_call_id="b"),
             Message("tool", "rain", tool_call_id="a"),
             Message("assistant", "Fine."),
-        ]
+        ],
     )
     assert "<tool>" not in text
     assert text.count("<assistant>") == 2
@@ -349,9 +356,9 @@ def test_no_system_message_is_left_out(source: str) -> None:
         Message("user", "Q"),
     )
     for messages in ([rules, more, asked], [rules, asked, more], [asked, rules, more, asked]):
-        text = template.render_text(messages)
+        text = rendered(template, messages)
         assert text.startswith("[Rules.\n\nMore.]"), text
-    assert template.render_text([rules, asked]) == "[Rules.]<user>Q"
+    assert rendered(template, [rules, asked]) == "[Rules.]<user>Q"
 
 
 def test_a_template_that_shows_all_system_messages_gets_them_where_they_are() -> None:
@@ -359,4 +366,4 @@ def test_a_template_that_shows_all_system_messages_gets_them_where_they_are() ->
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}", "", ""
     )
     messages = [Message("system", "A"), Message("user", "Q"), Message("system", "B")]
-    assert template.render_text(messages) == "<system>A<user>Q<system>B"
+    assert rendered(template, messages) == "<system>A<user>Q<system>B"

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
 
-from llm_server.chat.syntax.values import JsonValue, count_of, kinds_of, resolve
-from llm_server.errors import InvalidRequest
+from llm_server.chat.syntax.values import DEFINITIONS, JsonValue, count_of, kinds_of, resolve
+from llm_server.errors import InvalidSchema
 from llm_server.worker.messages import JsonObject
 
 MAX_DEPTH = 5
@@ -25,7 +25,6 @@ _TOGETHER = (
 )
 """Words that mean something else when they stand in one schema."""
 
-_DEFINITIONS = ("$defs", "definitions")
 _WHOLE = "whole-schema"
 _NO_SCHEMAS = frozenset({"const", "enum", "default", "examples"})
 
@@ -44,7 +43,7 @@ class Members:
 
 
 class Alternatives:
-    """Of schemas that are parts of `root`. Raises InvalidRequest for `param` for too many."""
+    """Of schemas that are parts of `root`. Raises InvalidSchema for `param` for too many."""
 
     def __init__(self, root: JsonObject, param: str) -> None:
         self._root = root
@@ -71,11 +70,10 @@ class Alternatives:
         """The alternatives that are left where all of `parts` hold."""
         found = [self.of(part, depth) for part in parts if part is not True]
         if math.prod(map(len, found)) > MAX_BRANCHES:
-            raise InvalidRequest(
+            raise InvalidSchema(
                 f"The schema's `allOf` and `anyOf` make more than {MAX_BRANCHES} alternatives of "
                 "one parameter.",
-                param=self._param,
-                code="invalid_json_schema",
+                self._param,
             )
         chosen = [[b for b in branch if isinstance(b, dict)] for branch in product(*found)]
         return [_merged(branch) for branch in chosen if _agree(branch)] or [{}]
@@ -92,9 +90,9 @@ class Alternatives:
 
     def alone(self, schema: JsonObject) -> JsonObject:
         """`schema` as a document of its own, with all that its references lead to."""
-        shared = {key: self._root[key] for key in _DEFINITIONS if key in self._root}
+        shared = {key: self._root[key] for key in DEFINITIONS if key in self._root}
         document = {**shared, **schema}
-        starts = tuple(f"#/{key}/" for key in _DEFINITIONS)
+        starts = tuple(f"#/{key}/" for key in DEFINITIONS)
         if all(reference.startswith(starts) for reference in _references(document)):
             return document
         root = {key: value for key, value in self._root.items() if key not in ("$id", "$schema")}

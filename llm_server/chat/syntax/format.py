@@ -1,7 +1,7 @@
 """What was measured of a template: how the model opens, writes and closes calls and reasoning.
 
 Plain facts, no behaviour but the reading of their own fields. `measure` fills them in, `stream`
-and `constraint` use them.
+and `plan` use them.
 """
 
 from __future__ import annotations
@@ -88,15 +88,10 @@ class CallFormat:
     again: Literal | None = None
     start: Literal | None = None
     first_index: int = 0
-
     counts_on: bool = False
-
     trigger: str = ""
-
     anchored: bool = False
-
     channels: tuple[str, ...] = ()
-
     turn_end: str = ""
 
     def others(self, header: Literal) -> list[Literal]:
@@ -154,6 +149,12 @@ class Syntax:
     content_open: str = ""
     content_close: str = ""
     switch: str = ""
+
+    @property
+    def fences(self) -> list[str]:
+        """What opens and closes plain text and thoughts; empty where nothing does."""
+        thought = [self.reasoning.open, self.reasoning.close] if self.reasoning else []
+        return [self.content_open, self.content_close, *thought]
 
 
 HERMES = CallFormat(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from enum import Enum
+from itertools import takewhile
 from typing import TypeAlias
 
 
@@ -61,24 +62,34 @@ def is_marker(piece: str) -> bool:
     return len(piece) > 2 and piece[0] in "<[" and piece[-1] in ">]"
 
 
+def has_marker(text: str) -> bool:
+    """Whether one of the pieces of a text is a marker."""
+    return any(map(is_marker, pieces(text)))
+
+
+def up_to_marker(text: str) -> str:
+    """A text up to its first marker, and with that."""
+    out = ""
+    for piece in pieces(text):
+        out += piece
+        if is_marker(piece):
+            break
+    return out
+
+
 def common_prefix(a: str, b: str) -> str:
     """The longest common beginning of whole pieces."""
-    out = []
-    for x, y in zip(pieces(a), pieces(b), strict=False):
-        if x != y:
-            break
-        out.append(x)
-    return "".join(out)
+    return "".join(_agreeing(pieces(a), pieces(b)))
 
 
 def common_suffix(a: str, b: str) -> str:
     """The longest common end of whole pieces."""
-    out = []
-    for x, y in zip(reversed(pieces(a)), reversed(pieces(b)), strict=False):
-        if x != y:
-            break
-        out.append(x)
-    return "".join(reversed(out))
+    return "".join(_agreeing(pieces(a)[::-1], pieces(b)[::-1])[::-1])
+
+
+def _agreeing(a: Sequence[str], b: Sequence[str]) -> list[str]:
+    pairs = zip(a, b, strict=False)
+    return [x for x, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
 def build(*parts: str | Slot) -> Literal:
@@ -193,6 +204,12 @@ def loose_regex(text: str) -> str:
             out += "\\/" if char == "/" else re.escape(char)
         loose = sign
     return out + BLANKS if loose and not out.endswith(BLANKS) else out
+
+
+def marker_regex(markers: Collection[str]) -> re.Pattern[str]:
+    """An expression to split texts at these markers; the longest one where one begins another."""
+    longest_first = sorted(markers, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def _items(literal: Literal) -> list[tuple[str | Slot, bool]]:

@@ -12,8 +12,10 @@ from llm_server.chat.syntax.format import ReasoningFormat
 from llm_server.chat.syntax.literal import (
     common_prefix,
     common_suffix,
+    has_marker,
     is_marker,
     pieces,
+    up_to_marker,
 )
 from llm_server.chat.syntax.probes import CONTENT, NAMES, STRINGS, THOUGHT, Probes
 
@@ -66,7 +68,7 @@ def measure_switch(probes: Probes, reasoning: ReasoningFormat | None) -> str:
     if reasoning is None or not prompt or is_marker(prompt[-1]):
         return ""
     turns = ("".join(prompt[-n:]) for n in range(1, len(prompt) + 1))
-    switches = any(_has_marker(turn) and reasoning.close.endswith(turn) for turn in turns)
+    switches = any(has_marker(turn) and reasoning.close.endswith(turn) for turn in turns)
     return reasoning.close if switches else ""
 
 
@@ -84,11 +86,11 @@ def _from_history(probes: Probes) -> ReasoningFormat | None:
     opening = before[len(_before_thinking(head)) :].strip()
     closing = common_prefix(to_text or to_call or "", to_call or to_text or "")
     if to_text is None or to_call is None:
-        closing = _first_markers(closing)
+        closing = up_to_marker(closing)
     closing = _up_to_turn(closing, prompt).strip()
-    if not closing or not (_has_marker(opening) or opening in prompt):
+    if not closing or not (has_marker(opening) or opening in prompt):
         return None
-    return ReasoningFormat(opening if _has_marker(opening) else "", closing)
+    return ReasoningFormat(opening if has_marker(opening) else "", closing)
 
 
 def _up_to_turn(closing: str, prompt: str) -> str:
@@ -96,13 +98,9 @@ def _up_to_turn(closing: str, prompt: str) -> str:
     parts = pieces(prompt.rstrip())
     for n in range(len(parts), 0, -1):
         turn = "".join(parts[-n:])
-        if _has_marker(turn) and turn in closing:
+        if has_marker(turn) and turn in closing:
             return closing[: closing.index(turn) + len(turn)]
     return closing
-
-
-def _has_marker(text: str) -> bool:
-    return any(is_marker(p) for p in pieces(text))
 
 
 def _between(render: str, end: str) -> str | None:
@@ -124,16 +122,6 @@ def _before_thinking(head: str) -> str:
                 continue
         return "".join(parts[:i])
     return head
-
-
-def _first_markers(text: str) -> str:
-    """A text up to its first marker, with that."""
-    out = ""
-    for piece in pieces(text):
-        out += piece
-        if is_marker(piece):
-            break
-    return out
 
 
 def _from_prompt(probes: Probes) -> ReasoningFormat | None:

@@ -11,7 +11,7 @@ from llm_server.chat.syntax.format import Kind, ParamArgs
 from llm_server.chat.syntax.literal import Literal, Slot, fill, text_of
 from llm_server.chat.syntax.params import ParamParser
 from llm_server.chat.syntax.reader import Reader
-from llm_server.errors import InvalidRequest
+from llm_server.errors import InvalidSchema, printable
 from llm_server.worker.messages import JsonObject
 
 _PLAIN = re.compile(r"[\w.$@-]{1,64}")
@@ -29,17 +29,15 @@ class Names:
     def carries(self, name: str, *, required: bool, inside: bool = False) -> bool:
         """Whether a parameter of this name comes back, or a member of an object `inside` one.
 
-        Raises InvalidRequest if it does not, and is `required`.
+        Raises InvalidSchema if it does not, and is `required`.
         """
         if _PLAIN.fullmatch(name) or (self._member(name) if inside else self._parameter(name)):
             return True
         if required:
-            shown = "".join(c if c.isprintable() else " " for c in name[:100])
-            raise InvalidRequest(
-                f"A parameter named `{shown}` cannot be told in this model's syntax of calls; "
-                "rename it.",
-                param=self._param,
-                code="invalid_json_schema",
+            raise InvalidSchema(
+                f"A parameter named `{printable(name, 100)}` cannot be told in this model's syntax "
+                "of calls; rename it.",
+                self._param,
             )
         return False
 

@@ -26,7 +26,7 @@ from llm_server.chat.syntax.names import Names
 from llm_server.chat.syntax.patterns import escaped
 from llm_server.chat.syntax.texts import bounds_of
 from llm_server.chat.syntax.values import JsonValue, count_of, kinds_of, read_value
-from llm_server.errors import InvalidRequest
+from llm_server.errors import InvalidSchema
 from llm_server.worker.messages import JsonObject
 
 _NUMBER = r"/-?(0|[1-9][0-9]{0,15})(\.[0-9]{1,15})?/"
@@ -42,7 +42,7 @@ _INTEGER = r"/-?(0|[1-9][0-9]{0,15})/"
 class ParamGrammar:
     """Writes one tool's parameters into a grammar, in the order of its schema.
 
-    `tails` are what may follow the last one. Raises InvalidRequest for `param` where a schema
+    `tails` are what may follow the last one. Raises InvalidSchema for `param` where a schema
     cannot be said in a grammar of raw texts.
     """
 
@@ -79,11 +79,9 @@ class ParamGrammar:
         if self._strict and members.unsaid:
             raise self._refusal(" and ".join(members.unsaid))
 
-    def _refusal(self, what: str) -> InvalidRequest:
-        return InvalidRequest(
-            f"{what} cannot be enforced in this model's syntax of calls.",
-            param=self._param,
-            code="invalid_json_schema",
+    def _refusal(self, what: str) -> InvalidSchema:
+        return InvalidSchema(
+            f"{what} cannot be enforced in this model's syntax of calls.", self._param
         )
 
     def _parameters(self, members: Members, always: Collection[str]) -> str:
@@ -323,8 +321,7 @@ class ParamGrammar:
         if self._args.item is None:
             listed = ' "," '.join(items)
             return f'"[" {listed} "]"'
-        before = self._lark.text(text_of(self._args.item.mid))
-        after = self._lark.text(text_of(self._args.item.post))
+        before, after = self._around(self._args.item, "")
         return " ".join(f"{before} {item} {after}" for item in items) or '""'
 
     def _inner(self, schema: JsonValue, depth: int) -> str:
@@ -347,8 +344,7 @@ class ParamGrammar:
         elif not inner:
             high = 0
         if self._args.item is not None:
-            before = self._lark.text(text_of(self._args.item.mid))
-            after = self._lark.text(text_of(self._args.item.post))
+            before, after = self._around(self._args.item, "")
             if high == 0:
                 return '""'
             return self._lark.rule(f"( {before} {inner} {after} ){_times(low, high)}")

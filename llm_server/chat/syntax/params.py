@@ -19,9 +19,8 @@ from llm_server.chat.syntax.literal import (
     build,
     fill,
     fits_slot,
-    is_marker,
-    pieces,
     text_of,
+    up_to_marker,
 )
 from llm_server.chat.syntax.reader import Parse, Reader, overlap
 from llm_server.chat.syntax.values import JsonValue, kinds_of, read_text, read_value
@@ -53,7 +52,7 @@ class ParamParser:
         self._members = joined(Alternatives(self._schema, "").members())
         self._emit = emit
         self._next = build(*args.separator, *args.pre)
-        self._ends = [_until_marker(tail) for tail in tails]
+        self._ends = [build(up_to_marker(text_of(tail))) for tail in tails]
         self._mids = _mids(args)
         self._missing = [] if "null" in args.wrappers else self._nullable()
 
@@ -246,16 +245,6 @@ def _mids(args: ParamArgs) -> list[tuple[Literal, Wrapper, frozenset[str]]]:
         if short != mid:
             out.append((short, wrapper, found))
     return sorted(out, key=lambda entry: -len(text_of(entry[0])))
-
-
-def _until_marker(literal: Literal) -> Literal:
-    """The beginning of a literal that is enough to know it: up to its first marker."""
-    out: list[str] = []
-    for piece in pieces(text_of(literal)):
-        out.append(piece)
-        if is_marker(piece):
-            break
-    return build("".join(out))
 
 
 def _blanks(text: str, lead: str) -> int:

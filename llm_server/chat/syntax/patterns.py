@@ -6,8 +6,9 @@ JSON Schema takes its regular expressions from ECMA 262; grammars take Rust's, w
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-from llm_server.errors import InvalidRequest
+from llm_server.errors import InvalidSchema, printable
 
 _ANY = "(?s:.*)"
 _CLASSES = {"d": "0-9", "w": "a-zA-Z0-9_"}
@@ -21,18 +22,17 @@ _PLAIN_GROUPS = ("(?:", "(?<")
 def search_regex(pattern: str, param: str) -> str:
     """A regular expression, ready to stand between slashes, for texts in which `pattern` is found.
 
-    Raises InvalidRequest for `param` for what cannot be said so: looking around, references to
+    Raises InvalidSchema for `param` for what cannot be said so: looking around, references to
     groups, word boundaries, and anchors other than at the two ends of a whole alternative.
     """
     try:
         return _converted(pattern)
     except _Unsupported:
-        shown = "".join(c if c.isprintable() else " " for c in pattern[:100])
-        raise InvalidRequest(
-            f"The pattern `{shown}` cannot be forced in this model's syntax of calls: it may not "
-            "look around or refer to groups, and `^` and `$` may only begin and end it.",
-            param=param,
-            code="invalid_json_schema",
+        raise InvalidSchema(
+            f"The pattern `{printable(pattern, 100)}` cannot be forced in this model's syntax of "
+            "calls: it may not look around or refer to groups, and `^` and `$` may only begin and "
+            "end it.",
+            param,
         ) from None
 
 
@@ -75,13 +75,13 @@ def _converted(pattern: str) -> str:
     return "|".join(branch.whole() for branch in branches)
 
 
+@dataclass(slots=True)
 class _Branch:
     """One alternative of a pattern; whether it starts and ends with an anchor."""
 
-    def __init__(self) -> None:
-        self.text = ""
-        self.starts = False
-        self.ends = False
+    text: str = ""
+    starts: bool = False
+    ends: bool = False
 
     def whole(self) -> str:
         before, after = "" if self.starts else _ANY, "" if self.ends else _ANY

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from llm_server.chat.template import ChatTemplate
 from llm_server.errors import TemplateError
 from llm_server.worker.messages import FunctionCall, JsonObject, Message
+
+if TYPE_CHECKING:
+    from llm_server.chat.template import ChatTemplate
 
 NAMES = ("fnqa", "fnqb")
 KEYS = ("kxa", "kxb")

@@ -13,7 +13,7 @@ from llm_server.worker.messages import JsonObject
 def bounds_of(schema: JsonObject, *, strict: bool, param: str) -> list[str]:
     """Expressions that all match the texts that a schema allows, but for its values.
 
-    Raises InvalidRequest for `param` for a pattern that cannot be said, if `strict`.
+    Raises InvalidSchema for `param` for a pattern that cannot be said, if `strict`.
     """
     bounds = []
     for part in parts_of(schema):

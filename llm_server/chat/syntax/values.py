@@ -15,14 +15,25 @@ import sys
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
-from llm_server.chat.syntax.format import ParamArgs
+from llm_server.chat.syntax.format import KINDS, ParamArgs
 from llm_server.chat.syntax.literal import Slot, fill, text_of
 
 JsonValue: TypeAlias = Any
 """What JSON can hold."""
 
-MAX_DEPTH = 64
+DEFINITIONS = ("$defs", "definitions")
+"""Where a schema has what its references lead to."""
+
+MAX_NESTING = 64
 _WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
+_KINDS = {
+    bool: "boolean",
+    type(None): "null",
+    int: "number",
+    float: "number",
+    str: "string",
+    list: "array",
+}
 _NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _SIGNS = {"\\": "\\", "'": "'", '"': '"', "n": "\n", "t": "\t", "r": "\r", "\n": ""}
@@ -101,7 +112,7 @@ def _refuse(constant: str) -> JsonValue:
 
 def _read_dialect(text: str, at: int, quote: tuple[str, str], depth: int) -> tuple[JsonValue, int]:
     """Objects with bare keys, texts between `quote`."""
-    if depth > MAX_DEPTH:
+    if depth > MAX_NESTING:
         raise _Unreadable
     if text.startswith(quote[0], at):
         start = at + len(quote[0])
@@ -156,10 +167,10 @@ def _read_elements(
     text: str, args: ParamArgs, schema: JsonValue, root: JsonValue, depth: int = 0
 ) -> JsonValue:
     """Arrays and objects as elements; texts and numbers look alike, the schema tells."""
-    if depth > MAX_DEPTH:
+    if depth > MAX_NESTING:
         raise _Unreadable
     kinds = kinds_of(schema, root)
-    while isinstance(schema, dict) and isinstance(schema.get("$ref"), str) and depth < MAX_DEPTH:
+    while isinstance(schema, dict) and isinstance(schema.get("$ref"), str) and depth < MAX_NESTING:
         schema, depth = resolve(schema["$ref"], root), depth + 1
     schema = schema if isinstance(schema, dict) else {}
     opening = text_of(args.item.mid) if args.item is not None else ""
@@ -242,7 +253,7 @@ def kinds_of(schema: JsonValue, root: JsonValue = None, depth: int = 0) -> froze
 
     Follows local references of `root`.
     """
-    everything = frozenset({"string", "number", "boolean", "null", "array", "object"})
+    everything = frozenset[str](KINDS)
     if not isinstance(schema, dict) or depth > 8:
         return everything
     if isinstance(schema.get("$ref"), str) and root is not None:
@@ -257,7 +268,7 @@ def kinds_of(schema: JsonValue, root: JsonValue = None, depth: int = 0) -> froze
         return everything.intersection(kinds_of(rest, root, depth + 1), *found) or everything
     if "const" in schema or isinstance(schema.get("enum"), list):
         values = [schema["const"]] if "const" in schema else schema["enum"]
-        return frozenset(_kind(value) for value in values)
+        return frozenset(_KINDS.get(type(value), "object") for value in values)
     types = schema.get("type")
     names = types if isinstance(types, list) else [types]
     known = {"number" if name == "integer" else str(name) for name in names}
@@ -279,15 +290,3 @@ def resolve(reference: str, root: JsonValue) -> JsonValue:
 def count_of(bound: JsonValue) -> int | None:
     """A number of items that a schema tells; None for what is none."""
     return int(bound) if isinstance(bound, int | float) and not isinstance(bound, bool) else None
-
-
-def _kind(value: JsonValue) -> str:
-    if isinstance(value, bool):
-        return "boolean"
-    if value is None:
-        return "null"
-    if isinstance(value, (int, float)):
-        return "number"
-    if isinstance(value, str):
-        return "string"
-    return "array" if isinstance(value, list) else "object"

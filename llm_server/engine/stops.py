@@ -1,26 +1,13 @@
-"""From token bytes to text that may be shown: whole characters, and nothing of a stop string.
+"""From an answer's text to text that may be shown: nothing of a stop string.
 
-Both classes hold back only what the next token could still change.
+Holds back only what the next piece could still change.
 """
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 
-
-class Utf8Stream:
-    """Bytes in, whole characters out; a character split over tokens waits for its last byte.
-
-    Bytes that can never become a character are shown as U+FFFD, an unfinished end is dropped.
-    """
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, piece: bytes) -> str:
-        """The characters that `piece` completes."""
-        return self._decoder.decode(piece)
+from llm_server.chat.syntax.reader import overlap
 
 
 class StopStrings:
@@ -47,7 +34,7 @@ class StopStrings:
         if found:
             self._held = ""
             return buffer[: min(found)], True
-        cut = len(buffer) - self._overlap(buffer)
+        cut = len(buffer) - max(overlap(buffer, stop) for stop in self._stops)
         self._held = buffer[cut:]
         return buffer[:cut], False
 
@@ -55,12 +42,3 @@ class StopStrings:
         """What was held back, once no more text comes."""
         held, self._held = self._held, ""
         return held
-
-    def _overlap(self, buffer: str) -> int:
-        """Length of the longest end of `buffer` that begins a stop string."""
-        longest = min(len(buffer), max(len(stop) for stop in self._stops) - 1)
-        for n in range(longest, 0, -1):
-            end = buffer[-n:]
-            if any(stop.startswith(end) for stop in self._stops):
-                return n
-        return 0

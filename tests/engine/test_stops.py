@@ -1,29 +1,11 @@
-"""Characters are whole and stop strings never show, however the text is cut."""
+"""Stop strings never show, however the text is cut."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_server.engine.detokenize import StopStrings, Utf8Stream
-
-
-@given(st.text(), st.data())
-def test_characters_are_whole_at_every_cut(text: str, data: st.DataObject) -> None:
-    stream, out, rest = Utf8Stream(), "", text.encode()
-    while rest:
-        n = data.draw(st.integers(1, len(rest)))
-        out += stream.feed(rest[:n])
-        assert text.startswith(out)
-        rest = rest[n:]
-    assert out == text
-
-
-def test_a_split_character_waits_and_an_impossible_one_is_replaced() -> None:
-    stream = Utf8Stream()
-    assert stream.feed("é".encode()[:1]) == ""
-    assert stream.feed("é".encode()[1:]) == "é"
-    assert stream.feed(b"\xff!") == "\ufffd!"
+from llm_server.engine.stops import StopStrings
 
 
 @given(
