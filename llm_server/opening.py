@@ -6,8 +6,8 @@ Either takes some half a second, on different cores. Imports nothing of the API 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
+import logging
 import socket
 from collections.abc import Sequence
 from functools import partial
@@ -25,6 +25,8 @@ from llm_server.worker.config import CacheConfig
 from llm_server.worker.process import WORKER_ARGV, spawn
 from llm_server.worker.standby import Standby
 from llm_server.worker.watchdog import Limits
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -99,7 +101,11 @@ def make_pool(
 
 async def preload(pool: Backend) -> None:
     """Load the first model behind the server's back, so that it answers /health meanwhile."""
-    # The pool logs what goes wrong, and an empty folder is no error.
-    with contextlib.suppress(ServerError):
+    try:
         lease = await pool.acquire(None)
+    except ServerError:
+        pass  # The pool logs what goes wrong, and an empty folder is no error.
+    except Exception:
+        logger.exception("the first model was not loaded")  # Nobody waits for this task.
+    else:
         lease.release()

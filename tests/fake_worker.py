@@ -137,7 +137,7 @@ def load(command: Load) -> None:
     note("spans.log", f"end {os.getpid()}")
     note("loads.log", f"{path.name} n_ctx={n_ctx} pid={os.getpid()}")
     note("commands.log", msgspec.json.encode(command).decode())
-    settled = {"n_ctx": n_ctx, "n_ctx_train": 8192, "parallel": parallel, "n_vocab": 1000}
+    settled = {"n_ctx": n_ctx, "parallel": parallel}
     if path.name.startswith("cards"):
         settled |= {"n_gpu_layers": 20, "max_gpu_layers": 33}
     pooling: Pooling | None = "mean" if path.name.startswith("vectors") else None

@@ -23,7 +23,7 @@ from llm_server.errors import ServerError
 from llm_server.models.backend import LoadedModel
 from llm_server.models.effect import in_force
 from llm_server.models.memory import Memory
-from llm_server.models.plan import Fit, Planner
+from llm_server.models.plan import Fit, Planner, Source
 from llm_server.models.registry import ModelFile, Registry
 
 router = APIRouter()
@@ -88,7 +88,7 @@ class SettingJson(msgspec.Struct):
     """A setting in force, and where it is from."""
 
     value: Any
-    source: Literal["default", "option", "file", "request", "fitted"]
+    source: Source
 
 
 class PropsModelJson(msgspec.Struct):
@@ -179,7 +179,7 @@ async def props(request: Request) -> Response:
 def _props_of(resident: LoadedModel, planner: Planner) -> PropsModelJson:
     plan = resident.plan
     values = in_force(plan.config, plan.effect, resident.worker.loaded)
-    sources: dict[str, Any] = planner.sources(plan)
+    sources = planner.sources(plan)
     return PropsModelJson(
         model=resident.model.name,
         running=resident.n_running,

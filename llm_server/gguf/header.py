@@ -97,7 +97,6 @@ class Tensor:
 class Header:
     """All that stands before the weights of one file."""
 
-    version: int
     metadata: dict[str, Value]
     tensors: list[Tensor]
     n_bytes: int
@@ -216,7 +215,7 @@ class _Parser:
 
     def kind(self) -> str:
         """What `read_kind` says."""
-        _, _, n_keys = self._counts()
+        _, n_keys = self._counts()
         for _ in range(n_keys):
             key, value = self._pair()
             if key == "general.type" and isinstance(value, str):
@@ -225,15 +224,15 @@ class _Parser:
 
     def header(self) -> Header:
         """What `read_header` returns."""
-        version, n_tensors, n_keys = self._counts()
+        n_tensors, n_keys = self._counts()
         metadata = self._metadata(n_keys)
         alignment = _alignment(metadata)
         tensors = [self._tensor() for _ in range(n_tensors)]
         n_bytes = _padded(self._source.position, alignment)
-        return Header(version, metadata, self._placed(tensors, n_bytes, alignment), n_bytes)
+        return Header(metadata, self._placed(tensors, n_bytes, alignment), n_bytes)
 
-    def _counts(self) -> tuple[int, int, int]:
-        """Version, number of tensors, number of keys."""
+    def _counts(self) -> tuple[int, int]:
+        """Number of tensors, number of keys."""
         if self._source.size < 24 or self._source.take(4) != b"GGUF":
             raise InvalidGguf("it is not a GGUF file")
         version, n_tensors, n_keys = self._unpack("<IQQ")
@@ -243,7 +242,7 @@ class _Parser:
             raise InvalidGguf(f"its GGUF version {version} is not supported")
         if n_tensors > MAX_TENSORS or n_keys > MAX_KEYS:
             raise InvalidGguf("it claims to hold absurdly many tensors or keys")
-        return version, n_tensors, n_keys
+        return n_tensors, n_keys
 
     def _unpack(self, layout: str) -> tuple[int, ...]:
         return struct.unpack(layout, self._source.take(struct.calcsize(layout)))

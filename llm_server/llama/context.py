@@ -106,7 +106,6 @@ class Context:
         self.n_ctx: int = min(n_ctx, lib.llama_n_ctx(self._context))
         self.dry = DrySamplers(model.vocab, self.n_ctx)
         self.n_batch: int = lib.llama_n_batch(self._context)
-        self.n_ubatch: int = lib.llama_n_ubatch(self._context)
         self.max_outputs: int = params.n_outputs_max
         self.batch = Batch(self.n_batch, self._n_owners)
         self._put_back: list[npt.NDArray[np.float32]] = []

@@ -177,11 +177,11 @@ class _Values:
         value = self.metadata.get(key if bare else f"{self.architecture}.{key}", default)
         return max(self._whole_items(key, value), default=default)
 
-    def by_layer(self, key: str, n_layer: int, default: int = 0) -> list[int]:
+    def by_layer(self, key: str, n_layer: int) -> list[int]:
         """A number for each layer, from a list or from one for all."""
         value = self.metadata.get(f"{self.architecture}.{key}")
         if not isinstance(value, tuple):
-            return [self.whole(key, default)] * n_layer
+            return [self.whole(key)] * n_layer
         if len(value) < n_layer:
             raise InvalidGguf(f"its {key} is too short")
         return self._whole_items(key, value)[:n_layer]

@@ -133,7 +133,7 @@ def _of_repository(
     files = {}
     for sibling in info.siblings or []:
         path = sibling.rfilename
-        if path.lower().endswith(".gguf") and not _is_auxiliary(path):
+        if path.lower().endswith(".gguf") and path.isprintable() and not _is_auxiliary(path):
             url = hf_hub_url(repo, path, revision=info.sha, endpoint=endpoint)
             sha256 = sibling.lfs.sha256 if sibling.lfs else None
             name = _in_folder(path).rpartition("/")[2]

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -33,6 +33,10 @@ from llm_server.worker.config import Adapter, KvType, LoadConfig
 from llm_server.worker.messages import Loaded
 
 logger = logging.getLogger(__name__)
+
+Source: TypeAlias = Literal["default", "option", "file", "request", "fitted"]
+"""Where a setting is from: ours, the command line (or environment, or top of the configuration
+file), a model's table in that file, or a client; the last was left open and settled."""
 
 GB = 1_000_000_000
 
@@ -224,16 +228,12 @@ class Planner:
             return False
         return is_in_force(effect(plan.facts, config), plan.effect, loaded)
 
-    def sources(self, plan: Plan) -> dict[str, str]:
-        """Where each setting of a plan is from.
-
-        "default" is ours, "option" the command line, environment or top of the configuration file,
-        "file" a model's table in it, "request" a client; "fitted" was left open and settled.
-        """
+    def sources(self, plan: Plan) -> dict[str, Source]:
+        """Where each setting of a plan is from."""
         told = self.told(plan.model).load
         with contextlib.suppress(InvalidRequest):  # A file that it names may be gone by now.
             told = self.named(told)
-        sources = {}
+        sources: dict[str, Source] = {}
         for name in LoadConfig.__struct_fields__:
             asked, config = getattr(plan.asked, name), getattr(plan.config, name)
             if asked != config:

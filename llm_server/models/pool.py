@@ -99,12 +99,12 @@ class Pool:
         Raises ShuttingDown, and what `policy.check_room` does.
         """
         if self._closing:
-            raise ShuttingDown("The server is shutting down.")
+            raise ShuttingDown()
         n_owned = 0
         if owner:
             waiting = sum(ticket.owner == owner for ticket in self._waiting)
             n_owned = self._residents.held_by(owner) + waiting
-        n_taken = self._residents.n_running + len(self._waiting)
+        n_taken = self._residents.n_leases + len(self._waiting)
         check_room(n_taken, n_owned, self._parallel(), self._queue_size)
 
     async def acquire(
@@ -176,7 +176,7 @@ class Pool:
             model=model.name if model else None,
             n_ctx=loaded.n_ctx if loaded else 0,
             parallel=loaded.parallel if loaded else self._parallel(),
-            running=self._residents.n_running - queued,
+            running=self._residents.n_leases - queued,
             waiting=len(self._waiting) + queued,
             loading=loading.name if loading else None,
             fraction=self._loader.fraction,
@@ -189,7 +189,7 @@ class Pool:
     def begin_close(self) -> None:
         """Take no more requests and refuse the waiting ones; running ones go on."""
         self._closing = True
-        self._refuse_waiting(ShuttingDown("The server is shutting down."))
+        self._refuse_waiting(ShuttingDown())
         if self._bringing is not None:
             self._bringing.cancel()
 
@@ -326,7 +326,7 @@ class Pool:
     def _expect_load(self) -> None:
         """Have a process wait for the next model, where not all are loaded."""
         if len(self._registry.models()) > len(self.loaded) and not self._closing:
-            self._loader.make_ready(lambda: bool(self._bringing or self._residents.n_running))
+            self._loader.make_ready(lambda: bool(self._bringing or self._residents.n_leases))
 
     async def _load_or_retry(self, plan: Plan, keep_alive_s: float, ticket: Ticket) -> None:
         """Load; if the memory falls short, once more without the idle models, displaced then too.

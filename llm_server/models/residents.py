@@ -45,7 +45,7 @@ class Residents:
         return self._residents.get(model.name)
 
     @property
-    def n_running(self) -> int:
+    def n_leases(self) -> int:
         """Leases held."""
         return sum(len(resident.leases) for resident in self)
 
@@ -117,7 +117,7 @@ class Residents:
             resident.expiry = loop.call_later(resident.keep_alive_s, self._expire, resident)
 
     def _note_idle(self) -> None:
-        if self.n_running == 0:
+        if self.n_leases == 0:
             self._idle.set()
 
     # ---- leaving -------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class Residents:
     def fail_running(self) -> None:
         """End the requests that still run with ShuttingDown."""
         for resident in self:
-            resident.worker.fail_running(ShuttingDown("The server is shutting down.").info)
+            resident.worker.fail_running(ShuttingDown().info)
 
     def kill(self) -> None:
         """End the workers at once, without waiting for anything."""

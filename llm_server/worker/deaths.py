@@ -22,7 +22,7 @@ OVERWRITTEN = (
     "model is being loaded again."
 )
 
-STOPPED = ShuttingDown("The server is shutting down.").info
+STOPPED = ShuttingDown().info
 
 MEMORY_RAN_OUT = (
     "The system has ended the model's worker process because memory ran out. Use a smaller model "

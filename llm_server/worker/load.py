@@ -85,9 +85,7 @@ def make_ready(command: Load, model: Model, digest: bytes) -> Ready:
     print_ = state_fingerprint(digest, command, context)
     loaded = Loaded(
         n_ctx=context.n_ctx,
-        n_ctx_train=model.n_ctx_train,
         parallel=len(context.running),
-        n_vocab=model.vocab.n_tokens,
         description=model.description,
         fingerprint=system_fingerprint(print_, context, config),
         memory_bytes=memory_bytes(model, given_back, _TABLES * model.vocab.n_tokens),
@@ -176,9 +174,7 @@ def load_embedding(
     context = open_embedding(model, pooling, config, adapters)
     loaded = Loaded(
         n_ctx=context.n_batch,
-        n_ctx_train=model.n_ctx_train,
         parallel=context.max_texts,
-        n_vocab=model.vocab.n_tokens,
         description=model.description,
         pooling=pooling,
         memory_bytes=memory_bytes(model, given_back=False),

@@ -120,7 +120,7 @@ class Worker:
             self._write(events + self._changed_cells() + self._changed_cache())
             if self._engine.idle:
                 self._engine.check()
-        self._write(list(self._engine.fail_all(ShuttingDown("The server is shutting down."))))
+        self._write(list(self._engine.fail_all(ShuttingDown())))
         self._engine.close(self._stop.deadline_s)
         self._write(self._cache_did())
         if self._finishing.ident is not None:

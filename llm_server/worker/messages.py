@@ -242,9 +242,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     """
 
     n_ctx: int
-    n_ctx_train: int
     parallel: int
-    n_vocab: int
     description: str
     sandbox: str = ""
     """What the worker gave up: `full`, `partial (...)` or `off`."""

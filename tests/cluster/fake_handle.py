@@ -9,7 +9,7 @@ from llm_server.cluster import messages
 from llm_server.cluster.messages import Opening
 from llm_server.worker.messages import Loaded, RequestEvent
 
-LOADED = Loaded(4096, 4096, 1, 1000, "x")
+LOADED = Loaded(4096, 1, "x")
 
 
 def opening(*events: RequestEvent) -> bytes:

@@ -17,7 +17,7 @@ from llm_server.worker.messages import Loaded
 from tests.gguf_bytes import TINY, Metadata, TensorEntry, gguf
 
 AMPLE = 1 << 40
-LOADED = Loaded(n_ctx=4096, n_ctx_train=4096, parallel=32, n_vocab=2, description="")
+LOADED = Loaded(n_ctx=4096, parallel=32, description="")
 ON_CARDS = msgspec.structs.replace(LOADED, n_gpu_layers=2, max_gpu_layers=2)
 YARN: Metadata = {
     "llama.rope.freq_base": 5e5,

@@ -70,6 +70,11 @@ def test_projectors_and_matrices_are_no_models(server: FileServer) -> None:
         choose(server, "hf:o/r", "mmproj-m-F16.gguf", "model.safetensors")
 
 
+def test_a_name_that_a_terminal_would_obey_is_no_models(server: FileServer) -> None:
+    choice = choose(server, "hf:o/r", "m\x1b[2J-Q8_0.gguf", "m-Q8_0.gguf")
+    assert names(choice) == ["m-Q8_0.gguf"] and choice.others == []
+
+
 def test_several_models_of_one_quantization_have_to_be_named(server: FileServer) -> None:
     files = ["big-Q4_K_M.gguf", "small-Q4_K_M.gguf"]
     with pytest.raises(DownloadError, match=r"name one of: big-Q4_K_M.gguf, small-Q4_K_M.gguf"):

@@ -45,7 +45,7 @@ def main() -> None:
 
     store = ChunkStore(Path(sys.argv[1]), bytes(32), 1 << 30, files=StuckFiles())
     disk = DiskTier(store, bytes(32), whole_state=False)
-    loaded = Loaded(n_ctx=100_000, n_ctx_train=100_000, parallel=8, n_vocab=64, description="fake")
+    loaded = Loaded(n_ctx=100_000, parallel=8, description="fake")
     ready = Ready(context, prepare, disk, loaded, 0, finish=lambda: None)  # type: ignore[arg-type]
     serve(ready, "off", os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"))
 

@@ -95,7 +95,7 @@ def test_every_command_and_event_survives_the_round_trip() -> None:
     ):
         assert frames.decode_command(frames.encode_command(command)) == command
     events: list[Event] = [
-        Loaded(n_ctx=1, n_ctx_train=2, parallel=3, n_vocab=4, description="d"),
+        Loaded(n_ctx=1, parallel=3, description="d"),
         Content(id=1, text="é"),
         ToolCall(id=1, index=0, arguments="{", call_id="c", name="f"),
         Finished(id=1, reason="stop", usage=Usage(1, 2, 0), timings=Timings(0.5, 1.5, 2.5)),
