@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from llm_server.api.errors import envelope
 from llm_server.api.traffic import Traffic, new_request_id
+from llm_server.api.versions import head_without_upgrade, unframed
 from llm_server.errors import ErrorInfo, InvalidRequest, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -300,27 +301,16 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         if cycle.scope["http_version"] == "1.0":
-            app = _unframed(app, cycle)
+            app = unframed(app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def _without_upgrade(self) -> bytes:
-        """The head that was just read, asking for no other protocol, for a parser of its own.
-
-        Java's client asks for HTTP/2 with each request; the parser would skip their bodies.
-        """
+        """The head that was just read, for a parser of its own, which does not skip the body."""
         self._upgrading = False
-        version = self.parser.get_http_version().encode()
-        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
-        for name, value in self.headers:
-            if name not in (b"upgrade", b"http2-settings"):
-                if name == b"connection":
-                    tokens = [token.strip() for token in value.split(b",")]
-                    gone = (b"upgrade", b"http2-settings")
-                    value = b", ".join(token for token in tokens if token.lower() not in gone)
-                lines.append(name + b": " + value)
+        method, version = self.parser.get_method(), self.parser.get_http_version()
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        return b"\r\n".join(lines) + b"\r\n\r\n"
+        return head_without_upgrade(method, self.url, version, self.headers)
 
     # ---- refusing ------------------------------------------------------------------------------
 
@@ -364,26 +354,6 @@ class Connection(HttpToolsProtocol):
         self.traffic.refuse(info)
         client = self.client[0] if self.client else "-"
         logger.info("refused %s %s from %s %s", info.status, info.code, client, request_id)
-
-
-def _unframed(app: Any, cycle: RequestResponseCycle) -> Any:
-    """`app`, whose answers without a length end with the connection: HTTP/1.0 has no chunks."""
-
-    async def serve(scope: Any, receive: Any, send: Any) -> None:
-        endless = False
-
-        async def send_unframed(message: Any) -> None:
-            nonlocal endless
-            if message["type"] == "http.response.start":
-                endless = all(name != b"content-length" for name, _ in message["headers"])
-                cycle.chunked_encoding = False if endless else None
-            elif endless:
-                cycle.expected_content_length = len(message["body"])
-            await send(message)
-
-        await app(scope, receive, send_unframed)
-
-    return serve
 
 
 def connection_class(limits: Limits, traffic: Traffic) -> type[Connection]:
