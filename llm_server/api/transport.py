@@ -46,6 +46,8 @@ class Limits:
     url: int = 8192
     header_bytes: int = 32 * 1024
     headers: int = 64
+    pipelined: int = 16
+    """How many requests may wait behind the one that is being answered."""
     connections: int = 1024
 
 
@@ -211,8 +213,10 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
 
     def _is_idle(self) -> bool:
-        answered = self._running is None or self._running.response_complete
-        return answered and not (self.pipeline or self._in_head or self._in_body)
+        return self._is_answered() and not (self.pipeline or self._in_head or self._in_body)
+
+    def _is_answered(self) -> bool:
+        return self._running is None or self._running.response_complete
 
     def _evict_idle(self) -> bool:
         """Close the idle or silent connection that would be closed next; whether there was one."""
@@ -274,8 +278,13 @@ class Connection(HttpToolsProtocol):
             offers = {value.lower() for name, value in self.headers if name == b"upgrade"}
             if b"websocket" in offers or self.parser.get_method() == b"CONNECT":
                 self._stop(_malformed("There are no WebSockets and no tunnels here."))
+            if not self._is_answered():  # Each costs a parser, and a piece may hold thousands.
+                self._stop(_malformed("An Upgrade header may not follow an unanswered request."))
             self._upgrading = True
             return
+        if len(self.pipeline) >= self.limits.pipelined:
+            message = f"More than {self.limits.pipelined} requests wait for the one before them."
+            self._stop(_malformed(message))
         self._in_head, self._in_body = False, True
         self._stop_receipt()
         self._body_bytes, self._body_began = 0, self.loop.time()

@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,13 @@ def test_pipelined_requests_are_answered_in_order(live: Live) -> None:
     assert answer.received.index(b'"status":"ok"') < answer.received.index(b"chat.completion")
 
 
+def test_few_requests_may_wait_behind_another(live: Live) -> None:
+    most = 1 + Limits().pipelined
+    assert talk(url(live), SECOND * most, responses=most).statuses == [200] * most
+    answer = talk(url(live), SECOND * (most + 1))
+    assert answer.statuses == [200] and answer.closed
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_who_leaves_is_noticed_though_another_request_waits(live: Live, at_once: bool) -> None:
     cancelled = len(live.notes("cancels.log"))
@@ -169,11 +177,20 @@ def test_an_offer_of_http_2_is_ignored_with_the_body_kept(live: Live) -> None:
     body = json.dumps(chat_body("hello")).encode()
     offer = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAEA")
     request = post(b"/chat/completions", body, JSON, *offer, b"Content-Length: %d" % len(body))
-    # A thousand in one piece would exhaust a stack that grew with each.
-    more = b"GET /nope HTTP/1.1\r\n" + b"\r\n".join([b"Host: localhost", *offer, b"", b""])
-    last = b"GET /nope HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    answer = talk(url(live), request + more * 1000 + last)
-    assert answer.statuses == [200] + [404] * 1001
+    assert talk(url(live), request + SECOND, responses=2).statuses == [200, 200]
+    with contextlib.closing(HTTPConnection(url(live).removeprefix("http://"))) as java:
+        for _ in range(3):
+            java.request("GET", "/nope", headers={"Connection": "Upgrade", "Upgrade": "h2c"})
+            answer = java.getresponse()
+            assert answer.status == 404 and json.load(answer)
+            assert java.sock is not None  # It is not closed.
+
+
+def test_an_offer_of_http_2_behind_an_unanswered_request_is_refused(live: Live) -> None:
+    offer = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAEA")
+    request = b"GET /health HTTP/1.1\r\n" + b"\r\n".join([b"Host: localhost", *offer, b"", b""])
+    answer = talk(url(live), request * 2)
+    assert answer.statuses == [200] and answer.closed
 
 
 def test_a_body_that_is_too_long_is_refused_before_it_is_sent(live: Live) -> None:
