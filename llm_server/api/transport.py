@@ -28,7 +28,7 @@ _LINGER_S = 2.0
 """How long a client that is refused may go on sending: closing at once would reset the connection,
 and it would never read why."""
 _SILENT_S = 1.0
-"""Who has sent nothing for so long makes room for others; a request may be on its way before."""
+"""Whose request has not begun, or has no whole head, for so long makes room for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Connection(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self._feed(data)
-        if not self._deaf and self._is_idle() and self._receipt is None:
+        if not self._deaf and self._awaits_head() and self._receipt is None:
             self._await_head()  # Blank lines between requests must not keep a connection open.
 
     def _feed(self, data: bytes) -> None:
@@ -212,14 +212,14 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.abort()
 
-    def _is_idle(self) -> bool:
-        return self._is_answered() and not (self.pipeline or self._in_head or self._in_body)
+    def _awaits_head(self) -> bool:
+        return self._is_answered() and not (self.pipeline or self._in_body)
 
     def _is_answered(self) -> bool:
         return self._running is None or self._running.response_complete
 
     def _evict_idle(self) -> bool:
-        """Close the idle or silent connection that would be closed next; whether there was one."""
+        """Close the idle or slow connection that would be closed next; whether there was one."""
         ends = {
             connection: timer.when()
             for connection in self.connections
@@ -232,10 +232,10 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _idling(self) -> asyncio.TimerHandle | None:
-        """The timer that closes it, if it has long sent nothing, or nothing since an answer."""
-        silence = self._receipt if self._is_idle() else None
-        if silence and silence.when() - self.loop.time() < self.limits.head_s - _SILENT_S:
-            return silence
+        """The timer that closes it, if a head is long in coming, or none began since an answer."""
+        head = self._receipt if self._awaits_head() else None
+        if head and head.when() - self.loop.time() < self.limits.head_s - _SILENT_S:
+            return head
         return self.timeout_keep_alive_task
 
     # ---- the parser's callbacks ----------------------------------------------------------------

@@ -290,16 +290,19 @@ def test_idle_connections_make_room(hasty: Live) -> None:
             assert connection.recv(15) == b"HTTP/1.1 200 OK"
 
 
-def test_silent_connections_make_room(tmp_path: Path) -> None:
+@pytest.mark.parametrize("begun", [b"", SECOND[:1], SECOND[:-1]])
+def test_who_is_silent_or_does_not_end_a_head_makes_room(tmp_path: Path, begun: bytes) -> None:
     add_models(tmp_path, "a.gguf")
     limits = Limits(head_s=300.0, connections=4)
     with live_server(tmp_path, limits=limits) as live, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(connect(url(live))) for _ in range(limits.connections)]
+        for connection in silent:
+            connection.sendall(begun)
         until(lambda: talk(url(live), SECOND, responses=1).statuses == [200])
         answers = []
         for connection in silent:
             with contextlib.suppress(ConnectionError):
-                connection.sendall(SECOND)
+                connection.sendall(SECOND.removeprefix(begun))
                 answers.append(connection.recv(15))
         assert answers.count(b"HTTP/1.1 200 OK") == limits.connections - 1
 
