@@ -49,6 +49,10 @@ class Limits:
     pipelined: int = 16
     """How many requests may wait behind the one that is being answered."""
     connections: int = 1024
+    tiny_pieces: int = 1000
+    """A body of more pieces than this may not have pieces of less than `piece_bytes` on average:
+    what a piece costs hardly depends on its size."""
+    piece_bytes: int = 16
 
 
 class ConnectionRefused(Unavailable):
@@ -86,6 +90,7 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0
     _header_bytes = 0
     _body_bytes = 0
+    _body_pieces = 0
     _body_began = 0.0
 
     # ---- the connection's life -----------------------------------------------------------------
@@ -287,7 +292,8 @@ class Connection(HttpToolsProtocol):
             self._stop(_malformed(message))
         self._in_head, self._in_body = False, True
         self._stop_receipt()
-        self._body_bytes, self._body_began = 0, self.loop.time()
+        self._body_bytes = self._body_pieces = 0
+        self._body_began = self.loop.time()
         self._await_body(self.limits.body_s)
         super().on_headers_complete()
         if len(self.pipeline) == 1:
@@ -297,6 +303,10 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
         self._body_bytes += len(body)
+        self._body_pieces += 1
+        if self._body_pieces > self.limits.tiny_pieces:
+            if self._body_bytes < self.limits.piece_bytes * self._body_pieces:
+                self._stop(_malformed("The body comes in too many pieces of a few bytes each."))
         super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -200,6 +200,19 @@ def test_a_body_that_is_too_long_is_refused_before_it_is_sent(live: Live) -> Non
     assert_refused(talk(url(live), head + b"x" * 4_000_000), 413, "request_too_large")
 
 
+def test_a_body_of_many_tiny_pieces_is_refused(live: Live) -> None:
+    def request(piece: bytes, n: int) -> bytes:
+        pieces = [json.dumps(chat_body("hello")).encode(), *[piece] * n, b""]
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+        return post(b"/chat/completions", chunks, JSON, b"Transfer-Encoding: chunked")
+
+    most = Limits().tiny_pieces - 1
+    assert talk(url(live), request(b" ", most), responses=1).statuses == [200]
+    assert_refused(talk(url(live), request(b" ", most + 1)), 400, "invalid_http")
+    large = b" " * Limits().piece_bytes
+    assert talk(url(live), request(large, 3 * most), responses=1).statuses == [200]
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
