@@ -22,6 +22,9 @@ PUBLIC = frozenset({"/health", "/ui/", *assets()})
 """Paths that answer without a key, exactly as written; what `/health` tells depends on it. The
 others are the files of the page, which asks for the key."""
 
+_LINKED = frozenset({"/", "/ui", "/ui/"})
+"""Where a link on a page from elsewhere may lead: to our own page, whatever a person then does."""
+
 EXPOSED_HEADERS = b"x-request-id, retry-after, x-should-retry, x-ignored-parameters"
 
 
@@ -88,6 +91,16 @@ class Access:
             return False
         # An address cannot be rebound to another machine: only names can.
         return name in self._hosts or _is_address(name)
+
+    def check_site(self, path: str, headers: Headers) -> None:
+        """Raises Forbidden for what a page from elsewhere loads without saying which page it is.
+
+        Browsers send no Origin for images, scripts and links, but whether the page is of this site.
+        """
+        foreign = headers.get("sec-fetch-site") == "cross-site" and "origin" not in headers
+        follows_link = headers.get("sec-fetch-mode") == "navigate" and path in _LINKED
+        if foreign and not follows_link and "*" not in self._origins:
+            raise Forbidden("Web pages from elsewhere may not load anything of this server.")
 
     def cors(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         """What an answer tells the browser about the page that asks. Raises Forbidden."""

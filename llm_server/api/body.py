@@ -34,6 +34,7 @@ _DIGITS = b"0123456789"
 _AS_ZERO = bytes.maketrans(_DIGITS, b"0" * 10)
 _NO_NUMBERS = bytes(set(range(256)) - set(_BRACKETS) - set(_DIGITS + b",:"))
 _MAX_DIGITS = 64
+_MAX_PATH = 128
 _AT_ONCE_BYTES = 64 * 1024  # What is longer is read by a thread: streams must not wait for it.
 
 # One thread: several would share Python's lock with the event loop, whose turn would come later.
@@ -148,6 +149,7 @@ def _bounded_float(digits: str) -> float:
 
 def _check(value: list[Json] | dict[str, Json], path: str) -> None:
     """Refuse what JSON text can say and the rest of the server cannot hold."""
+    path = path[:_MAX_PATH]  # Copied for each value: a key may be as long as the body.
     if isinstance(value, list):
         for i, item in enumerate(value):
             if not _harmless(item):
@@ -193,7 +195,7 @@ def _check_text(text: str, path: str) -> None:
 
 def printable(path: str) -> str:
     """A path of the client's own keys, fit to be shown: bounded, one line, valid Unicode."""
-    return "".join(c if c.isprintable() else "?" for c in path[:128])
+    return "".join(c if c.isprintable() else "?" for c in path[:_MAX_PATH])
 
 
 def _invalid(message: str) -> InvalidRequest:

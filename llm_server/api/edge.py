@@ -101,6 +101,7 @@ class _Exchange:
         access = self._edge.access
         access.check_exposure(self._scope)
         access.check_host(headers)
+        access.check_site(self._scope["path"], headers)
         self._extra += access.cors(headers)
         if self._scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
             start = {"type": "http.response.start", "status": 204, "headers": preflight(headers)}

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from llm_server.api.errors import envelope
 from llm_server.api.traffic import Traffic, new_request_id
+from llm_server.api.versions import head_without_upgrade, unframed
 from llm_server.errors import ErrorInfo, InvalidRequest, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ _LINGER_S = 2.0
 """How long a client that is refused may go on sending: closing at once would reset the connection,
 and it would never read why."""
 _SILENT_S = 1.0
-"""Who has sent nothing for so long makes room for others; a request may be on its way before."""
+"""Whose request has not begun, or has no whole head, for so long makes room for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,13 @@ class Limits:
     url: int = 8192
     header_bytes: int = 32 * 1024
     headers: int = 64
+    pipelined: int = 16
+    """How many requests may wait behind the one that is being answered."""
     connections: int = 1024
+    tiny_pieces: int = 1000
+    """A body of more pieces than this may not have pieces of less than `piece_bytes` on average:
+    what a piece costs hardly depends on its size."""
+    piece_bytes: int = 16
 
 
 class ConnectionRefused(Unavailable):
@@ -83,6 +90,7 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0
     _header_bytes = 0
     _body_bytes = 0
+    _body_pieces = 0
     _body_began = 0.0
 
     # ---- the connection's life -----------------------------------------------------------------
@@ -116,7 +124,7 @@ class Connection(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self._feed(data)
-        if not self._deaf and self._is_idle() and self._receipt is None:
+        if not self._deaf and self._awaits_head() and self._receipt is None:
             self._await_head()  # Blank lines between requests must not keep a connection open.
 
     def _feed(self, data: bytes) -> None:
@@ -209,12 +217,14 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.abort()
 
-    def _is_idle(self) -> bool:
-        answered = self._running is None or self._running.response_complete
-        return answered and not (self.pipeline or self._in_head or self._in_body)
+    def _awaits_head(self) -> bool:
+        return self._is_answered() and not (self.pipeline or self._in_body)
+
+    def _is_answered(self) -> bool:
+        return self._running is None or self._running.response_complete
 
     def _evict_idle(self) -> bool:
-        """Close the idle or silent connection that would be closed next; whether there was one."""
+        """Close the idle or slow connection that would be closed next; whether there was one."""
         ends = {
             connection: timer.when()
             for connection in self.connections
@@ -227,10 +237,10 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _idling(self) -> asyncio.TimerHandle | None:
-        """The timer that closes it, if it has long sent nothing, or nothing since an answer."""
-        silence = self._receipt if self._is_idle() else None
-        if silence and silence.when() - self.loop.time() < self.limits.head_s - _SILENT_S:
-            return silence
+        """The timer that closes it, if a head is long in coming, or none began since an answer."""
+        head = self._receipt if self._awaits_head() else None
+        if head and head.when() - self.loop.time() < self.limits.head_s - _SILENT_S:
+            return head
         return self.timeout_keep_alive_task
 
     # ---- the parser's callbacks ----------------------------------------------------------------
@@ -270,11 +280,17 @@ class Connection(HttpToolsProtocol):
             offers = {value.lower() for name, value in self.headers if name == b"upgrade"}
             if b"websocket" in offers or self.parser.get_method() == b"CONNECT":
                 self._stop(_malformed("There are no WebSockets and no tunnels here."))
+            if not self._is_answered():  # Each costs a parser, and a piece may hold thousands.
+                self._stop(_malformed("An Upgrade header may not follow an unanswered request."))
             self._upgrading = True
             return
+        if len(self.pipeline) >= self.limits.pipelined:
+            message = f"More than {self.limits.pipelined} requests wait for the one before them."
+            self._stop(_malformed(message))
         self._in_head, self._in_body = False, True
         self._stop_receipt()
-        self._body_bytes, self._body_began = 0, self.loop.time()
+        self._body_bytes = self._body_pieces = 0
+        self._body_began = self.loop.time()
         self._await_body(self.limits.body_s)
         super().on_headers_complete()
         if len(self.pipeline) == 1:
@@ -284,6 +300,10 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
         self._body_bytes += len(body)
+        self._body_pieces += 1
+        if self._body_pieces > self.limits.tiny_pieces:
+            if self._body_bytes < self.limits.piece_bytes * self._body_pieces:
+                self._stop(_malformed("The body comes in too many pieces of a few bytes each."))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -297,27 +317,16 @@ class Connection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         if cycle.scope["http_version"] == "1.0":
-            app = _unframed(app, cycle)
+            app = unframed(app, cycle)
         super()._start_asgi_task(cycle, app)
 
     def _without_upgrade(self) -> bytes:
-        """The head that was just read, asking for no other protocol, for a parser of its own.
-
-        Java's client asks for HTTP/2 with each request; the parser would skip their bodies.
-        """
+        """The head that was just read, for a parser of its own, which does not skip the body."""
         self._upgrading = False
-        version = self.parser.get_http_version().encode()
-        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
-        for name, value in self.headers:
-            if name not in (b"upgrade", b"http2-settings"):
-                if name == b"connection":
-                    tokens = [token.strip() for token in value.split(b",")]
-                    gone = (b"upgrade", b"http2-settings")
-                    value = b", ".join(token for token in tokens if token.lower() not in gone)
-                lines.append(name + b": " + value)
+        method, version = self.parser.get_method(), self.parser.get_http_version()
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        return b"\r\n".join(lines) + b"\r\n\r\n"
+        return head_without_upgrade(method, self.url, version, self.headers)
 
     # ---- refusing ------------------------------------------------------------------------------
 
@@ -361,26 +370,6 @@ class Connection(HttpToolsProtocol):
         self.traffic.refuse(info)
         client = self.client[0] if self.client else "-"
         logger.info("refused %s %s from %s %s", info.status, info.code, client, request_id)
-
-
-def _unframed(app: Any, cycle: RequestResponseCycle) -> Any:
-    """`app`, whose answers without a length end with the connection: HTTP/1.0 has no chunks."""
-
-    async def serve(scope: Any, receive: Any, send: Any) -> None:
-        endless = False
-
-        async def send_unframed(message: Any) -> None:
-            nonlocal endless
-            if message["type"] == "http.response.start":
-                endless = all(name != b"content-length" for name, _ in message["headers"])
-                cycle.chunked_encoding = False if endless else None
-            elif endless:
-                cycle.expected_content_length = len(message["body"])
-            await send(message)
-
-        await app(scope, receive, send_unframed)
-
-    return serve
 
 
 def connection_class(limits: Limits, traffic: Traffic) -> type[Connection]:

@@ -147,6 +147,27 @@ def test_pages_of_the_server_itself_need_no_permission(locked: Live) -> None:
     assert "access-control-allow-origin" not in response.headers
 
 
+def test_pages_from_elsewhere_load_nothing_without_an_origin(live: Live) -> None:
+    image = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    for path, headers in (("/v1/models", image), ("/ui", image), ("/v1/models", link)):
+        assert code(live.client.get(path, headers=headers)) == (403, "origin_not_allowed")
+    for path in ("/", "/ui", "/ui/"):
+        response = live.client.get(path, headers=link, follow_redirects=True)
+        assert response.status_code == 200
+    for site in ("none", "same-origin", "same-site"):
+        headers = {**image, "sec-fetch-site": site}
+        assert live.client.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_an_allowed_page_may_ask_from_another_site() -> None:
+    foreign = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "cors"}
+    Access(origins=[PAGE]).check_site("/v1/models", Headers({**foreign, "origin": PAGE}))
+    Access(origins=["*"]).check_site("/v1/models", Headers(foreign))
+    with pytest.raises(Forbidden):
+        Access(origins=[PAGE]).check_site("/v1/models", Headers(foreign))
+
+
 # ---- keys --------------------------------------------------------------------------------------
 
 

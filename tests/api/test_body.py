@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import tracemalloc
 
 import pytest
 from starlette.requests import Request
@@ -117,6 +118,18 @@ def test_commas_in_text_are_no_values() -> None:
 )
 def test_numbers_that_are_none_name_their_place(number: str) -> None:
     assert refusal(f'{{"a": {{"b": [1, {number}]}}}}'.encode()) == ("invalid_value", "a.b[1]")
+
+
+def test_a_long_key_is_not_copied_for_each_value_under_it() -> None:
+    depth = MAX_DEPTH - 1
+    body = b'{"' + b"k" * 1_000_000 + b'":' + b"[" * depth + b"1.5" + b"]" * depth + b"}"
+    tracemalloc.start()
+    try:
+        parse_json_object(body)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * len(body)
 
 
 def test_integers_of_64_bits_are_numbers() -> None:

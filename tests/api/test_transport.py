@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,13 @@ def test_pipelined_requests_are_answered_in_order(live: Live) -> None:
     assert answer.received.index(b'"status":"ok"') < answer.received.index(b"chat.completion")
 
 
+def test_few_requests_may_wait_behind_another(live: Live) -> None:
+    most = 1 + Limits().pipelined
+    assert talk(url(live), SECOND * most, responses=most).statuses == [200] * most
+    answer = talk(url(live), SECOND * (most + 1))
+    assert answer.statuses == [200] and answer.closed
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_who_leaves_is_noticed_though_another_request_waits(live: Live, at_once: bool) -> None:
     cancelled = len(live.notes("cancels.log"))
@@ -169,11 +177,20 @@ def test_an_offer_of_http_2_is_ignored_with_the_body_kept(live: Live) -> None:
     body = json.dumps(chat_body("hello")).encode()
     offer = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAEA")
     request = post(b"/chat/completions", body, JSON, *offer, b"Content-Length: %d" % len(body))
-    # A thousand in one piece would exhaust a stack that grew with each.
-    more = b"GET /nope HTTP/1.1\r\n" + b"\r\n".join([b"Host: localhost", *offer, b"", b""])
-    last = b"GET /nope HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    answer = talk(url(live), request + more * 1000 + last)
-    assert answer.statuses == [200] + [404] * 1001
+    assert talk(url(live), request + SECOND, responses=2).statuses == [200, 200]
+    with contextlib.closing(HTTPConnection(url(live).removeprefix("http://"))) as java:
+        for _ in range(3):
+            java.request("GET", "/nope", headers={"Connection": "Upgrade", "Upgrade": "h2c"})
+            answer = java.getresponse()
+            assert answer.status == 404 and json.load(answer)
+            assert java.sock is not None  # It is not closed.
+
+
+def test_an_offer_of_http_2_behind_an_unanswered_request_is_refused(live: Live) -> None:
+    offer = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAEA")
+    request = b"GET /health HTTP/1.1\r\n" + b"\r\n".join([b"Host: localhost", *offer, b"", b""])
+    answer = talk(url(live), request * 2)
+    assert answer.statuses == [200] and answer.closed
 
 
 def test_a_body_that_is_too_long_is_refused_before_it_is_sent(live: Live) -> None:
@@ -181,6 +198,19 @@ def test_a_body_that_is_too_long_is_refused_before_it_is_sent(live: Live) -> Non
     assert_refused(talk(url(live), head), 413, "request_too_large")
     # The rest is on its way: the client still reads why.
     assert_refused(talk(url(live), head + b"x" * 4_000_000), 413, "request_too_large")
+
+
+def test_a_body_of_many_tiny_pieces_is_refused(live: Live) -> None:
+    def request(piece: bytes, n: int) -> bytes:
+        pieces = [json.dumps(chat_body("hello")).encode(), *[piece] * n, b""]
+        chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+        return post(b"/chat/completions", chunks, JSON, b"Transfer-Encoding: chunked")
+
+    most = Limits().tiny_pieces - 1
+    assert talk(url(live), request(b" ", most), responses=1).statuses == [200]
+    assert_refused(talk(url(live), request(b" ", most + 1)), 400, "invalid_http")
+    large = b" " * Limits().piece_bytes
+    assert talk(url(live), request(large, 3 * most), responses=1).statuses == [200]
 
 
 @pytest.mark.parametrize(
@@ -273,16 +303,19 @@ def test_idle_connections_make_room(hasty: Live) -> None:
             assert connection.recv(15) == b"HTTP/1.1 200 OK"
 
 
-def test_silent_connections_make_room(tmp_path: Path) -> None:
+@pytest.mark.parametrize("begun", [b"", SECOND[:1], SECOND[:-1]])
+def test_who_is_silent_or_does_not_end_a_head_makes_room(tmp_path: Path, begun: bytes) -> None:
     add_models(tmp_path, "a.gguf")
     limits = Limits(head_s=300.0, connections=4)
     with live_server(tmp_path, limits=limits) as live, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(connect(url(live))) for _ in range(limits.connections)]
+        for connection in silent:
+            connection.sendall(begun)
         until(lambda: talk(url(live), SECOND, responses=1).statuses == [200])
         answers = []
         for connection in silent:
             with contextlib.suppress(ConnectionError):
-                connection.sendall(SECOND)
+                connection.sendall(SECOND.removeprefix(begun))
                 answers.append(connection.recv(15))
         assert answers.count(b"HTTP/1.1 200 OK") == limits.connections - 1
 
