@@ -16,9 +16,9 @@ from multiprocessing.queues import Queue
 import numpy as np
 import numpy.typing as npt
 
-from training.conversation import Reworded
+from training.lessons import Lessons
 from training.meanings import Meanings
-from training.render import draw_question_sample, draw_sample
+from training.render import Text, draw_question_sample, draw_sample
 from training.tokenizer import END_OF_TEXT, TURN_END, TURN_START, load
 
 # How much a predicted token counts: nothing across a border, little in what others say.
@@ -31,24 +31,26 @@ QUESTION_LENGTH = 128
 @dataclass(frozen=True, slots=True)
 class Mix:
     """The size of a batch of whole conversations, and the share, 0 to 1, of the batches that hold
-    single questions about facts instead: as many tokens, in rows of `QUESTION_LENGTH`, half of
-    them `reworded` ones where there are some."""
+    single questions about facts instead: as many tokens, in rows of `QUESTION_LENGTH`, most of
+    them `lessons` where there are some."""
 
     rows: int
     length: int
     questions: float = 0.0
-    reworded: Reworded = ()
+    lessons: Lessons | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Rows of `tokens`, `positions` within their conversation, loss `weights` of the token that
-    follows, and numbers of the `words` that end, -1 for none; all of shape [rows, length]."""
+    follows, and numbers of the `words` that end and of the `lessons` whose answer begins behind
+    the token, -1 for none; all of shape [rows, length]."""
 
     tokens: npt.NDArray[np.uint16]
     positions: npt.NDArray[np.uint16]
     weights: npt.NDArray[np.float16]
     words: npt.NDArray[np.int32]
+    lessons: npt.NDArray[np.int32]
 
     @classmethod
     def empty(cls, rows: int, length: int) -> "Batch":
@@ -60,16 +62,20 @@ class Batch:
             np.zeros(shape, dtype=np.uint16),
             np.zeros(shape, dtype=np.float16),
             np.full(shape, -1, dtype=np.int32),
+            np.full(shape, -1, dtype=np.int32),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The token ids of a text, how much each counts, and the words that end with them."""
+    """The token ids of a text, how much each counts, the words that end with them, and the lesson
+    that it is, -1 for none, whose answer begins at `answer`."""
 
     ids: list[int]
     weights: npt.NDArray[np.float16]
     words: npt.NDArray[np.int32]
+    lesson: int
+    answer: int
 
 
 def answer_mask(ids: list[int]) -> npt.NDArray[np.bool_]:
@@ -93,27 +99,29 @@ def answer_mask(ids: list[int]) -> npt.NDArray[np.bool_]:
 def samples(
     seed: int,
     length: int,
-    drawn: Callable[[random.Random], str] = draw_sample,
+    drawn: Callable[[random.Random], Text] = draw_sample,
     meanings: Meanings | None = None,
 ) -> Iterator[Sample]:
     """Conversations no longer than `length` tokens."""
     rng = random.Random(seed)
     tokenizer = load()
     while True:
-        text = drawn(rng)
+        text, lesson = drawn(rng)
         encoded = tokenizer.encode(text)
         n = len(encoded.ids)
         if n <= length:
-            weights = np.where(answer_mask(encoded.ids), 1.0, PROMPT_WEIGHT).astype(np.float16)
+            mask = answer_mask(encoded.ids)
+            weights = np.where(mask, 1.0, PROMPT_WEIGHT).astype(np.float16)
             words = meanings.labels(text, encoded.offsets) if meanings else np.full(n, -1, np.int32)
-            yield Sample(encoded.ids, weights, words)
+            answer = int(mask.argmax()) if mask.any() else n
+            yield Sample(encoded.ids, weights, words, lesson, answer)
 
 
 def batches(
     seed: int,
     rows: int,
     length: int,
-    drawn: Callable[[random.Random], str] = draw_sample,
+    drawn: Callable[[random.Random], Text] = draw_sample,
     meanings: Meanings | None = None,
 ) -> Iterator[Batch]:
     """Packs samples into rows, the longest that still fits first."""
@@ -133,6 +141,7 @@ def batches(
                 batch.positions[row, used:end] = np.arange(len(item.ids))
                 batch.weights[row, used : end - 1] = item.weights[1:]
                 batch.words[row, used:end] = item.words
+                batch.lessons[row, used + item.answer - 1] = item.lesson
                 used = end
         yield batch
 
@@ -144,7 +153,7 @@ def mixed(seed: int, mix: Mix, meanings: Meanings | None = None) -> Iterator[Bat
     if not mix.questions:
         yield from whole
     rows = max(1, mix.rows * mix.length // QUESTION_LENGTH)
-    drawn = partial(draw_question_sample, reworded=mix.reworded)
+    drawn = partial(draw_question_sample, lessons=mix.lessons)
     questions = batches(seed, rows, QUESTION_LENGTH, drawn, meanings)
     while True:
         yield next(questions if rng.random() < mix.questions else whole)

@@ -6,11 +6,11 @@ Decides which turns follow each other. Does not know tokens or the template.
 import random
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TypeAlias
 
 from training import chat
 from training.chat import NO_TOOL, Talk
-from training.facts import DATA, Fact
+from training.facts import DATA, load_facts
+from training.lessons import Lessons
 from training.madeup import made_up_skill
 from training.noise import story
 from training.persona import Persona, draw_persona
@@ -18,9 +18,8 @@ from training.results import draw_result, report
 from training.tools import Call, Family, Request, Skill, load_families
 from training.words import Json
 
-Reworded: TypeAlias = tuple[tuple[Fact, tuple[str, ...]], ...]
-"""Facts with questions that no author wrote: `teacher.py` makes them."""
-
+LESSONS = 0.65
+"""Share of the single questions that the teacher made, where there are some."""
 _CALLING = ("please", "hey,", "ok,", "now", "can you", "could you please", "hi,")
 # Families so close that a request for one could be answered by the other.
 _CLOSE = (
@@ -38,10 +37,12 @@ _CLOSE = (
 
 @dataclass(slots=True)
 class Conversation:
-    """Messages in OpenAI's form, with the tools on offer."""
+    """Messages in OpenAI's form, with the tools on offer, and the number of the lesson that the
+    last question is, -1 for none; a lesson may lack its answer."""
 
     messages: list[dict[str, Json]] = field(default_factory=list)
     tools: list[Json] = field(default_factory=list)
+    lesson: int = -1
 
     def add(self, role: str, content: Json, **more: Json) -> None:
         """Appends one message."""
@@ -73,18 +74,22 @@ def draw_conversation(rng: random.Random) -> Conversation:
     return _tool_conversation(rng) if rng.random() < 0.58 else _chat_conversation(rng)
 
 
-def draw_question(rng: random.Random, reworded: Reworded = ()) -> Conversation:
-    """One question about a fact with its answer, at times under a system prompt; where there are
-    `reworded` ones, half of them are drawn from these."""
+def draw_question(rng: random.Random, lessons: Lessons | None = None) -> Conversation:
+    """One question about a fact with its answer, at times under a system prompt."""
     persona = draw_persona(rng) if rng.random() < 0.25 else Persona()
     conversation = Conversation()
     if persona.system is not None:
         conversation.add("system", persona.system)
-    if reworded and rng.random() < 0.5:
-        fact, lines = rng.choice(reworded)
-        _add_turn(conversation, chat.about(rng, Talk(persona), rng.choice(lines), fact))
-    else:
+    if lessons is None or rng.random() >= LESSONS:
         _add_turn(conversation, chat.fact(rng, Talk(persona)))
+        return conversation
+    lesson = lessons.draw(rng)
+    conversation.lesson = lesson.number
+    turn = chat.about(rng, Talk(persona), lesson.text, lesson.fact or load_facts()[0])
+    if lesson.fact is None:
+        conversation.add("user", turn.said)
+    else:
+        _add_turn(conversation, turn)
     return conversation
 
 

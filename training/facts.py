@@ -104,17 +104,6 @@ def openings() -> dict[str, str]:
     return found
 
 
-def read_questions(path: Path) -> tuple[tuple[Fact, tuple[str, ...]], ...]:
-    """The facts of a file of the form of `data/facts_*.txt` with its questions about them.
-
-    Raises KeyError for a fact that is not known.
-    """
-    facts = {fact.name: fact for fact in load_facts()}
-    return tuple(
-        (facts[entry.name], tuple(entry.lines["Q"])) for entry in _entries(path) if entry.lines
-    )
-
-
 def _entries(path: Path) -> Iterator[_Entry]:
     entry: _Entry | None = None
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -8,16 +8,25 @@ import random
 import re
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from training.conversation import Conversation, Reworded, draw_conversation, draw_question
+from training.conversation import Conversation, draw_conversation, draw_question
 from training.facts import openings
+from training.lessons import Lessons
 from training.words import Json
 
 TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 _CALL = re.compile(r'(\{"name": "[^"]*", "arguments": )(.*)(\}\n</tool_call>)')
+
+
+class Text(NamedTuple):
+    """A training sample, and the number of the lesson that its question is, -1 for none."""
+
+    text: str
+    lesson: int = -1
 
 
 def _tojson(value: Json) -> str:
@@ -65,18 +74,21 @@ def render_sample(rng: random.Random, conversation: Conversation) -> str:
     return compact_calls(text) if conversation.tools and rng.random() < 0.25 else text
 
 
-def draw_sample(rng: random.Random) -> str:
+def draw_sample(rng: random.Random) -> Text:
     """The text of a conversation of any kind."""
-    return render_sample(rng, draw_conversation(rng))
+    return Text(render_sample(rng, draw_conversation(rng)))
 
 
-def draw_question_sample(rng: random.Random, reworded: Reworded = ()) -> str:
+def draw_question_sample(rng: random.Random, lessons: Lessons | None = None) -> Text:
     """The text of a question about a fact and its answer; of most, only the answer's opening,
     for to tell the facts apart is to be learnt, and the rest of an answer is soon known."""
-    conversation = draw_question(rng, reworded)
+    conversation = draw_question(rng, lessons)
+    lesson = conversation.lesson
+    if conversation.messages[-1]["role"] == "user":
+        return Text(render(conversation, add_generation_prompt=True), lesson)
     text = render(conversation)
     answer = str(conversation.messages[-1]["content"])
     opening = openings().get(answer)
     if opening is None or rng.random() < 0.2:
-        return text
-    return text[: text.rindex(answer) + len(opening)]
+        return Text(text, lesson)
+    return Text(text[: text.rindex(answer) + len(opening)], lesson)

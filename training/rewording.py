@@ -35,9 +35,9 @@ class Rewording:
         self._near = cache(self._neighbours)
 
     def reworded(self, rng: random.Random, text: str) -> str:
-        """`text` with one to four of its words replaced, where it has that many."""
+        """`text` with up to four of its words replaced, where it has that many: none in a third."""
         spots = [m for m in _WORD.finditer(text) if self._near(m.group())]
-        spots = rng.sample(spots, min(len(spots), rng.choice((1, 2, 2, 3, 3, 4))))
+        spots = rng.sample(spots, min(len(spots), rng.choice((0, 0, 0, 1, 2, 2, 3, 3, 4))))
         for spot in sorted(spots, key=lambda one: one.start(), reverse=True):
             text = text[: spot.start()] + rng.choice(self._near(spot.group())) + text[spot.end() :]
         return text
@@ -57,6 +57,18 @@ def draw_asked(rng: random.Random) -> tuple[str, Fact]:
     """A question of the authors', and its fact."""
     fact = rng.choice(load_facts())
     return fact.question(rng), fact
+
+
+def reworded(rng: random.Random, rewording: Rewording, count: int) -> list[str]:
+    """So many of the authors' questions, most of them in other words, no two alike."""
+    taken = kept_apart()
+    made: list[str] = []
+    while len(made) < count:
+        text = rewording.reworded(rng, draw_asked(rng)[0])
+        if normal(text) not in taken:
+            taken.add(normal(text))
+            made.append(text)
+    return made
 
 
 def kept_apart() -> set[str]:

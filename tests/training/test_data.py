@@ -169,7 +169,7 @@ def test_an_opening_begins_one_answer_alone() -> None:
 
 def test_a_question_sample_ends_with_its_answer_or_with_the_opening_of_it() -> None:
     rng = random.Random(4)
-    texts = [draw_question_sample(rng) for _ in range(200)]
+    texts = [draw_question_sample(rng).text for _ in range(200)]
     whole = [text for text in texts if text.endswith("<|im_end|>\n")]
     assert 0 < len(whole) < len(texts)
     for text in set(texts) - set(whole):

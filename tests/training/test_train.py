@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llm_server.demo import demo_model_path
+from tests.training.test_lessons import lessons
 from tests.training.test_meanings import archive
 from training.batches import Mix, mixed
 from training.meanings import Meanings
@@ -50,23 +51,43 @@ def test_a_batch_seen_again_is_less_of_a_surprise() -> None:
 
 def test_words_are_learnt_beside_texts(tmp_path: Path) -> None:
     from training.model import Config, DemoModel
-    from training.train import MeaningHead, Trainer
+    from training.train import Trainer
 
     torch.manual_seed(0)
     meanings = Meanings(archive(tmp_path))
     trainer = Trainer(DemoModel(Config(layers=6)), ARGS, meanings)
     batch = next(mixed(seed=1, mix=Mix(1, 512), meanings=meanings))
-    assert trainer._meanings is not None
 
     def far() -> float:
         """How far the meanings are that the model holds at the words of the batch."""
-        states = list(trainer._states(batch))
         words = torch.from_numpy(batch.words)
-        return float(trainer._meanings.loss(states[MeaningHead.LAYER - 1], words).detach())
+        assert trainer._words is not None
+        return float(trainer._words.loss(list(trainer._states(batch)), words).detach())
 
     before = far()
     losses = [float(trainer.step(batch, rate=2e-3)) for _ in range(12)]
     assert losses[-1] < losses[0] and far() < 0.8 * before
+
+
+def test_what_a_teacher_reads_in_questions_is_learnt_beside_their_answers() -> None:
+    from training.model import Config, DemoModel
+    from training.train import Trainer
+
+    torch.manual_seed(0)
+    made = lessons()
+    trainer = Trainer(DemoModel(Config(layers=8)), ARGS, lessons=made)
+    batch = next(mixed(seed=1, mix=Mix(1, 512, questions=1.0, lessons=made)))
+
+    def far(numbers: torch.Tensor) -> float:
+        """How far the vectors are that the model holds where answers begin."""
+        assert trainer._questions is not None
+        return float(trainer._questions.loss(list(trainer._states(batch)), numbers).detach())
+
+    numbers = torch.from_numpy(batch.lessons)
+    before = far(numbers)
+    losses = [float(trainer.step(batch, rate=2e-3)) for _ in range(12)]
+    assert losses[-1] < losses[0] and far(numbers) < 0.8 * before
+    assert far(torch.full_like(numbers, -1)) == 0, "where there are none"
 
 
 def test_the_shipped_file_is_a_start_and_comes_out_the_same(tmp_path: Path) -> None:
