@@ -89,12 +89,12 @@ def _referred(schema: dict[str, Any]) -> dict[str, Any]:
             stack += [inner for word, inner in subschemas(part) if word not in DEFINITIONS]
             pointer = part.get("$ref")
             if isinstance(pointer, str) and pointer not in found:
-                found[pointer] = _at(schema, pointer)
+                found[pointer] = at(schema, pointer)
                 stack.append(found[pointer])
     return found
 
 
-def _at(schema: Any, pointer: str) -> Any:
+def at(schema: Any, pointer: str) -> Any:
     """What a JSON pointer (RFC 6901) refers to that is a fragment of an address. All others, and
     those to nowhere, are said to refer to True, which anything fits."""
     if not pointer.startswith("#"):

@@ -27,6 +27,7 @@ from llm_server.chat.schemas import (
     is_beyond_multiples,
     merged_multiple,
 )
+from llm_server.chat.slow import why_slow
 from llm_server.chat.syntax.literal import loose_regex
 from llm_server.errors import InvalidRequest
 from llm_server.worker.messages import JsonObject
@@ -49,7 +50,6 @@ _LIMITS = LLParserLimits(
     max_grammar_size=200_000,
     verbose_errors=False,
 )
-
 
 _MARKER = re.compile(r"<\[\d+\]>")
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
@@ -325,8 +325,9 @@ def single_token(vocabulary: Spelling, text: str) -> int | None:
 
 def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param: str) -> None:
     """Refuse a schema that cannot be forced or that nothing fits. Raises InvalidRequest."""
-    stack: list[object] = [enforceable(schema) if lenient else schema]
-    if is_beyond_multiples(merged_multiple(stack[0])):
+    whole = enforceable(schema) if lenient else schema
+    stack: list[object] = [whole]
+    if is_beyond_multiples(merged_multiple(whole)):
         raise _refused("The common multiple of the schema's multipleOf is too large.", param)
     while stack:
         item = stack.pop()
@@ -344,6 +345,8 @@ def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param
             stack.extend(part for part in item if isinstance(part, (dict, list)))
     if not lenient and (words := ignored_words(schema)):
         raise _refused(f"{', '.join(words)} cannot be enforced; leave it out.", param)
+    if slow := why_slow(whole):
+        raise _refused(slow, param)
     lark = Lark({})
     source = lark.source(lark.json(schema, spaced=False, lenient=lenient))
     grammars.check(source, param, probe=True)
