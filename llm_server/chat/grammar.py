@@ -326,9 +326,9 @@ def single_token(vocabulary: Spelling, text: str) -> int | None:
 def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param: str) -> None:
     """Refuse a schema that cannot be forced or that nothing fits. Raises InvalidRequest."""
     whole = enforceable(schema) if lenient else schema
-    stack: list[object] = [whole]
     if is_beyond_multiples(merged_multiple(whole)):
         raise _refused("The common multiple of the schema's multipleOf is too large.", param)
+    stack: list[object] = [whole]
     while stack:
         item = stack.pop()
         if isinstance(item, dict):
@@ -342,7 +342,7 @@ def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param
                 )
             stack.extend(item.values())
         elif isinstance(item, list):
-            stack.extend(part for part in item if isinstance(part, (dict, list)))
+            stack += [part for part in item if isinstance(part, (dict, list))]
     if not lenient and (words := ignored_words(schema)):
         raise _refused(f"{', '.join(words)} cannot be enforced; leave it out.", param)
     if slow := why_slow(whole):
@@ -386,7 +386,6 @@ def _check(matcher: LLMatcher, param: str, probe: bool) -> None:
 
 def _first_line(text: str) -> str:
     """What llguidance says is wrong, without the place in our grammar that it quotes below.
-
     Of a pattern that does not parse it tells the pattern in the next line, and further down why.
     """
     lines = [part.strip() for part in text.splitlines() if part.strip()]

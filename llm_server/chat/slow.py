@@ -39,10 +39,8 @@ _Counts = Counter[tuple[int, str]]
 
 def why_slow(schema: dict[str, Any]) -> str | None:
     """What of a schema would hold up others, as a sentence for its author, if anything does."""
-    if any(length > MAX_FORCED for length in _forced(schema)):
-        return (
-            f"A pattern or value of the schema demands a text of more than {MAX_FORCED} characters."
-        )
+    if max(_forced(schema), default=0) > MAX_FORCED or _Runs(schema).longest > MAX_FORCED:
+        return f"The schema demands more than {MAX_FORCED} characters that leave no choice."
     if _Meeting(schema).is_too_much:
         return f"More than {MAX_MEETING} patterns and formats of the schema meet on one text."
     return None
@@ -86,6 +84,50 @@ def _forced(schema: Any) -> Iterator[int]:
             for word, length in (("properties", len), ("patternProperties", least_length)):
                 if isinstance(named := part.get(word), dict):
                     yield from map(length, named)
+
+
+class _Runs:
+    """Looks for the longest run of JSON that a schema leaves no choice about, or a longer one."""
+
+    def __init__(self, root: dict[str, Any]) -> None:
+        self._root = root
+        self._known: dict[str, tuple[int, bool]] = {}
+        self.longest = 0
+        self._of(root)
+
+    def _of(self, part: Any) -> tuple[int, bool]:
+        """The length of a part's run, and whether it goes on behind the part."""
+        if not isinstance(part, dict):
+            return 0, False
+        runs = [self._own(part), *map(self._of, _list(part, "allOf"))]
+        for word in ("anyOf", "oneOf"):
+            if options := [self._of(option) for option in _list(part, word)]:
+                runs.append((max(n for n, _ in options), all(fixed for _, fixed in options)))
+        if isinstance(pointer := part.get("$ref"), str):
+            if pointer not in self._known:
+                self._known[pointer] = 0, False  # for references back to it
+                self._known[pointer] = self._of(at(self._root, pointer))
+            runs.append(self._known[pointer])
+        length = min(sum(n for n, _ in runs), 10 * MAX_FORCED)
+        self.longest = max(self.longest, length)
+        return length, any(fixed for _, fixed in runs)
+
+    def _own(self, part: dict[str, Any]) -> tuple[int, bool]:
+        """What a part says itself, without those that are merged with it."""
+        inner = {name: self._of(value) for name, value in _members(part)}
+        if values := [part["const"]] if "const" in part else _list(part, "enum"):
+            texts = {json.dumps(value, ensure_ascii=False) for value in values}
+            return max(map(len, texts)), len(texts) == 1
+        if isinstance(pattern := part.get("pattern"), str):
+            return least_length(pattern), True
+        if names := [name for name in _list(part, "required") if isinstance(name, str)]:
+            members = [inner.get(name, (0, False)) for name in names]
+            length = sum(len(name) + 5 for name in names) + sum(n for n, _ in members)
+            return length, all(fixed for _, fixed in members)
+        n_items, (length, fixed) = part.get("minItems"), inner.get("items", (0, False))
+        if fixed and isinstance(n_items, int | float):
+            return int(min(n_items, 10 * MAX_FORCED)) * (length + 2), True
+        return length, part.get("type") in ("null", ["null"])
 
 
 class _Meeting:

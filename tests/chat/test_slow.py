@@ -38,6 +38,18 @@ SLOW = [
     _text(pattern="^a{99999999999999999999}$"),
     _text(pattern="^((a{1000}){1000})?$"),
     _text(const="a" * (MAX_FORCED + 1)),
+    {"type": "array", "items": {"const": "a" * 1000}, "minItems": 1000},
+    {
+        "$defs": {"a": {"type": "array", "items": {"type": "null"}, "minItems": 200}},
+        "type": "array",
+        "items": {"$ref": "#/$defs/a"},
+        "minItems": 200,
+    },
+    {
+        "type": "object",
+        "properties": {f"p{i}": {"const": "b" * 400} for i in range(900)},
+        "required": [f"p{i}" for i in range(900)],
+    },
     {"patternProperties": {"^a{1000000}$": {}}},
 ]
 QUICK = [
@@ -45,6 +57,8 @@ QUICK = [
     _text(anyOf=PATTERNS),
     {"anyOf": [_text(**pattern) for pattern in PATTERNS]},
     _text(pattern="^[^x]{1,50000}$"),
+    {"type": "array", "minItems": 1000, "items": _text() | {"required": ["a"]}},
+    {"type": "array", "minItems": 1000, "items": {"enum": ["red", "green", "light green"]}},
     {
         "type": "object",
         "properties": {
