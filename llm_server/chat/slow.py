@@ -39,9 +39,19 @@ _Counts = Counter[tuple[int, str]]
 
 def why_slow(schema: dict[str, Any]) -> str | None:
     """What of a schema would hold up others, as a sentence for its author, if anything does."""
+    try:
+        return _why_slow(schema)
+    except RecursionError:
+        return "The schema's references lead too deep."
+
+
+def _why_slow(schema: dict[str, Any]) -> str | None:
     if max(_forced(schema), default=0) > MAX_FORCED or _Runs(schema).longest > MAX_FORCED:
         return f"The schema demands more than {MAX_FORCED} characters that leave no choice."
-    if _Meeting(schema).is_too_much:
+    meeting = _Meeting(schema)
+    if meeting.is_too_large:
+        return "The schema refers to too many parts."
+    if meeting.is_too_much:
         return f"More than {MAX_MEETING} patterns and formats of the schema meet on one text."
     return None
 
@@ -137,12 +147,12 @@ class _Meeting:
         self._root = root
         self._known: dict[str, _Counts] = {}
         self._n_counted = 0
-        self.is_too_much = False
+        self.is_too_much = self.is_too_large = False
         self._of(root)
 
     def _of(self, part: Any) -> _Counts:
         counts: _Counts = Counter()
-        if not isinstance(part, dict) or self.is_too_much:
+        if not isinstance(part, dict) or self.is_too_much or self.is_too_large:
             return counts
         for name, inner in _members(part):
             for (depth, last), n in self._of(inner).items():
@@ -160,7 +170,8 @@ class _Meeting:
         if isinstance(pointer := part.get("$ref"), str):
             counts += self._referred(pointer)
         self._n_counted += len(counts)
-        self.is_too_much |= _most(counts) > MAX_MEETING or self._n_counted > _MAX_COUNTS
+        self.is_too_much |= _most(counts) > MAX_MEETING
+        self.is_too_large |= self._n_counted > _MAX_COUNTS
         return counts
 
     def _referred(self, pointer: str) -> _Counts:

@@ -89,6 +89,13 @@ def test_a_schema_that_people_write_is_not(schema: dict[str, Any]) -> None:
     assert why_slow(schema) is None
 
 
+def test_a_schema_whose_references_never_seem_to_end_is_refused() -> None:
+    defs = {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(5000)}
+    assert why_slow({"$ref": "#/$defs/d0", "$defs": defs}) == (
+        "The schema's references lead too deep."
+    )
+
+
 @pytest.mark.parametrize(
     ("pattern", "length"),
     [
