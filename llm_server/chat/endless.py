@@ -89,7 +89,11 @@ def _referred(schema: dict[str, Any]) -> dict[str, Any]:
             stack += [inner for word, inner in subschemas(part) if word not in DEFINITIONS]
             pointer = part.get("$ref")
             if isinstance(pointer, str) and pointer not in found:
-                # What another document holds is not known: anything fits it.
-                found[pointer] = resolve(pointer, schema) if pointer.startswith("#") else True
+                found[pointer] = at(schema, pointer)
                 stack.append(found[pointer])
     return found
+
+
+def at(schema: Any, pointer: str) -> Any:
+    """What a reference stands for: True, which anything fits, where another document holds it."""
+    return resolve(pointer, schema) if pointer.startswith("#") else True

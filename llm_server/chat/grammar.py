@@ -25,8 +25,8 @@ from llm_server.chat.schemas import (
     enforceable,
     ignored_words,
     is_beyond_multiples,
-    merged_multiple,
 )
+from llm_server.chat.slow import why_slow
 from llm_server.chat.syntax.literal import loose_regex, marker_regex
 from llm_server.errors import InvalidSchema, printable
 from llm_server.worker.messages import JsonObject
@@ -49,7 +49,6 @@ _LIMITS = LLParserLimits(
     max_grammar_size=200_000,
     verbose_errors=False,
 )
-
 
 _MARKER = re.compile(r"<\[\d+\]>")
 _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
@@ -330,9 +329,8 @@ def single_token(vocabulary: Spelling, text: str) -> int | None:
 
 def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param: str) -> None:
     """Refuse a schema that cannot be forced or that nothing fits. Raises InvalidSchema."""
-    stack: list[object] = [enforceable(schema) if lenient else schema]
-    if is_beyond_multiples(merged_multiple(stack[0])):
-        raise InvalidSchema("The common multiple of the schema's multipleOf is too large.", param)
+    whole = enforceable(schema) if lenient else schema
+    stack: list[object] = [whole]
     while stack:
         item = stack.pop()
         if isinstance(item, dict):
@@ -346,9 +344,11 @@ def check_schema(grammars: Grammars, schema: JsonObject, *, lenient: bool, param
                 )
             stack.extend(item.values())
         elif isinstance(item, list):
-            stack.extend(part for part in item if isinstance(part, (dict, list)))
+            stack += [part for part in item if isinstance(part, (dict, list))]
     if not lenient and (words := ignored_words(schema)):
         raise InvalidSchema(f"{', '.join(words)} cannot be enforced; leave it out.", param)
+    if slow := why_slow(whole):
+        raise InvalidSchema(slow, param)
     lark = Lark({})
     source = lark.source(lark.json(schema, spaced=False, lenient=lenient))
     grammars.check(source, param, probe=True)
@@ -388,7 +388,6 @@ def _check(matcher: LLMatcher, param: str, probe: bool) -> None:
 
 def _first_line(text: str) -> str:
     """What llguidance says is wrong, without the place in our grammar that it quotes below.
-
     Of a pattern that does not parse it tells the pattern in the next line, and further down why.
     """
     lines = [part.strip() for part in text.splitlines() if part.strip()]
