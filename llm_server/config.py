@@ -106,10 +106,7 @@ class Settings(BaseSettings):
         description="requests computed at once, 0 lets the server choose",
     )
     threads: int = Field(
-        default=0,
-        ge=0,
-        le=1024,
-        description="threads to compute with, 0 for one per fast physical core",
+        default=0, ge=0, le=1024, description="threads to compute with, 0 for one per fast core"
     )
     n_gpu_layers: GpuLayers = Field(
         default=-1, description="layers to put on the GPU, -1 for all, auto for as many as fit"
