@@ -193,8 +193,10 @@ class Engine:
             running = [s for s in self._running if not s.is_restoring]
             wants = [self._want(s, now) for s in running]
             n_decoding = sum(want.is_decode for want in wants)
-            n_short = sum(want.is_prompt and want.is_short for want in wants)
-            budget = self._pace.prompt_budget(n_decoding, next_depth(wants), n_short)
+            prompts = [want for want in wants if want.is_prompt]
+            n_short = sum(want.is_short for want in prompts)
+            n_wanted = sum(want.n for want in prompts)
+            budget = self._pace.prompt_budget(n_decoding, next_depth(wants), n_short, n_wanted)
             planned = list(plan(wants, budget, self._context.n_batch))
             decoding = [running[i] for i, n in planned if n == 1 == wants[i].n]
             drafts = self._drafts(decoding, len(planned))

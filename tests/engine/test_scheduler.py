@@ -75,6 +75,27 @@ def test_the_budget_is_what_the_latency_target_leaves() -> None:
     assert (pace.prompt_budget(3, 0) + 3) % TILE == 0
 
 
+@pytest.mark.parametrize(
+    ("wanted", "steps"),
+    [
+        (60, [60]),
+        (136, [136]),  # 96 and 40 would take longer than all together
+        (150, [78, 72]),
+        (300, [96, 96, 108]),
+        (260, [96, 92, 72]),
+    ],
+)
+def test_no_step_is_left_with_a_few_rows(wanted: int, steps: list[int]) -> None:
+    pace = Pace(2048, alone_s=0.43)
+    pace.learn(0, 128, 0.004 * 138)
+    taken = []
+    while wanted:
+        n = min(wanted, pace.prompt_budget(0, 0, n_wanted=wanted))
+        taken.append(n)
+        wanted -= n
+    assert taken == steps
+
+
 def test_a_crowd_of_short_prompts_outweighs_the_few_who_read() -> None:
     pace = Pace(2048, busy_s=0.15, alone_s=0.5)
     for _ in range(50):
