@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from llm_server.engine.admission import MAX_OWNERS
+import pytest
+
+from llm_server.engine import admission
 from llm_server.engine.scheduler import Want, in_turn, plan
 from llm_server.engine.turns import Turns
 from tests.engine.fake_context import Bench, FakeContext
@@ -67,9 +69,12 @@ def test_two_owners_with_much_to_ask_take_the_only_place_in_turn() -> None:
     assert list(bench.ends) == [0, 4, 1, 5, 2, 6, 3, 7]
 
 
-def test_of_more_owners_than_are_remembered_each_is_served() -> None:
+def test_of_more_owners_than_are_remembered_each_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "MAX_OWNERS", 64)
     bench = Bench(FakeContext(n_ctx=4096, parallel=1))
-    for id in range(MAX_OWNERS + 2):
+    for id in range(2 * admission.MAX_OWNERS):
         bench.submit(id, [id % 60 + 1, id // 60 + 1], max_tokens=1, owner=f"owner {id}")
     bench.run()
-    assert len(bench.ends) == MAX_OWNERS + 2
+    assert len(bench.ends) == 2 * admission.MAX_OWNERS
