@@ -257,8 +257,14 @@ class FoldedResponse(Response):
         await json_response(fold.whole(), headers=ignored_header(self._call))(scope, receive, send)
 
 
+def plain_error(info: ErrorInfo) -> bytes:
+    """An error as an event without a name."""
+    return sse.data(envelope(info))
+
+
 class StreamedResponse(sse.EventStreamResponse):
-    """Answers with an event stream. Errors before its start leave as exceptions."""
+    """Answers with an event stream. Errors before its start leave as exceptions; of `early` are
+    those that come when it has started and nothing is known of the answer."""
 
     def __init__(
         self,
@@ -266,11 +272,13 @@ class StreamedResponse(sse.EventStreamResponse):
         call: Call,
         make_chunks: Callable[[Origin], Chunker],
         patience: Patience,
+        early: Callable[[ErrorInfo], bytes] = plain_error,
     ) -> None:
         super().__init__(patience, ignored_header(call))
         self._pool = pool
         self._call = call
         self._make_chunks = make_chunks
+        self._early = early
         self._chunks: Chunker | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -322,7 +330,7 @@ class StreamedResponse(sse.EventStreamResponse):
         self._pool.totals.add_error(info)
         unsent = error.unsent if isinstance(error, _Late) else b""
         chunks = self._chunks
-        told = chunks.framing.event(chunks.failed(info)) if chunks else sse.data(envelope(info))
+        told = chunks.framing.event(chunks.failed(info)) if chunks else self._early(info)
         await writer.write(unsent + told, last=True)
 
 

@@ -12,12 +12,13 @@ from starlette.responses import Response
 
 from llm_server.api.access import Access
 from llm_server.api.body import Json, parse_body, receive_body
-from llm_server.api.chat import Chunker, FoldedResponse, Folder, StreamedResponse
+from llm_server.api.chat import Chunker, FoldedResponse, Folder, StreamedResponse, plain_error
 from llm_server.api.journal import Journal
 from llm_server.api.requests import Call
 from llm_server.api.sse import Patience
 from llm_server.api.traffic import Traffic, passage_of
 from llm_server.api.usage import Origin
+from llm_server.errors import ErrorInfo
 from llm_server.models.backend import Backend
 from llm_server.models.registry import Registry
 from llm_server.web.renderer import Renderer
@@ -65,9 +66,11 @@ def answer(
     call: Call,
     make_fold: Callable[[Origin], Folder],
     make_chunks: Callable[[Origin], Chunker] | None = None,
+    early: Callable[[ErrorInfo], bytes] = plain_error,
 ) -> Response:
-    """What answers a call: at once or, where it says so and there are chunks, as a stream."""
+    """What answers a call: at once or, where it says so and there are chunks, as a stream, of which
+    `early` writes an error that comes before them."""
     context = context_of(request)
     if make_chunks is not None and call.stream:
-        return StreamedResponse(context.pool, call, make_chunks, context.patience)
+        return StreamedResponse(context.pool, call, make_chunks, context.patience, early)
     return FoldedResponse(context.pool, call, make_fold)

@@ -14,6 +14,8 @@ from llm_server.errors import ErrorInfo, InvalidRequest, ServerError
 
 logger = logging.getLogger(__name__)
 
+_MESSAGES = ("/messages", "/v1/messages")
+
 INTERNAL = ErrorInfo("The server made a mistake. Its log has details under this request's id.")
 
 
@@ -26,6 +28,28 @@ def envelope(info: ErrorInfo) -> dict[str, object]:
         "code": info.code,
     }
     return {"error": members | {k: v for k, v in info.details.items() if k not in members}}
+
+
+_ANTHROPIC = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""What Anthropic calls errors, by their status; the others are an `api_error`."""
+
+
+def anthropic_envelope(info: ErrorInfo) -> dict[str, object]:
+    """The same as Anthropic has it, with our own members behind."""
+    kind = _ANTHROPIC.get(
+        info.status, "invalid_request_error" if info.status < 500 else "api_error"
+    )
+    error = envelope(info)["error"]
+    assert isinstance(error, dict)
+    return {"type": "error", "error": error | {"type": kind}}
 
 
 def headers(info: ErrorInfo) -> dict[str, str]:
@@ -45,16 +69,19 @@ def json_response(
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
-def error_response(info: ErrorInfo, extra: dict[str, str] | None = None) -> Response:
-    """An error as a response."""
-    return json_response(envelope(info), info.status, headers(info) | (extra or {}))
+def error_response(
+    info: ErrorInfo, extra: dict[str, str] | None = None, path: str = ""
+) -> Response:
+    """An error as a response, in the shape of the dialect that is spoken at `path`."""
+    shape = anthropic_envelope if path.startswith(_MESSAGES) else envelope
+    return json_response(shape(info), info.status, headers(info) | (extra or {}))
 
 
 async def on_server_error(request: Request, error: Exception) -> Response:
     """Handler of our own errors."""
     assert isinstance(error, ServerError)
     request.app.state.context.pool.totals.add_error(error.info)
-    return error_response(error.info)
+    return error_response(error.info, path=request.url.path)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -85,4 +112,4 @@ async def on_unexpected(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
         return _NoResponse()
     request.app.state.context.pool.totals.add_error(INTERNAL)
-    return error_response(INTERNAL)
+    return error_response(INTERNAL, path=request.url.path)

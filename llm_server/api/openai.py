@@ -1,4 +1,4 @@
-"""OpenAI's endpoints: chat completions and models, under /v1; the native API shares the chat."""
+"""OpenAI's endpoints: chat completions and models, under /v1, with Anthropic's beside them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llm_server.api import completions, embeddings, responses, tokens
+from llm_server.api import anthropic, completions, embeddings, responses, tokens
 from llm_server.api.completion import Chunk, Chunks, Completion, Fold
 from llm_server.api.context import answer, context_of, read_call
 from llm_server.api.errors import json_response
@@ -59,4 +59,5 @@ shared.include_router(completions.router)
 shared.include_router(embeddings.router)
 shared.include_router(tokens.router)
 shared.include_router(responses.router)
+shared.include_router(anthropic.router)
 router.include_router(shared)

@@ -163,16 +163,19 @@ def sampling_fields(fields: SamplingFields) -> dict[str, Any]:
         chosen["max_tokens"] = None
     if isinstance(stop := chosen.get("stop"), str):
         chosen["stop"] = [stop]
-    for text in chosen.get("stop", []):
-        if len(text.encode()) > MAX_STOP_BYTES:
-            message = f"A stop string is longer than {MAX_STOP_BYTES} bytes."
-            raise InvalidRequest(message, param="stop")
+    check_stops(chosen.get("stop", []), "stop")
     if (seed := chosen.get("seed")) is not None:
         # -1 is llama.cpp's "draw one"; it takes 32 bits, and OpenAI's clients may send 64.
         chosen["seed"] = None if seed == -1 else seed & 0xFFFFFFFF
     if "logit_bias" in chosen:
         chosen["logit_bias"] = {int(token): bias for token, bias in chosen["logit_bias"].items()}
     return chosen
+
+
+def check_stops(stops: list[str], param: str) -> None:
+    """Raises InvalidRequest for a stop string that is too long, which pydantic counts otherwise."""
+    if any(len(text.encode()) > MAX_STOP_BYTES for text in stops):
+        raise InvalidRequest(f"A stop string is longer than {MAX_STOP_BYTES} bytes.", param=param)
 
 
 def overrides_of(fields: LoadFields | None) -> dict[str, object]:

@@ -213,15 +213,18 @@ def _arguments(arguments: str | dict[str, Any]) -> str:
     return json.dumps(arguments, ensure_ascii=False)
 
 
-def tool_objects(functions: Sequence[WireFunction], path: str) -> list[JsonObject]:
-    """OpenAI's tool objects; `path` with the index in it is where a function stood."""
+def tool_objects(
+    functions: Sequence[WireFunction], path: str, schema: str = "parameters"
+) -> list[JsonObject]:
+    """OpenAI's tool objects; `path` with the index in it is where a function stood, its parameters
+    by the name of `schema`."""
     seen: set[str] = set()
     for i, function in enumerate(functions):
         if function.name in seen:
             message = "Two tools have the same name."
             raise InvalidRequest(message, param=f"{path.format(i)}.name")
         seen.add(function.name)
-        _check_parameters(function.parameters, f"{path.format(i)}.parameters")
+        _check_parameters(function.parameters, f"{path.format(i)}.{schema}")
     # Members in one order whoever wrote them, so that equal tools make equal prompts.
     return [
         {"type": "function", "function": function.model_dump(exclude_none=True, exclude={"type"})}

@@ -16,6 +16,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llm_server.api.anthropic import EXAMPLE as MESSAGES_EXAMPLE
+from llm_server.api.anthropic import messages_call
+from llm_server.api.anthropic_wire import MessagesBody
 from llm_server.api.body import Json
 from llm_server.api.context import answer, read_call
 from llm_server.api.fields import check_names, keep_alive_of, validated
@@ -73,6 +76,12 @@ class InputTokensJson(msgspec.Struct):
     object: Literal["response.input_tokens"] = "response.input_tokens"
 
 
+class CountJson(msgspec.Struct):
+    """The same as Anthropic has it."""
+
+    input_tokens: int
+
+
 @router.post(
     "/tokenize",
     openapi_extra=operation(
@@ -128,6 +137,16 @@ async def response_input_tokens(request: Request) -> Response:
     """How many tokens the prompt of a response has, also if it is too long to be answered."""
     call = await read_call(request, lambda body: _render(responses_call(body).call))
     return _answer(request, call, lambda told: InputTokensJson(told.n_tokens))
+
+
+@router.post(
+    "/messages/count_tokens",
+    openapi_extra=operation(CountJson, body=MessagesBody, example=MESSAGES_EXAMPLE),
+)
+async def count_tokens(request: Request) -> Response:
+    """How many tokens the prompt of a message has, also if it is too long to be answered."""
+    call = await read_call(request, lambda body: _render(messages_call(body)))
+    return _answer(request, call, lambda told: CountJson(told.n_tokens))
 
 
 def render_call(body: dict[str, Json]) -> Call:

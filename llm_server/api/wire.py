@@ -370,11 +370,12 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
 
 REFUSED = frozenset(
     "allowed_token_ids audio chat_format chat_parser chat_template chat_template_kwargs "
-    "context_management conversation ebnf enable_thinking function_call guided_choice "
-    "guided_grammar guided_json guided_regex image_url lora max_new_tokens messages moderation "
-    "n_discard prediction previous_response_id prompt prompt_embeds reasoning reasoning_budget "
-    "reasoning_effort regex stop_sequences structured_outputs suffix thinking thinking_budget "
-    "thinking_budget_tokens tool_choice truncate_prompt_tokens web_search_options".split()
+    "container context_management conversation ebnf enable_thinking function_call "
+    "guided_choice guided_grammar guided_json guided_regex image_url lora max_new_tokens "
+    "mcp_servers messages moderation n_discard output_format prediction previous_response_id "
+    "prompt prompt_embeds reasoning reasoning_budget reasoning_effort regex stop_sequences "
+    "structured_outputs suffix thinking thinking_budget thinking_budget_tokens tool_choice "
+    "truncate_prompt_tokens web_search_options".split()
 )
 """Known fields that would change the answer, where they are not honoured: refused unless null."""
 

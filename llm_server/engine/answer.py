@@ -126,6 +126,11 @@ class Answer:
         self._deltas: list[Delta | Logprobs] = []
 
     @property
+    def stop_text(self) -> str | None:
+        """The stop string that ended it, if one has."""
+        return self._stops.found
+
+    @property
     def n_left(self) -> int:
         """The most tokens that may still come."""
         return self._limit - self.n_tokens

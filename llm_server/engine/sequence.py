@@ -292,7 +292,8 @@ class Sequence:
         if self._lookup is not None:
             self._lookup.extend(self.tokens[n_before:])
         if self._answer.reason is not None:
-            events.append(Finished(self.id, self._answer.reason, self.usage(), self._timings()))
+            reason, stop_text = self._answer.reason, self._answer.stop_text
+            events.append(Finished(self.id, reason, self.usage(), self._timings(), stop_text))
         return events
 
     def _tell_prompt(self, row: int) -> list[Delta | Logprobs]:

@@ -16,6 +16,8 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [s for s in stops if s]
         self._held = ""
+        self.found: str | None = None
+        """The one that ended the stream, once one has."""
 
     @property
     def holding(self) -> bool:
@@ -30,10 +32,11 @@ class StopStrings:
         if not self._stops:
             return text, False
         buffer = self._held + text
-        found = [at for stop in self._stops if (at := buffer.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stops if (at := buffer.find(stop)) >= 0]
         if found:
             self._held = ""
-            return buffer[: min(found)], True
+            at, self.found = min(found)
+            return buffer[:at], True
         cut = len(buffer) - max(overlap(buffer, stop) for stop in self._stops)
         self._held = buffer[cut:]
         return buffer[:cut], False

@@ -378,12 +378,13 @@ class Timings(msgspec.Struct, frozen=True):
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
-    """The request is complete."""
+    """The request is complete; `stop_text` is the stop string that ended it, if one has."""
 
     id: int
     reason: FinishReason
     usage: Usage
     timings: Timings
+    stop_text: str | None = None
 
 
 class Cancelled(msgspec.Struct, frozen=True, tag=True):

@@ -31,6 +31,7 @@ def pieces() -> dict[str, str]:
 def _with_address(code: str) -> str:
     """The code with a default server's address instead of the test's variable."""
     code = re.sub(r"=base_url\b", f"={_ADDRESS}", code)
+    code = re.sub(r"=root_url\b", f"={_ADDRESS}".replace("/v1", ""), code)
     return re.sub(r"\bbaseURL,", f"baseURL: {_ADDRESS},", code)
 
 

@@ -24,10 +24,10 @@ def test_text_ends_before_the_first_stop_string(
         assert not any(stop in out for stop in stops)
     if not stopped:
         out += strings.flush()
-        assert out == text
+        assert out == text and strings.found is None
     else:
         assert text.startswith(out)
-        assert any(text.startswith(stop, len(out)) for stop in stops)
+        assert strings.found in stops and text.startswith(strings.found, len(out))
 
 
 def test_only_what_could_become_a_stop_string_is_held_back() -> None:
