@@ -272,5 +272,7 @@ def _spoken(texts: list[str]) -> Iterator[Message]:
         yield Message("user", "\n".join(texts))
 
 
-def _text(content: Texts) -> str:
-    return content if isinstance(content, str) else "\n".join(block.text for block in content)
+def _text(content: Texts | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "\n".join(block.text for block in content)

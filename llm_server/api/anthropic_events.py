@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from llm_server.api import sse
@@ -78,7 +79,7 @@ class AnthropicMessage(msgspec.Struct, frozen=True, tag_field="type", tag="messa
     stop_reason: StopReason | None = None
     stop_sequence: str | None = None
     usage: MessageUsage = MessageUsage()
-    timings: TimingsJson | None = None
+    timings: TimingsJson | UnsetType = UNSET
 
 
 class TextPiece(msgspec.Struct, frozen=True, tag_field="type", tag="text_delta"):

@@ -64,7 +64,7 @@ class ToolResultBlock(Wire):
 
     type: Literal["tool_result"]
     tool_use_id: BlockId
-    content: Texts = ""
+    content: Texts | None = None
     is_error: bool | None = None
 
 

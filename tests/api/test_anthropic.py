@@ -244,6 +244,7 @@ def test_turns_become_messages() -> None:
                 "role": "user",
                 "content": [
                     {"type": "tool_result", "tool_use_id": "t2", "content": "noon"},
+                    {"type": "tool_result", "tool_use_id": "t2"},
                     {
                         "type": "tool_result",
                         "tool_use_id": "t1",
@@ -266,6 +267,7 @@ def test_turns_become_messages() -> None:
         Message("user", "a"),
         Message("assistant", "well", tool_calls=calls, reasoning_content="hmm"),
         Message("tool", "noon", tool_call_id="t2"),
+        Message("tool", "", tool_call_id="t2"),
         Message("tool", "one", tool_call_id="t1"),
         Message("user", "and\nnow?"),
     ]

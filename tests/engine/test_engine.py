@@ -110,7 +110,7 @@ def test_stop_string_ends_the_answer_and_never_shows() -> None:
     bench.run()
     assert bench.texts[1] == text[: text.index(stop)]
     end = bench.ends[1]
-    assert isinstance(end, Finished) and end.reason == "stop"
+    assert isinstance(end, Finished) and (end.reason, end.stop_text) == ("stop", stop)
 
 
 @pytest.mark.parametrize("whole_state", [False, True])
