@@ -1,22 +1,19 @@
 """From a worker's events to those of Anthropic's Messages API, and to the message they add up to.
 
-A message is a list of blocks, one open at a time: a thought, a text, a call. Shapes and what fills
-them; checked in the tests against the types of Anthropic's own client.
+Shapes and what fills them; checked in the tests against the types of Anthropic's own client.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from llm_server.api import sse
 from llm_server.api.errors import anthropic_envelope
+from llm_server.api.items import ItemEvents, Open, first_of_call
 from llm_server.api.usage import Origin, TimingsJson, timings_json
 from llm_server.errors import ErrorInfo
 from llm_server.worker.messages import (
@@ -25,7 +22,6 @@ from llm_server.worker.messages import (
     Finished,
     JsonObject,
     Reasoning,
-    RequestEvent,
     ToolCall,
     Usage,
 )
@@ -157,50 +153,27 @@ class ErrorOut(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
     error: Any
 
 
+_PIECES: dict[type[Delta], type[TextPiece | ThinkingPiece | InputPiece]] = {
+    Content: TextPiece,
+    Reasoning: ThinkingPiece,
+    ToolCall: InputPiece,
+}
+
 StreamEvent: TypeAlias = (
     MessageStart | BlockStart | BlockDelta | BlockStop | MessageEnd | MessageStop | ErrorOut
 )
 
 
-@dataclass(slots=True)
-class _Open:
-    """The block that grows: which of the worker's deltas belong to it, and its text so far."""
-
-    kind: type[Delta]
-    call_index: int | None
-    block: BlockOut
-    index: int
-    pieces: list[str] = field(default_factory=list)
-
-
-class MessageEvents:
-    """The events of one message: each method returns those that belong to one moment.
-
-    A message that is not streamed is what they add up to (`chat.Folder`).
-    """
-
-    framing = sse.NAMED
+class MessageEvents(ItemEvents[StreamEvent, BlockOut]):
+    """The events of one message, whose items are blocks."""
 
     def __init__(self, origin: Origin) -> None:
+        super().__init__()
         self._message = AnthropicMessage("msg_" + secrets.token_hex(12), origin.model)
-        self._n_blocks = 0
-        self._open: _Open | None = None
 
     def opening(self) -> list[StreamEvent]:
         """The message, before anything is known of it."""
         return [MessageStart(self._message)]
-
-    def of(self, event: RequestEvent) -> Sequence[StreamEvent]:
-        """The events that an event of the worker becomes."""
-        if isinstance(event, Content | Reasoning):
-            return self._grow(event, None, event.text)
-        if isinstance(event, ToolCall):
-            return self._grow(event, event.index, event.arguments)
-        if isinstance(event, Finished):
-            return self._finish(event)
-        return []
-
-    add = of
 
     def whole(self) -> AnthropicMessage:
         """The message, after the last event."""
@@ -210,28 +183,20 @@ class MessageEvents:
         """The last event of a message that has failed. Its open block stays open."""
         return failure(info)
 
-    def _grow(self, event: Delta, call_index: int | None, text: str) -> list[StreamEvent]:
-        """More of the open block, or of a new one behind it."""
-        events: list[StreamEvent] = []
-        opened = self._open
-        if opened is None or (opened.kind, opened.call_index) != (type(event), call_index):
-            events += self._close()
-            opened = _Open(type(event), call_index, _new_block(event), self._n_blocks)
-            self._open = opened
-            self._n_blocks += 1
-            events.append(BlockStart(opened.index, opened.block))
-        if text:
-            opened.pieces.append(text)
-            events.append(BlockDelta(opened.index, _delta(event, text)))
-        return events
+    def _new(self, event: Delta) -> BlockOut:
+        if isinstance(event, ToolCall):
+            return ToolUseOut(*first_of_call(event))
+        return ThinkingOut() if isinstance(event, Reasoning) else TextOut()
 
-    def _close(self) -> list[StreamEvent]:
-        """The end of the open block, if there is one: it joins the message."""
-        opened, self._open = self._open, None
-        if opened is None:
-            return []
+    def _begin(self, opened: Open[BlockOut]) -> list[StreamEvent]:
+        return [BlockStart(opened.index, opened.item)]
+
+    def _more(self, opened: Open[BlockOut], text: str) -> StreamEvent:
+        return BlockDelta(opened.index, _PIECES[opened.kind](text))
+
+    def _end(self, opened: Open[BlockOut]) -> list[StreamEvent]:
         events: list[StreamEvent] = [BlockStop(opened.index)]
-        if isinstance(opened.block, ThinkingOut):
+        if isinstance(opened.item, ThinkingOut):
             events.insert(0, BlockDelta(opened.index, SignaturePiece()))
         if (block := _ended(opened)) is not None:
             self._message = replace(self._message, content=[*self._message.content, block])
@@ -256,23 +221,9 @@ def failure(info: ErrorInfo) -> ErrorOut:
     return ErrorOut(anthropic_envelope(info)["error"])
 
 
-def _new_block(event: Delta) -> BlockOut:
-    """The empty block that an event is the first of."""
-    if isinstance(event, ToolCall):
-        assert event.call_id is not None and event.name is not None, "a call's first delta names it"
-        return ToolUseOut(event.call_id, event.name)
-    return ThinkingOut() if isinstance(event, Reasoning) else TextOut()
-
-
-def _delta(event: Delta, text: str) -> TextPiece | ThinkingPiece | InputPiece:
-    if isinstance(event, ToolCall):
-        return InputPiece(text)
-    return ThinkingPiece(text) if isinstance(event, Reasoning) else TextPiece(text)
-
-
-def _ended(opened: _Open) -> BlockOut | None:
+def _ended(opened: Open[BlockOut]) -> BlockOut | None:
     """The open block with all of its text; None of a call that was cut off: it is no object."""
-    text, block = "".join(opened.pieces), opened.block
+    text, block = opened.text, opened.item
     if isinstance(block, TextOut):
         return TextOut(text)
     if isinstance(block, ThinkingOut):

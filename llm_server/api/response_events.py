@@ -1,20 +1,18 @@
 """From a worker's events to those of the Responses API, and to the response they add up to.
 
-An answer is a list of items, one open at a time: a thought, a message, a call. It knows nothing of
-HTTP, and of the request only what the response repeats of it.
+It knows nothing of HTTP, and of the request only what the response repeats of it.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 from msgspec.structs import replace
 
-from llm_server.api import sse
+from llm_server.api.items import ItemEvents, Open, first_of_call
 from llm_server.api.response_json import (
     ArgumentsDelta,
     ArgumentsDone,
@@ -51,7 +49,6 @@ from llm_server.worker.messages import (
     Delta,
     Finished,
     Reasoning,
-    RequestEvent,
     ToolCall,
 )
 
@@ -62,38 +59,19 @@ _DELTAS: dict[type[Delta], type[Event]] = {
 }
 
 
-@dataclass(slots=True)
-class _Open:
-    """The item that grows: which of the worker's deltas belong to it, and its text so far."""
+class ResponseEvents(ItemEvents[Event, ItemOut]):
+    """The events of one response.
 
-    kind: type[Delta]
-    call_index: int | None
-    item: ItemOut
-    output_index: int
-    pieces: list[str] = field(default_factory=list)
-
-    @property
-    def place(self) -> dict[str, Any]:
-        """The members that say where an event belongs."""
-        return {"item_id": self.item.id, "output_index": self.output_index}
-
-
-class ResponseEvents:
-    """The events of one response: each method returns those that belong to one moment.
-
-    A response that is not streamed is what they add up to (`chat.Folder`).
     `warming`: nothing was to be generated, so that an end without output is no early one.
     """
-
-    framing = sse.NAMED
 
     def __init__(
         self, origin: Origin, start: Callable[[Origin], ResponseOut], warming: bool = False
     ) -> None:
+        super().__init__()
         self.response = start(origin)
         self._warming = warming
         self._n_events = 0
-        self._open: _Open | None = None
 
     def opening(self) -> list[Event]:
         """The response, before anything is known of it."""
@@ -101,18 +79,6 @@ class ResponseEvents:
             self._event(Created, response=self.response),
             self._event(InProgress, response=self.response),
         ]
-
-    def of(self, event: RequestEvent) -> Sequence[Event]:
-        """The events that an event of the worker becomes."""
-        if isinstance(event, Content | Reasoning):
-            return self._grow(event, None, event.text)
-        if isinstance(event, ToolCall):
-            return self._grow(event, event.index, event.arguments)
-        if isinstance(event, Finished):
-            return self._finish(event)
-        return []
-
-    add = of
 
     def whole(self) -> ResponseOut:
         """The response, after the last event."""
@@ -133,53 +99,46 @@ class ResponseEvents:
         self._n_events += 1
         return kind(sequence_number=self._n_events - 1, **members)
 
-    def _grow(self, event: Delta, call_index: int | None, text: str) -> list[Event]:
-        """More of the open item, or of a new one behind it."""
-        events: list[Event] = []
-        opened = self._open
-        if opened is None or (opened.kind, opened.call_index) != (type(event), call_index):
-            events += self._close("completed")
-            opened = _Open(type(event), call_index, _new_item(event), len(self.response.output))
-            self._open = opened
-            events += self._begin(opened)
-        if text:
-            opened.pieces.append(text)
-            events.append(self._event(_DELTAS[opened.kind], **opened.place, delta=text))
-        return events
+    def _new(self, event: Delta) -> ItemOut:
+        if isinstance(event, ToolCall):
+            return CallOut(new_id("fc"), "in_progress", *first_of_call(event))
+        if isinstance(event, Reasoning):
+            return ReasoningOut(new_id("rs"), "in_progress")
+        return MessageOut(new_id("msg"), "in_progress")
 
-    def _begin(self, opened: _Open) -> list[Event]:
-        index, item = opened.output_index, opened.item
-        added = self._event(ItemAdded, output_index=index, item=item)
+    def _begin(self, opened: Open[ItemOut]) -> list[Event]:
+        item = opened.item
+        added = self._event(ItemAdded, output_index=opened.index, item=item)
         if isinstance(item, CallOut):
             return [added]
         part = OutputText("") if isinstance(item, MessageOut) else ReasoningText("")
-        return [added, self._event(PartAdded, **opened.place, part=part)]
+        return [added, self._event(PartAdded, **_place(opened), part=part)]
 
-    def _close(self, status: Status) -> list[Event]:
-        """The end of the open item, if there is one: it joins the response's output."""
-        opened, self._open = self._open, None
-        if opened is None:
-            return []
+    def _more(self, opened: Open[ItemOut], text: str) -> Event:
+        return self._event(_DELTAS[opened.kind], **_place(opened), delta=text)
+
+    def _end(self, opened: Open[ItemOut], status: Status = "completed") -> list[Event]:
         item = _ended(opened, status)
         if isinstance(item, CallOut):
             whole = {"name": item.name, "arguments": item.arguments}
-            events = [self._event(ArgumentsDone, **opened.place, **whole)]
+            events = [self._event(ArgumentsDone, **_place(opened), **whole)]
         else:
             done = TextDone if isinstance(item, MessageOut) else ThoughtDone
             (part,) = item.content
             events = [
-                self._event(done, **opened.place, text=part.text),
-                self._event(PartDone, **opened.place, part=part),
+                self._event(done, **_place(opened), text=part.text),
+                self._event(PartDone, **_place(opened), part=part),
             ]
         self._join(item)
-        return [*events, self._event(ItemDone, output_index=opened.output_index, item=item)]
+        return [*events, self._event(ItemDone, output_index=opened.index, item=item)]
 
     def _join(self, item: ItemOut) -> None:
         self.response = replace(self.response, output=[*self.response.output, item])
 
     def _finish(self, event: Finished) -> list[Event]:
         early = event.reason == "length" and not self._warming
-        events = self._close("incomplete" if early else "completed")
+        opened, self._open = self._open, None
+        events = self._end(opened, "incomplete" if early else "completed") if opened else []
         self.response = replace(
             self.response,
             status="incomplete" if early else "completed",
@@ -192,19 +151,14 @@ class ResponseEvents:
         return [*events, self._event(last, response=self.response)]
 
 
-def _new_item(event: Delta) -> ItemOut:
-    """The empty item that an event is the first of."""
-    if isinstance(event, ToolCall):
-        assert event.call_id is not None and event.name is not None, "a call's first delta names it"
-        return CallOut(new_id("fc"), "in_progress", event.call_id, event.name)
-    if isinstance(event, Reasoning):
-        return ReasoningOut(new_id("rs"), "in_progress")
-    return MessageOut(new_id("msg"), "in_progress")
+def _place(opened: Open[ItemOut]) -> dict[str, Any]:
+    """The members that say where an event belongs."""
+    return {"item_id": opened.item.id, "output_index": opened.index}
 
 
-def _ended(opened: _Open, status: Status) -> ItemOut:
+def _ended(opened: Open[ItemOut], status: Status) -> ItemOut:
     """The open item with all of its text."""
-    text, item = "".join(opened.pieces), opened.item
+    text, item = opened.text, opened.item
     if isinstance(item, CallOut):
         return replace(item, status=status, arguments=text)
     if isinstance(item, MessageOut):
