@@ -13,7 +13,8 @@ from gguf import GGUFWriter
 
 from llm_server.gguf.header import MAX_HEADER
 from llm_server.models import download
-from llm_server.models.download import DownloadError, Remote, Retry
+from llm_server.models.connection import DownloadError
+from llm_server.models.download import Remote, Retry
 from llm_server.models.registry import Registry
 from tests.file_server import Fault, FileServer, file_server
 from tests.gguf_bytes import TINY, gguf
@@ -250,6 +251,13 @@ def test_a_busy_server_is_asked_again_when_it_says(
 def test_nothing_listening_is_one_line(tmp_path: Path) -> None:
     remote = Remote("http://127.0.0.1:9/x.gguf", "x.gguf")
     with pytest.raises(DownloadError, match="3 attempts failed"):
+        download.fetch(remote, tmp_path, lambda *_: None, PATIENCE)
+
+
+@pytest.mark.parametrize("host", ["a:b", "a..b", "x" * 64])
+def test_an_address_that_cannot_be_is_not_asked_again(host: str, tmp_path: Path) -> None:
+    remote = Remote(f"http://{host}/x.gguf", "x.gguf")
+    with pytest.raises(DownloadError, match=r"x\.gguf: (?!\d attempts)"):
         download.fetch(remote, tmp_path, lambda *_: None, PATIENCE)
 
 
