@@ -21,6 +21,7 @@ from typing import NoReturn, Self, TypeVar
 import httpx2
 
 from llm_server import places
+from llm_server.cache.files import NO_LOCKS
 from llm_server.gguf.header import MAX_HEADER, InvalidGguf, read_header
 from llm_server.models.connection import DownloadError, connect
 
@@ -158,8 +159,10 @@ class _Part:
         if sys.platform != "win32":
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise DownloadError(f"{self.name} is being pulled by another process") from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    said = f"{self.name} is being pulled by another process"
+                    raise DownloadError(said) from None
 
     def _rehash(self) -> None:
         self._file.seek(0)

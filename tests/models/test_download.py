@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -312,3 +315,14 @@ def test_two_at_once_do_not_write_into_one_part(
     remote = Remote(f"{server.url}/{NAME}", NAME, **facts)  # type: ignore[arg-type]
     assert download.fetch(remote, tmp_path, second, PATIENCE).read_bytes() == content
     assert refusals == [f"{NAME} is being pulled by another process"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no flock")
+def test_a_file_system_without_locks_is_no_other_process(
+    server: FileServer, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert fetch(server, tmp_path, **hashed(content)).read_bytes() == content
