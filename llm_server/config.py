@@ -312,7 +312,7 @@ def cache_config(settings: Settings) -> CacheConfig | None:
     size = settings.cache_size
     if size is None:
         size = ByteSize(default_budget(folder))
-    return CacheConfig(str(folder), int(size), settings.cache_write) if size else None
+    return CacheConfig(folder, int(size), settings.cache_write) if size else None
 
 
 def settings_from_args(args: Sequence[str], prog: str) -> Settings:

@@ -7,7 +7,6 @@ counted, which the log says once it moves again.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import json
 import logging
 import os
@@ -39,6 +38,10 @@ class StderrLog(logging.Handler):
         except Exception:
             self.handleError(record)
             return
+        self.say(line)
+
+    def say(self, line: str) -> None:
+        """Take a line as it is; it is written soon, or dropped."""
         try:
             self._waiting.put_nowait(line.encode("utf-8", "backslashreplace")[:_MAX_LINE] + b"\n")
         except queue.Full:
@@ -72,9 +75,10 @@ class StderrLog(logging.Handler):
 
 
 def say(text: str) -> None:
-    """Write a line to stderr at once; a stderr that takes none is no error."""
-    with contextlib.suppress(OSError):
-        os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
+    """Have this process's log write `text` as it is, before anything else happens if it can."""
+    for log in _installed():
+        log.say(text)
+    settle()
 
 
 class OneLine(logging.Formatter):
@@ -116,8 +120,11 @@ def settle(deadline_s: float = _LEAVE_S) -> bool:
 
     Its thread then does nothing until there is another line.
     """
-    handlers = logging.getLogger().handlers
-    return all(log.drain(deadline_s) for log in handlers if isinstance(log, StderrLog))
+    return all(log.drain(deadline_s) for log in _installed())
+
+
+def _installed() -> list[StderrLog]:
+    return [log for log in logging.getLogger().handlers if isinstance(log, StderrLog)]
 
 
 def install(level: str, format: str, json_lines: bool = False) -> None:

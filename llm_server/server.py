@@ -157,7 +157,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no name could be like that
         raise CannotStart(f"--host: there is no address {host!r}") from None
     listener = socket.socket(family, kind, protocol)
     try:

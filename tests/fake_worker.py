@@ -105,7 +105,7 @@ def beside_another() -> bool:
 
 def load(command: Load) -> None:
     global _folder, _stubborn
-    path = Path(command.model_path)
+    path = command.model_path
     _folder = path.parent
     if path.name.startswith("gate-broken"):
         wait_for(path.with_name(path.name + ".open"))
@@ -136,7 +136,7 @@ def load(command: Load) -> None:
     parallel = command.config.parallel or 4
     note("spans.log", f"end {os.getpid()}")
     note("loads.log", f"{path.name} n_ctx={n_ctx} pid={os.getpid()}")
-    note("commands.log", msgspec.json.encode(command).decode())
+    note("commands.log", msgspec.json.encode(command, enc_hook=str).decode())
     settled = {"n_ctx": n_ctx, "parallel": parallel}
     if path.name.startswith("cards"):
         settled |= {"n_gpu_layers": 20, "max_gpu_layers": 33}

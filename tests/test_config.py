@@ -113,7 +113,7 @@ def test_the_cache_is_beside_the_models_and_takes_a_share_of_the_disk(tmp_path: 
     settings = settings_from_args(["--models-dir", str(tmp_path / "models")], "x")
     cache = cache_config(settings)
     assert cache is not None
-    assert cache.folder == str(tmp_path / "cache")
+    assert cache.folder == tmp_path / "cache"
     assert 0 < cache.size_bytes <= MAX_BYTES
     assert cache.write == "auto"
 
@@ -136,7 +136,7 @@ def test_a_cache_that_fills_the_disk_keeps_its_budget(
 )
 def test_cache_sizes_are_written_as_people_write_them(text: str, n_bytes: int) -> None:
     settings = settings_from_args(["--cache-size", text, "--cache-dir", "/c"], "x")
-    assert cache_config(settings) == CacheConfig("/c", n_bytes, "auto")
+    assert cache_config(settings) == CacheConfig(Path("/c"), n_bytes, "auto")
 
 
 def test_a_cache_of_no_size_is_none() -> None:

@@ -126,6 +126,8 @@ def test_a_port_in_use_is_one_line_before_any_model_is_loaded(
         (["nope"], 1, "`nope` does not exist"),
         (["/"], 1, "a folder: serve what is in it with --models-dir /"),
         (["--host", "no.such.host.invalid"], 1, "--host"),
+        (["--host", "dots..between"], 1, "--host"),
+        (["--host", "x" * 64], 1, "--host"),
         (["--port", "70000"], 2, "--port"),
         (["--n_ctx", "-1"], 2, "--n-ctx"),
         (["--parallel", "many"], 2, "--parallel"),

@@ -99,7 +99,7 @@ async def look(request: Request) -> Response:
     found = survey.Survey()
     if config is not None:
         with _told("looked at"):
-            found = await asyncio.to_thread(survey.survey, Path(config.folder))
+            found = await asyncio.to_thread(survey.survey, config.folder)
     return json_response(_cache_json(found, config, stats.hits, stats.misses))
 
 
@@ -113,7 +113,7 @@ async def clear(request: Request) -> Response:
     context = context_of(request)
     if context.cache is None:
         return json_response(ClearedJson(0, 0))
-    folder = Path(context.cache.folder)
+    folder = context.cache.folder
     with _told("cleared"):
         done = await asyncio.to_thread(_clear, folder, wanted.model, context.registry)
     return json_response(done)

@@ -6,6 +6,7 @@ raise OSError as the system does.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -19,6 +20,9 @@ if sys.platform != "win32":
 _FLAGS = 0
 for _name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):
     _FLAGS |= getattr(os, _name, 0)  # each system has some of them
+
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+"""What `flock` fails with where a file system has no locks: NFS without its daemon, Lustre."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,7 @@ class Files:
         """A descriptor that holds the lock `path`, or None if another process has it.
 
         The system frees the lock when the descriptor is closed, also by the death of its process.
+        Where the file system has no locks, everybody holds it.
         """
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
         try:
@@ -139,7 +144,8 @@ class Files:
         except BlockingIOError:
             os.close(descriptor)
             return None
-        except OSError:
-            os.close(descriptor)
-            raise
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(descriptor)
+                raise
         return descriptor

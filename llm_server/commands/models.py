@@ -40,7 +40,7 @@ def pull(source: Source, models_dir: ModelsDir = None) -> None:
     for private or gated repositories.
     """
     from llm_server.models import hub
-    from llm_server.models.download import DownloadError
+    from llm_server.models.connection import DownloadError
 
     folder = output.settings(models_dir=models_dir).models_dir
     try:

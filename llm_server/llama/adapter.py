@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class LoadedAdapter:
         Raises:
             LoadError: it is no adapter of this model.
         """
-        self.handle = lib.llama_adapter_lora_init(model.handle, str(path).encode())
+        self.handle = lib.llama_adapter_lora_init(model.handle, os.fsencode(path))
         if not self.handle:
             raise LoadError.of("this adapter", path)
         if lib.llama_adapter_get_alora_n_invocation_tokens(self.handle):

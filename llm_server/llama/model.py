@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class Model:
 
         callback = lib.llama_progress_callback(report)
         params.progress_callback = callback
-        self._model = lib.llama_model_load_from_file(str(path).encode(), params)
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise LoadError.of("this model", path)
         self.vocab = Vocab(self._model)

@@ -21,14 +21,15 @@ _BLOCK = 1 << 16
 def mapped() -> list[tuple[int, int]]:
     """The anonymous writable memory of this process, ranges [start, stop); none but on Linux."""
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
+        # Bytes: names of mapped files need not be text, and may hold what ends a line of text.
+        lines = Path("/proc/self/maps").read_bytes().rstrip(b"\n").split(b"\n")
     except OSError:
         return []
     ranges = []
     for line in lines:
         addresses, mode, _, _, inode, *_ = line.split()
-        if mode == "rw-p" and inode == "0":
-            start, stop = addresses.split("-")
+        if mode == b"rw-p" and inode == b"0":
+            start, stop = addresses.split(b"-")
             ranges.append((int(start, 16), int(stop, 16)))
     return ranges
 

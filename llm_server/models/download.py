@@ -21,7 +21,9 @@ from typing import NoReturn, Self, TypeVar
 import httpx2
 
 from llm_server import places
+from llm_server.cache.files import NO_LOCKS
 from llm_server.gguf.header import MAX_HEADER, InvalidGguf, read_header
+from llm_server.models.connection import DownloadError, connect
 
 if sys.platform != "win32":
     import fcntl
@@ -39,10 +41,6 @@ _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,19})-\d+|\*)/(\d{1,19}|\*)")
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and, where it is known, how many it will be."""
-
-
-class DownloadError(Exception):
-    """Why a file could not be fetched, in one line for the person at the terminal."""
 
 
 class _GaveUp(DownloadError):
@@ -86,10 +84,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress, retry: Retry | None 
     retry = retry or Retry()
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / remote.name
-    # A compressed answer would make nonsense of lengths and ranges.
-    headers = {"Accept-Encoding": "identity", **remote.headers}
-    timeout = httpx2.Timeout(30, connect=10)
-    with httpx2.Client(headers=headers, timeout=timeout, follow_redirects=True) as client:
+    with connect(remote.headers) as client:
         size, identity = _persist(lambda: _offer(client, remote), retry, remote.name)
         if final.exists():
             _require_same(final, replace(remote, size=size), progress)
@@ -164,8 +159,10 @@ class _Part:
         if sys.platform != "win32":
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise DownloadError(f"{self.name} is being pulled by another process") from None
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    said = f"{self.name} is being pulled by another process"
+                    raise DownloadError(said) from None
 
     def _rehash(self) -> None:
         self._file.seek(0)
@@ -317,7 +314,8 @@ def _persist(attempt: Callable[[], T], retry: Retry, name: str) -> T:
             return attempt()
         except httpx2.TransportError as error:
             reason, asked = str(error) or type(error).__name__, None
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
+            # UnicodeError: no host has such a name.
             raise DownloadError(f"{name}: {error}") from None
         except _Interrupted as error:
             reason, asked = str(error), error.wait_s

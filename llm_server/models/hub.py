@@ -24,7 +24,8 @@ from huggingface_hub.errors import (
 )
 
 from llm_server.gguf.parts import split_of
-from llm_server.models.download import DownloadError, Remote
+from llm_server.models.connection import DownloadError, connect
+from llm_server.models.download import Remote
 
 PREFERRED = (
     *("Q4_K_M", "UD-Q4_K_XL", "Q4_K_L", "Q4_K_S", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1", "MXFP4"),
@@ -77,7 +78,7 @@ def choose(source: str, endpoint: str | None = None) -> Pick:
         named = match.groupdict()
         wanted = unquote(named["wanted"]) if named["wanted"] else None
         return _of_repository(named["repo"], wanted, named.get("revision"), endpoint)
-    if urlsplit(source).scheme in ("http", "https"):
+    if source.lower().startswith(("http://", "https://")):
         return Pick(_of_url(source))
     raise DownloadError(
         f"{source!r} is neither hf:owner/repo nor an address that begins with https://"
@@ -92,7 +93,10 @@ def quantization(name: str) -> str | None:
 
 def _of_url(url: str) -> list[Remote]:
     """The file at that address; if its name says that it is one part of several, all of them."""
-    address = urlsplit(url)
+    try:
+        address = urlsplit(url)
+    except ValueError as error:
+        raise DownloadError(f"{url} is no address: {error}") from None
     folder, _, name = address.path.rpartition("/")
     if not re.fullmatch(r"[^./\\][^/\\]*\.gguf", unquote(name)) or not unquote(name).isprintable():
         raise DownloadError("the address must end in the name of a .gguf file")
@@ -106,6 +110,7 @@ def _of_url(url: str) -> list[Remote]:
 def _of_repository(
     repo: str, wanted: str | None, revision: str | None, endpoint: str | None
 ) -> Pick:
+    connect().close()  # The hub's own client goes by the same variables, and says less of them.
     try:
         info = HfApi(endpoint=endpoint).model_info(
             repo, revision=revision, files_metadata=True, timeout=30

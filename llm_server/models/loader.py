@@ -152,14 +152,14 @@ class Loader:
 
     async def _start(self, plan: Plan) -> Worker:
         load = Load(
-            model_path=str(plan.model.path),
+            model_path=plan.model.path,
             config=plan.effect,
             cache=self.cache and msgspec.structs.replace(self.cache, model=plan.model.name),
             log_level=self.log_level,
             log_format=self.log_format,
             sandbox=self.sandbox,
-            adapter_paths=tuple(str(adapter.path) for adapter in plan.adapters),
-            template_path=str(plan.template.path) if plan.template else None,
+            adapter_paths=tuple(adapter.path for adapter in plan.adapters),
+            template_path=plan.template.path if plan.template else None,
             layer_bytes=plan.layer_bytes,
             compute_bytes=plan.memory.compute,
             n_idle=plan.n_idle,

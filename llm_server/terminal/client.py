@@ -69,7 +69,8 @@ class ChatClient:
 
     `url` may be as people write it: without http://, or with the path of the API or the page.
     `key` is one of the server's API keys, where it asks for them. `require` is called where the
-    connection fails; what it raises ends the conversation.
+    connection fails; what it raises ends the conversation. Raises ChatError for a `url` that cannot
+    be one.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class ChatClient:
         # No proxy: this is for servers nearby.
         self._require = require
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx2.Client(
-            base_url=_root(url), headers=headers, timeout=_ANSWERING, trust_env=False
-        )
+        with self._plain_errors():
+            self._http = httpx2.Client(
+                base_url=_root(url), headers=headers, timeout=_ANSWERING, trust_env=False
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -161,7 +163,9 @@ class ChatClient:
         except httpx2.ConnectError:
             self._require()
             raise ChatError("there is no server at that address") from None
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        except (httpx2.InvalidURL, UnicodeError) as error:  # UnicodeError: no host has such a name
+            raise ChatError(f"that is no address of a server: {error}") from None
+        except httpx2.HTTPError as error:
             self._require()
             raise ChatError(f"the connection broke: {error}") from None
 

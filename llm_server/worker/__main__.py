@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from llm_server import logs
@@ -74,12 +73,12 @@ def confine(command: Load) -> str:
         return "off"
     writable = []
     if command.cache is not None:
-        folder = Path(command.cache.folder)
+        folder = command.cache.folder
         with contextlib.suppress(OSError):  # The store says what comes of it.
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         writable.append(folder)
     return sandbox.confine(
-        readable=[*model_parts(Path(command.model_path)), *companions(command)],
+        readable=[*model_parts(command.model_path), *companions(command)],
         writable=writable,
         gpu=command.config.n_gpu_layers != 0,
     )
@@ -114,7 +113,7 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
 def _digest(command: Load) -> bytes:
     from llm_server.cache.fingerprint import model_fingerprint
 
-    return model_fingerprint(Path(command.model_path))
+    return model_fingerprint(command.model_path)
 
 
 class Reporter:

@@ -20,7 +20,7 @@ class CacheFolder:
     """The folder that a confined worker was given, from the moment it has it; or none."""
 
     def __init__(self, given: CacheConfig | None) -> None:
-        self._path = Path(given.folder) if given is not None else None
+        self._path = given.folder if given is not None else None
         self._given = _identity(self._path)
         self._told = False
 

@@ -64,7 +64,7 @@ class Worker:
         limits: Limits,
     ) -> None:
         loop = asyncio.get_running_loop()
-        self._model_path = load.model_path
+        self._model_path = str(load.model_path)
         self._file = ModelFile(load)
         self._progress = Progress(self._file.size, on_progress)
         self._totals = totals

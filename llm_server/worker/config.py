@@ -5,6 +5,7 @@ What crosses the pipe with `messages.Load`; the API process plans and compares b
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -96,7 +97,7 @@ class CacheConfig(msgspec.Struct, frozen=True):
     `model` is the model's name, written beside its chunks for people to read.
     """
 
-    folder: str
+    folder: Path
     size_bytes: int
     write: Literal["all", "auto", "off"] = "auto"
     model: str = ""

@@ -7,8 +7,10 @@ module: the child through blocking files, the parent by feeding what its pipe de
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -128,8 +130,15 @@ def _read_up_to(file: Readable, size: int) -> bytes:
     return bytes(pieces)
 
 
-_encoder = msgspec.msgpack.Encoder()
-_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+def _path(kind: type[Path], name: bytes) -> Path:
+    return kind(os.fsdecode(name))
+
+
+# Paths cross as bytes, as the system has them: they need not be text.
+_encoder = msgspec.msgpack.Encoder(enc_hook=os.fsencode)
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(
+    Command, dec_hook=_path
+)
 _event_decoder: msgspec.msgpack.Decoder[list[Event]] = msgspec.msgpack.Decoder(list[Event])
 
 

@@ -133,7 +133,7 @@ def load_adapters(command: Load, model: Model) -> list[LoadedAdapter]:
     adapters = []
     for asked, path in zip(command.config.lora, command.adapter_paths, strict=True):
         try:
-            adapters.append(LoadedAdapter(model, Path(path), asked.scale))
+            adapters.append(LoadedAdapter(model, path, asked.scale))
         except LoadError as error:
             raise ModelLoadFailed(
                 f"The adapter {asked.name} cannot be used with this model: {error}.",
@@ -259,7 +259,7 @@ def state_fingerprint(digest: bytes, command: Load, context: Context) -> bytes:
             "long": bool(original) and context.n_ctx > original,
             **rope.overrides(command.config),
             **{
-                f"lora.{i}": f"{model_fingerprint(Path(path)).hex()} {asked.scale}"
+                f"lora.{i}": f"{model_fingerprint(path).hex()} {asked.scale}"
                 for i, (asked, path) in enumerate(
                     zip(command.config.lora, command.adapter_paths, strict=True)
                 )
@@ -278,7 +278,7 @@ def open_cache(command: Load, context: Context, print_: bytes) -> DiskTier | Non
     """The prompt cache on disk for this model, if there is to be one."""
     if command.cache is None:
         return None
-    model, folder = context.model, Path(command.cache.folder)
+    model, folder = context.model, command.cache.folder
     writes, budget = command.cache.write != "off", command.cache.size_bytes
     store = ChunkStore(folder, print_, budget)
     if writes and (used := store.stats().used_bytes) > budget:

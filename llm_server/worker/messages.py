@@ -9,6 +9,7 @@ no llama.cpp.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -184,14 +185,14 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     in turn where the memory does not hold the `n_ctx` of `config`.
     """
 
-    model_path: str
+    model_path: Path
     config: LoadConfig = LoadConfig()
     cache: CacheConfig | None = None
     log_level: str = "info"
     log_format: str = "text"
     sandbox: bool = True
-    adapter_paths: tuple[str, ...] = ()
-    template_path: str | None = None
+    adapter_paths: tuple[Path, ...] = ()
+    template_path: Path | None = None
     layer_bytes: tuple[int, ...] = ()
     compute_bytes: int = 0
     n_idle: int = 0

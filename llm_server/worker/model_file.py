@@ -17,14 +17,14 @@ Change: TypeAlias = Literal["none", "replaced", "overwritten"]
 
 def companions(load: Load) -> list[Path]:
     """The files beside the model's own: adapters and a template. Nothing is read after the load."""
-    return [Path(path) for path in (*load.adapter_paths, load.template_path) if path]
+    return [path for path in (*load.adapter_paths, load.template_path) if path]
 
 
 class ModelFile:
     """The files of a load as they are at the moment; of a split model, all parts."""
 
     def __init__(self, load: Load) -> None:
-        self._parts = [(part, _identity(part)) for part in model_parts(Path(load.model_path))]
+        self._parts = [(part, _identity(part)) for part in model_parts(load.model_path)]
         self._companions = [(path, _identity(path)) for path in companions(load)]
 
     @property

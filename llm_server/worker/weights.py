@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -67,7 +66,7 @@ def read(command: Load, on_progress: Callable[[float], None]) -> tuple[Load, Mod
     n_gpu_layers = gpu_layers(command)
     config = msgspec.structs.replace(command.config, n_gpu_layers=n_gpu_layers)
     try:
-        model = Model(Path(command.model_path), n_gpu_layers=n_gpu_layers, on_progress=on_progress)
+        model = Model(command.model_path, n_gpu_layers=n_gpu_layers, on_progress=on_progress)
     except LoadError as error:
         raise refused(str(error), n_gpu_layers) from None
     return msgspec.structs.replace(command, config=config), model

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llm_server.cache.files import Entry, Files
+import pytest
+
+from llm_server.cache.files import NO_LOCKS, Entry, Files
 from llm_server.cache.keys import Kind
 from llm_server.cache.store import RESCAN_S
 from tests.cache.scenario import chain_of, chunk_files, keep, open_store, payload_of, recall
@@ -15,6 +17,8 @@ from tests.cache.scenario import chain_of, chunk_files, keep, open_store, payloa
 _PEER = """
 import random, sys
 from pathlib import Path
+
+import pytest
 from tests.cache.scenario import keep, open_store, recall
 seed = int(sys.argv[2])
 choose = random.Random(seed)
@@ -175,3 +179,21 @@ def test_a_dead_lock_holder_blocks_nobody(tmp_path: Path) -> None:
     keep(store, [4])
     assert store.close(10)
     assert recall(store, [4]) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no flock")
+@pytest.mark.parametrize("code", NO_LOCKS)
+def test_a_file_system_without_locks_is_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    store = open_store(tmp_path, budget_bytes=400)
+    for token in range(4):
+        keep(store, [token])
+        assert store.flush(10)
+    stats = store.stats()
+    assert (stats.written, stats.dropped, stats.errors) == (4, 0, 0)
+    assert stats.evicted > 0

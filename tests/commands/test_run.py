@@ -60,6 +60,13 @@ def test_an_address_as_people_write_it(url: str) -> None:
         assert run("--url", written, text="hi").output == "hi \n"
 
 
+@pytest.mark.parametrize("written", ["http://a:b", "http://[::1", "a..b"])
+def test_what_cannot_be_an_address_is_one_line(written: str) -> None:
+    result = run("--url", written, text="hi")
+    assert result.exit_code == 1
+    assert "that is no address of a server" in result.stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="about files as Unix has them")
 def test_without_standard_input_and_with_a_full_disk_for_the_answer(url: str) -> None:
     closed = ["sh", "-c", 'exec "$@" <&-', "sh", *COMMAND]

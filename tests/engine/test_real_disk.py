@@ -24,7 +24,7 @@ GREEDY = Sampling(temperature=0, max_tokens=12)
 
 
 def opened(load: Load, context: Context) -> DiskTier | None:
-    digest = model_fingerprint(Path(load.model_path))
+    digest = model_fingerprint(load.model_path)
     return open_cache(load, context, state_fingerprint(digest, load, context))
 
 
@@ -37,7 +37,7 @@ def test_a_second_question_after_a_restart_is_fast_and_exact(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     path: Path = request.getfixturevalue(f"{kind}_gguf")
-    load = Load(str(path), cache=CacheConfig(str(tmp_path), 1 << 30))
+    load = Load(path, cache=CacheConfig(tmp_path, 1 << 30))
     with open_context(path, parallel=4) as context:
         runner = Runner(context, opened(load, context))
         n_head = len(context.model.vocab.tokenize(HEAD, parse_special=True))
@@ -60,7 +60,7 @@ def test_a_start_tells_when_it_has_less_room_than_is_stored(
     with open_context(attention_gguf) as context:
         for budget in (1000, 999):
             assert caplog.messages == []
-            load = Load(str(attention_gguf), cache=CacheConfig(str(tmp_path), budget))
+            load = Load(attention_gguf, cache=CacheConfig(tmp_path, budget))
             assert opened(load, context) is not None
     assert len(caplog.messages) == 1 and "0.0 MB" in caplog.text
 
@@ -74,9 +74,9 @@ def test_memory_of_another_layout_is_another_memory(
 ) -> None:
     log.install()  # which is how the worker learns what "auto" came to
     with open_context(attention_gguf) as context:
-        as_it_is = state_fingerprint(bytes(32), Load(str(attention_gguf)), context)
-        other = state_fingerprint(bytes(32), Load(str(attention_gguf), config), context)
-        flash = Load(str(attention_gguf), LoadConfig(flash_attn="on"))
+        as_it_is = state_fingerprint(bytes(32), Load(attention_gguf), context)
+        other = state_fingerprint(bytes(32), Load(attention_gguf, config), context)
+        flash = Load(attention_gguf, LoadConfig(flash_attn="on"))
         assert as_it_is == state_fingerprint(bytes(32), flash, context)
     assert as_it_is != other
 
@@ -135,14 +135,14 @@ def test_a_part_of_a_saved_range_is_as_good_as_computed(attention_gguf: Path) ->
 def test_another_models_chunks_are_never_used(
     attention_gguf: Path, spm_gguf: Path, tmp_path: Path
 ) -> None:
-    load = Load(str(attention_gguf), cache=CacheConfig(str(tmp_path), 1 << 30))
+    load = Load(attention_gguf, cache=CacheConfig(tmp_path, 1 << 30))
     with open_context(attention_gguf) as context:
         runner = Runner(context, opened(load, context))
         runner.answer(HEAD, GREEDY, head=200)
         runner.engine.close(10)
     assert any(tmp_path.rglob("*.kv"))
     with open_context(spm_gguf) as context:
-        other = Load(str(spm_gguf), cache=load.cache)
+        other = Load(spm_gguf, cache=load.cache)
         disk = opened(other, context)
         assert disk is not None and disk.store.stats().chunks == 0
 
@@ -150,7 +150,7 @@ def test_another_models_chunks_are_never_used(
 def test_a_corrupt_file_is_a_miss_and_the_answer_is_right(
     attention_gguf: Path, tmp_path: Path
 ) -> None:
-    load = Load(str(attention_gguf), cache=CacheConfig(str(tmp_path), 1 << 30))
+    load = Load(attention_gguf, cache=CacheConfig(tmp_path, 1 << 30))
     with open_context(attention_gguf) as context:
         runner = Runner(context, opened(load, context))
         runner.answer(HEAD, GREEDY, head=300)
@@ -172,7 +172,7 @@ def test_a_folder_that_cannot_be_used_leaves_requests_alone(
     attention_gguf: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
-    load = Load(str(attention_gguf), cache=CacheConfig(str(tmp_path / "file" / "x"), 1 << 30))
+    load = Load(attention_gguf, cache=CacheConfig(tmp_path / "file" / "x", 1 << 30))
     with open_context(attention_gguf) as context:
         disk = opened(load, context)
         assert disk is not None and isinstance(disk.store, ChunkStore)

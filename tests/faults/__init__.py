@@ -84,6 +84,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "F19 nobody reads the log": (
         "test_logs.py::test_a_stalled_reader_costs_lines_and_no_time",
         "faults/test_process.py::test_a_log_that_nobody_reads_stops_nothing",
+        "faults/test_process.py::test_a_log_that_was_full_before_the_start_stops_nothing",
         "faults/test_process.py::test_a_log_on_a_full_disk_stops_nothing",
     ),
     "F20 no descriptors left": ("faults/test_process.py::test_running_out_of_descriptors_passes",),

@@ -98,6 +98,22 @@ def test_a_log_that_nobody_reads_stops_nothing(models: Path) -> None:
     os.close(writing)
 
 
+def test_a_log_that_was_full_before_the_start_stops_nothing(models: Path) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * 4096)
+    os.set_blocking(writing, True)
+    with serving(models, writing) as (process, url):
+        response = httpx.post(url + "/chat/completions", json=body(), timeout=10)
+        assert response.status_code == 200
+        process.terminate()
+        assert process.wait(20) == 0
+    os.close(reading)
+    os.close(writing)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_a_log_on_a_full_disk_stops_nothing(models: Path) -> None:
     full = os.open("/dev/full", os.O_WRONLY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import sys
 from pathlib import Path
 
@@ -45,3 +46,11 @@ def test_memory_that_was_there_before_is_left_alone() -> None:
     before, taken = pages.mapped(), anonymous()
     pages.give_back_zeros(pages.mapped_since(before))
     assert taken - anonymous() < 8 * MIB
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\rb", "a\u2028b".encode()])
+def test_a_mapped_file_may_have_any_name(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / os.fsdecode(name)
+    path.write_bytes(b"x")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+        assert pages.mapped()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +16,8 @@ from gguf import GGUFWriter
 
 from llm_server.gguf.header import MAX_HEADER
 from llm_server.models import download
-from llm_server.models.download import DownloadError, Remote, Retry
+from llm_server.models.connection import DownloadError
+from llm_server.models.download import Remote, Retry
 from llm_server.models.registry import Registry
 from tests.file_server import Fault, FileServer, file_server
 from tests.gguf_bytes import TINY, gguf
@@ -253,6 +257,13 @@ def test_nothing_listening_is_one_line(tmp_path: Path) -> None:
         download.fetch(remote, tmp_path, lambda *_: None, PATIENCE)
 
 
+@pytest.mark.parametrize("host", ["a:b", "a..b", "x" * 64])
+def test_an_address_that_cannot_be_is_not_asked_again(host: str, tmp_path: Path) -> None:
+    remote = Remote(f"http://{host}/x.gguf", "x.gguf")
+    with pytest.raises(DownloadError, match=r"x\.gguf: (?!\d attempts)"):
+        download.fetch(remote, tmp_path, lambda *_: None, PATIENCE)
+
+
 def test_a_file_that_is_here_is_checked_and_never_overwritten(
     server: FileServer, tmp_path: Path, content: bytes
 ) -> None:
@@ -304,3 +315,14 @@ def test_two_at_once_do_not_write_into_one_part(
     remote = Remote(f"{server.url}/{NAME}", NAME, **facts)  # type: ignore[arg-type]
     assert download.fetch(remote, tmp_path, second, PATIENCE).read_bytes() == content
     assert refusals == [f"{NAME} is being pulled by another process"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no flock")
+def test_a_file_system_without_locks_is_no_other_process(
+    server: FileServer, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert fetch(server, tmp_path, **hashed(content)).read_bytes() == content

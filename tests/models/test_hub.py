@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from llm_server.models import hub
-from llm_server.models.download import DownloadError
+from llm_server.models.connection import DownloadError
+from llm_server.models.download import Remote, fetch
 from tests.file_server import FileServer, file_server
 
 
@@ -110,6 +112,24 @@ def test_a_hub_out_of_reach_is_one_line() -> None:
         hub.choose("hf:o/r", endpoint="http://127.0.0.1:9")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HTTPS_PROXY", "no:port"),
+        ("ALL_PROXY", "gopher://here:1"),
+        ("SSL_CERT_FILE", "/no/such/file"),
+    ],
+)
+def test_a_variable_that_cannot_be_followed_is_named(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(DownloadError, match=rf"{variable}\b.* cannot be used"):
+        hub.choose("hf:o/r")
+    with pytest.raises(DownloadError, match=rf"{variable}\b.* cannot be used"):
+        fetch(Remote("https://host/m.gguf", "m.gguf"), tmp_path, lambda *_: None)
+
+
 def test_the_token_goes_to_the_hub_alone(
     server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +171,12 @@ def test_a_page_of_the_hub_means_its_repository(server: FileServer, page: str) -
 @pytest.mark.parametrize(
     "source",
     ["qwen", "hf:qwen", "ftp://host/m.gguf", "https://host/", "https://host/..%2Fm.gguf"]
-    + ["https://host/m.bin", "https://host/.gguf", "https://host/a%5Cb.gguf"],
+    + [
+        "https://[::1/m.gguf",
+        "https://host/m.bin",
+        "https://host/.gguf",
+        "https://host/a%5Cb.gguf",
+    ],
 )
 def test_anything_else_is_refused(source: str) -> None:
     with pytest.raises(DownloadError):

@@ -108,10 +108,10 @@ def test_estimates_are_near_what_real_workers_take(
     told = facts(path)
     config = settled(told, msgspec.structs.replace(config, n_threads=1), AMPLE, extras)
     command = Load(
-        str(path),
+        path,
         config,
         log_level="error",
-        adapter_paths=tuple(map(str, used)),
+        adapter_paths=tuple(used),
         n_idle=n_idle(told.shape, config),
     )
 

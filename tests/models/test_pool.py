@@ -319,7 +319,7 @@ def test_idle_models_that_a_load_wanted_the_memory_of_come_back_when_it_fails(
     add_models(tmp_path, "a.gguf", "b.gguf")
 
     async def start(load: Load, **kwargs: Any) -> Worker:
-        if load.model_path.endswith("b.gguf"):
+        if load.model_path.match("*b.gguf"):
             raise InsufficientMemory("too much")
         return await FAKE_START(load, **kwargs)
 
@@ -610,13 +610,15 @@ def test_closing_in_the_middle_of_a_load_leaves_nothing(tmp_path: Path) -> None:
 
 def test_workers_are_told_the_cache_and_the_log_level(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf")
-    cache = CacheConfig(str(tmp_path / "cache"), 1000, "all")
+    cache = CacheConfig(tmp_path / "cache", 1000, "all")
 
     async def test(pool: Pool) -> None:
         (await pool.acquire(None)).release()
 
     with_pool(tmp_path, test, loader=Loader(cache, "debug", start_worker=FAKE_START))
-    load = msgspec.json.decode((tmp_path / "commands.log").read_bytes(), type=Load)
+    load = msgspec.json.decode(
+        (tmp_path / "commands.log").read_bytes(), type=Load, dec_hook=lambda kind, text: kind(text)
+    )
     assert load.log_level == "debug"
     assert load.cache == CacheConfig(cache.folder, 1000, "all", "a.gguf")
 

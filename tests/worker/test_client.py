@@ -46,7 +46,7 @@ def ask(text: str) -> ChatRequest:
 async def started(folder: Path, name: str = "a.gguf", **kwargs: Any) -> Worker:
     add_models(folder, name)
     return await Worker.start(
-        Load(model_path=str(folder / name)), spawn=partial(spawn, argv=FAKE_WORKER), **kwargs
+        Load(model_path=folder / name), spawn=partial(spawn, argv=FAKE_WORKER), **kwargs
     )
 
 
@@ -139,7 +139,7 @@ def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         asyncio.run(
             Worker.start(
-                Load(model_path="x"), spawn=partial(spawn, argv=[str(tmp_path / "nothing")])
+                Load(model_path=Path("x")), spawn=partial(spawn, argv=[str(tmp_path / "nothing")])
             )
         )
 

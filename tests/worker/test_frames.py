@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import threading
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from llm_server.errors import WorkerCrashed
 from llm_server.worker import frames
+from llm_server.worker.config import CacheConfig
 from llm_server.worker.messages import (
     Cancel,
     ChatRequest,
@@ -88,7 +90,12 @@ def test_oversize_is_refused_before_the_body_is_read() -> None:
 
 def test_every_command_and_event_survives_the_round_trip() -> None:
     for command in (
-        Load(model_path="/m/a.gguf"),
+        Load(
+            Path("/m/a.gguf"),
+            # No name of a file has to be text.
+            cache=CacheConfig(Path(os.fsdecode(b"/caf\xe9")), 1),
+            adapter_paths=(Path("b.gguf"), Path("c.gguf")),
+        ),
         Submit(id=1, request=ChatRequest(messages=[Message(role="user", content="é")])),
         Cancel(id=1),
         Stop(),

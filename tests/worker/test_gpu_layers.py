@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -31,6 +32,6 @@ def test_who_misses_a_card(asked: int | Literal["auto"], built: bool, missed: bo
 @pytest.mark.skipif(bool(devices()) or built_for_cards(), reason="there is a card, or may be")
 def test_layers_that_no_card_takes_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     for asked in (-1, 0, 20):
-        assert gpu_layers(Load("a.gguf", LoadConfig(n_gpu_layers=asked))) == 0
+        assert gpu_layers(Load(Path("a.gguf"), LoadConfig(n_gpu_layers=asked))) == 0
     (warning,) = caplog.records
     assert "(n_gpu_layers is 20): the processor computes" in warning.getMessage()

@@ -79,7 +79,7 @@ class Process:
         self.popen.stdout.close()
 
     def load(self, path: Path, config: LoadConfig = CONFIG) -> Loaded | LoadFailed:
-        self.send(Load(str(path), config))
+        self.send(Load(path, config))
         return next(e for e in self.events() if isinstance(e, Loaded | LoadFailed))
 
     def end_of(self, id: int) -> tuple[str, Finished | Failed]:
@@ -119,6 +119,16 @@ def test_it_loads_and_says_what_is_in_force(worker: Process, attention_gguf: Pat
     assert isinstance(loaded, Loaded)
     assert (loaded.n_ctx, loaded.parallel) == (512, 32)
     assert loaded.description.startswith("qwen2 137K ") and loaded.flash_attn == "on"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_a_folder_may_have_a_name_that_is_no_text(
+    worker: Process, attention_gguf: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    path = Path(shutil.copy(attention_gguf, folder))
+    assert isinstance(worker.load(path), Loaded)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +199,7 @@ def test_a_context_becomes_as_small_as_the_memory_has_it(
     resource.prlimit(worker.popen.pid, resource.RLIMIT_AS, (4 << 30, 4 << 30))
     # The cells of the first one fit, what computing takes beside them does not.
     config = LoadConfig(n_threads=1, n_ctx=1 << 20, n_batch=2048, n_ubatch=2048)
-    worker.send(Load(str(attention_gguf), config, smaller_n_ctx=((1 << 20) - 256, 512, 256)))
+    worker.send(Load(attention_gguf, config, smaller_n_ctx=((1 << 20) - 256, 512, 256)))
     loaded = next(e for e in worker.events() if isinstance(e, Loaded | LoadFailed))
     assert isinstance(loaded, Loaded) and loaded.n_ctx == 512
     assert loaded.memory_bytes < 200 << 20  # What came to nothing takes nothing.
@@ -253,7 +263,7 @@ def test_a_chat_whose_prompt_is_empty_is_refused_and_harms_nobody(
 ) -> None:
     template = tmp_path / "contents.jinja"
     template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
-    worker.send(Load(str(attention_gguf), CONFIG, template_path=str(template)))
+    worker.send(Load(attention_gguf, CONFIG, template_path=template))
     next(e for e in worker.events() if isinstance(e, Loaded))
     worker.send(Submit(1, chat("")))
     _, end = worker.end_of(1)
@@ -428,7 +438,7 @@ def test_a_warmed_system_prompt_serves_the_first_question_after_a_restart(
 ) -> None:
     path: Path = request.getfixturevalue(f"{kind}_gguf")
     system = Message("system", "you may make a name for each word " * 10)
-    load = Load(str(path), CONFIG, cache=CacheConfig(str(tmp_path), 1 << 30))
+    load = Load(path, CONFIG, cache=CacheConfig(tmp_path, 1 << 30))
     for id, question in enumerate([[], [Message("user", "what is oil")]]):
         worker = Process()
         worker.send(load)
@@ -463,9 +473,9 @@ def test_a_warmed_prompt_is_found_after_a_restart(
     tmp_path: Path,
 ) -> None:
     load = Load(
-        str(request.getfixturevalue(f"{kind}_gguf")),
+        request.getfixturevalue(f"{kind}_gguf"),
         CONFIG,
-        cache=CacheConfig(str(tmp_path), 1 << 30),
+        cache=CacheConfig(tmp_path, 1 << 30),
     )
     usages = []
     for messages, persist in ((warmed, True), (asked, False)):

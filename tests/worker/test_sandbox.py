@@ -50,9 +50,9 @@ def seen(folder: Path, attention_gguf: Path) -> dict[str, str]:
     other = folder / "other.gguf"
     other.write_bytes(b"GGUF")
     load = Load(
-        str(attention_gguf),
+        attention_gguf,
         LoadConfig(n_threads=1, n_ctx=512),
-        cache=CacheConfig(str(folder / "cache"), 10**6),
+        cache=CacheConfig(folder / "cache", 10**6),
         log_level="warning",
     )
     result = subprocess.run(
@@ -162,7 +162,7 @@ def test_every_thread_of_a_real_worker_is_confined(
     if stood_by:
         assert worker.stdin is not None
         worker.stdin.write(pack(encode_command(StandBy())))
-    loaded = load(worker, Load(str(attention_gguf), LoadConfig(n_threads=2, n_ctx=512)))
+    loaded = load(worker, Load(attention_gguf, LoadConfig(n_threads=2, n_ctx=512)))
     assert loaded.sandbox.startswith("full (Landlock ABI ")
     threads = statuses(worker.pid)
     assert len(threads) > 4
@@ -174,7 +174,7 @@ def test_every_thread_of_a_real_worker_is_confined(
 
 
 def test_it_can_be_told_to_stay_open(worker: subprocess.Popen[bytes], attention_gguf: Path) -> None:
-    command = Load(str(attention_gguf), LoadConfig(n_threads=1, n_ctx=512), sandbox=False)
+    command = Load(attention_gguf, LoadConfig(n_threads=1, n_ctx=512), sandbox=False)
     assert load(worker, command).sandbox == "off"
     assert {status["Seccomp"] for status in statuses(worker.pid)} == {
         statuses(os.getpid())[0]["Seccomp"]

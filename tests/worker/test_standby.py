@@ -53,7 +53,7 @@ def with_standby(test: Callable[[Standby], Coroutine[Any, Any, None]]) -> None:
 async def started(ready: Standby, folder: Path) -> Worker:
     add_models(folder, "a.gguf")
     start = partial(Worker.start, spawn=ready.spawn)
-    return await start(Load(model_path=str(folder / "a.gguf")))
+    return await start(Load(model_path=folder / "a.gguf"))
 
 
 def end(pid: int) -> None:

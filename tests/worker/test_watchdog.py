@@ -44,7 +44,7 @@ def ask(text: str) -> ChatRequest:
 
 async def start(folder: Path, limits: Limits, name: str = "a.gguf", **more: Totals) -> Worker:
     add_models(folder, name)
-    load = Load(str(folder / name))
+    load = Load(folder / name)
     return await Worker.start(load, spawn=partial(spawn, argv=FAKE_WORKER), limits=limits, **more)
 
 
