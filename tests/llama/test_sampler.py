@@ -101,6 +101,34 @@ def test_typical_p_narrows_the_choice(context: Context) -> None:
     assert len(set(draws(context, with_(WILD, temperature=1.0, typical_p=0.2)))) < len(wide)
 
 
+def masked_draws(context: Context, sampling: Sampling, n: int = 200) -> list[int]:
+    """As `draws`, where a grammar allows every sixteenth token."""
+    draws(context, WILD, 1)
+    row = len(context.model.vocab.tokenize(TEXT, parse_special=True)) - 1
+    mask = np.full(-(-context.model.vocab.n_tokens // 32), 0x00010001, np.int32)
+    drawn = []
+    for seed in range(n):
+        sampler = Sampler(context, with_(sampling, seed=seed), [])
+        drawn.append(sampler.sample(row, mask))
+        sampler.close()
+    return drawn
+
+
+def test_typical_p_counts_only_what_a_grammar_allows(context: Context) -> None:
+    allowed = np.arange(0, context.model.vocab.n_tokens, 16)
+    p = probabilities(context)[allowed]
+    p /= p.sum()
+    order = np.argsort(np.abs(-np.log(p) + (p * np.log(p)).sum()))
+    n = int(np.searchsorted(np.cumsum(p[order]), 0.5)) + 1
+    typical = set(allowed[order[:n]].tolist())
+    drawn = set(masked_draws(context, with_(WILD, temperature=1.0, typical_p=0.5)))
+    assert drawn <= typical and len(drawn) > 1
+
+
+def test_mirostat_aims_at_its_surprise_in_a_grammar(context: Context) -> None:
+    assert len(set(masked_draws(context, with_(WILD, mirostat=1, mirostat_tau=9.0)))) > 1
+
+
 def test_xtc_takes_the_top_choices_out(context: Context) -> None:
     best = int(probabilities(context).argmax())
     assert best in draws(context, WILD)
