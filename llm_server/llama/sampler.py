@@ -17,6 +17,9 @@ from llm_server.worker.messages import Sampling
 _MIN_KEEP = 1
 _MIROSTAT_M = 100  # llama.cpp's own constant in common/sampling.cpp
 
+_GREEDY = 1e-6
+"""A temperature below this is 0: logits divided by less than some 1e-37 are infinite."""
+
 _LEAST = 1e-30
 """Of the best token's probability: what has less cannot come, and still has a logarithm."""
 
@@ -39,7 +42,7 @@ class Sampler:
         # llama.cpp takes the largest of its seeds for the wish to have one drawn.
         self.seed = seed if seed != lib.LLAMA_DEFAULT_SEED else 0
         self._add_bias(sampling)
-        if sampling.temperature <= 0:
+        if sampling.temperature < _GREEDY:
             self._add_penalties(sampling)
             self._add(lib.llama_sampler_init_greedy())
         elif sampling.mirostat:

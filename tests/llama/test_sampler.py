@@ -65,9 +65,12 @@ def test_without_a_seed_answers_differ(context: Context) -> None:
     assert len({runner.answer(TEXT, with_(WILD, seed=None)) for _ in range(4)}) > 1
 
 
-def test_temperature_zero_takes_the_most_probable_token(context: Context) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1e-46, 1e-38, 1e-6])
+def test_temperature_zero_takes_the_most_probable_token(
+    context: Context, temperature: float
+) -> None:
     best = int(probabilities(context).argmax())
-    assert set(draws(context, with_(WILD, temperature=0.0), 5)) == {best}
+    assert set(draws(context, with_(WILD, temperature=temperature), 5)) == {best}
 
 
 def test_top_k_keeps_k_tokens(context: Context) -> None:
