@@ -195,7 +195,7 @@ class Preparer:
         if start == len(tokens):
             return None
         opening = self._vocab.piece(tokens[start], special=True)
-        if isinstance(prompt, str) and not prompt.startswith(" "):
+        if isinstance(prompt, str) and self._vocab.adds_blank:
             opening = opening.removeprefix(b" ")
         return Echo(start, opening)
 
