@@ -317,10 +317,14 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """A token of the answer, and the `top` most probable ones in its place, best first."""
+    """A token of the answer, and the `top` most probable ones in its place, best first.
+
+    It completed `n_chars` characters of text: a marker none, though it has bytes.
+    """
 
     token: TokenLogprob
     top: list[TokenLogprob]
+    n_chars: int
 
 
 class Logprobs(msgspec.Struct, frozen=True, tag=True):
