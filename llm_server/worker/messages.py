@@ -69,7 +69,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     dry_multiplier: float = 0.0
     dry_base: float = 1.75
     dry_allowed_length: int = 2
-    dry_penalty_last_n: int = -1
+    dry_penalty_last_n: int = 64
     dry_sequence_breakers: list[str] = msgspec.field(default_factory=lambda: ["\n", ":", '"', "*"])
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1

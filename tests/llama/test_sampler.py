@@ -182,6 +182,26 @@ def test_repeat_penalty_reaches_back_into_the_prompt(context: Context) -> None:
         sampler.close()
 
 
+@pytest.mark.parametrize(("reach", "again"), [({}, True), ({"dry_penalty_last_n": -1}, False)])
+def test_dry_looks_as_far_back_as_in_llama_cpp_unless_told(
+    context: Context, reach: dict[str, int], again: bool
+) -> None:
+    draws(context, WILD, 1)
+    row = len(context.model.vocab.tokenize(TEXT, parse_special=True)) - 1
+    history = [10, 11, 12, *range(100, 200), 10, 11]
+    dry = Sampling(
+        temperature=0,
+        logit_bias={12: 50.0},
+        dry_multiplier=10.0,
+        dry_base=10.0,
+        dry_allowed_length=1,
+        dry_sequence_breakers=[],
+    )
+    sampler = Sampler(context, with_(dry, **reach), history)
+    assert (sampler.sample(row) == 12) is again
+    sampler.close()
+
+
 @pytest.mark.parametrize(
     "penalty",
     [
