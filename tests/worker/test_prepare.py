@@ -11,17 +11,18 @@ from llm_server.worker.messages import CompletionRequest, Sampling
 from llm_server.worker.prepare import Preparer, open_dialogue
 from tests.engine.real import open_context
 
+TEXTS = ["hello world", " hello", "  hello", "\n hello", " ", "é", "<|im_end|>the <s>a", "<s>the"]
+
 
 @pytest.mark.parametrize("kind", ["attention", "spm"])
-@pytest.mark.parametrize("text", ["hello world", " hello", "  hello", "\n hello", " ", "é"])
-def test_an_echo_is_the_prompt_whatever_blank_its_tokens_begin_with(
+@pytest.mark.parametrize("text", TEXTS)
+def test_an_echo_has_the_blanks_of_its_prompt_and_no_others(
     kind: str, text: str, request: pytest.FixtureRequest
 ) -> None:
     path: Path = request.getfixturevalue(f"{kind}_gguf")
     asked = CompletionRequest(text, echo=True, sampling=Sampling(top_logprobs=0))
     with open_context(path, n_ctx=256, parallel=1) as context:
         prompt = Preparer(context, open_dialogue(context.model)).prepare(1, asked)
-        assert isinstance(prompt, Prompt) and prompt.echo is not None
-        rest = prompt.tokens[prompt.echo.start + 1 :]
-        pieces = [context.model.vocab.piece(token, special=True) for token in rest]
-    assert prompt.echo.opening + b"".join(pieces) == text.encode()
+    assert isinstance(prompt, Prompt) and prompt.echo is not None
+    assert len(prompt.echo.pieces) == len(prompt.tokens) - prompt.echo.start
+    assert b"".join(prompt.echo.pieces) == text.encode()
