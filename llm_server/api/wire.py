@@ -358,6 +358,7 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "min_keep": (0, 1),
     "min_tokens": (0,),
     "n_cmpl": (1,),
+    "n_indent": (0,),
     "n_keep": (0,),
     "n_predict": (-1,),
     "parallel_tool_calls": (False, True),
