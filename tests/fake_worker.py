@@ -216,8 +216,8 @@ def score(submit: Submit) -> None:
         send(Logprobs(id, [], "ä".encode()), Content(id, "ä"))
     yes, no = TokenLogprob(b"yes", -0.25), TokenLogprob(b"\xff", -1.5)
     n_top = request.sampling.top_logprobs or 0
-    send(Logprobs(id, [TokenLogprobs(yes, [yes, no][:n_top])]), Content(id, "yes"))
-    send(Logprobs(id, [TokenLogprobs(no, [yes, no][:n_top])]), finished(submit, 2))
+    send(Logprobs(id, [TokenLogprobs(yes, [yes, no][:n_top], 3)]), Content(id, "yes"))
+    send(Logprobs(id, [TokenLogprobs(no, [yes, no][:n_top], 1)]), finished(submit, 2))
 
 
 def tell(id: int, question: Question) -> Told:

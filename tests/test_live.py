@@ -339,6 +339,15 @@ def test_an_echoed_prompt_is_the_same_text_with_and_without_its_probabilities(
     assert texts == [asked["content"]] * 2
 
 
+def test_a_marker_in_an_answer_moves_no_token_in_its_text(server: LiveServer) -> None:
+    asked = {"content": "<|im_start|>"}
+    (marker,) = server.client.post("/tokenize", json=asked).json()["tokens"]
+    body = {"prompt": "hello", "max_tokens": 3, "logprobs": 0, "logit_bias": {str(marker): 100}}
+    (choice,) = server.client.post("/v1/completions", json=body).json()["choices"]
+    assert (choice["text"], choice["logprobs"]["tokens"]) == ("", ["<|im_start|>"] * 3)
+    assert choice["logprobs"]["text_offset"] == [0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

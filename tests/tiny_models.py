@@ -375,8 +375,11 @@ def build_recurrent(path: Path, seed: int = 4) -> Path:
     return builder.write()
 
 
-def build_hybrid(path: Path, seed: int = 5) -> Path:
-    """An `lfm2` model: short convolutions (a recurrent state) around one attention layer."""
+def build_hybrid(path: Path, seed: int = 5, n_embd_out: int | None = None) -> Path:
+    """An `lfm2` model: short convolutions (a recurrent state) around one attention layer.
+
+    With `n_embd_out` its vectors are projected to that length, as LFM2-ColBERT's are.
+    """
     l_cache = 3
     kinds = ("conv", "attention", "conv")
     builder = _Builder(path, "lfm2", bpe_vocabulary(), n_layer=len(kinds), seed=seed)
@@ -393,6 +396,9 @@ def build_hybrid(path: Path, seed: int = 5) -> Path:
             builder.matrix(f"{blk}.shortconv.in_proj.weight", 3 * N_EMBD, N_EMBD)
             builder.matrix(f"{blk}.shortconv.out_proj.weight", N_EMBD, N_EMBD, 2.0)
         builder.feed_forward(layer)
+    if n_embd_out is not None:
+        builder.writer.add_uint32("lfm2.embedding_length_out", n_embd_out)
+        builder.matrix("dense_2.weight", n_embd_out, N_EMBD)
     return builder.write()
 
 

@@ -60,30 +60,32 @@ class TextColumns:
     """Collects the tokens of one choice, placed in its text: in characters from its start."""
 
     def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._at = 0
         self._columns = TextLogprobs([], [], [], [])
 
     def add(self, event: Logprobs) -> None:
         """The next tokens."""
         if event.opening is not None:
-            self._add(event.opening, None, None)
+            whole = codecs.getincrementaldecoder("utf-8")("replace").decode(event.opening)
+            self._add(event.opening, len(whole), None, None)
         for entry in event.tokens:
             token = entry.token
             top = {_legacy_text(t.piece): t.logprob for t in reversed([token, *entry.top])}
-            self._add(token.piece, token.logprob, top)
+            self._add(token.piece, entry.n_chars, token.logprob, top)
 
     def taken(self) -> TextLogprobs | None:
         """What was collected since the last time, if anything."""
         columns, self._columns = self._columns, TextLogprobs([], [], [], [])
         return columns if columns.tokens else None
 
-    def _add(self, piece: bytes, logprob: float | None, top: dict[str, float] | None) -> None:
+    def _add(
+        self, piece: bytes, n_chars: int, logprob: float | None, top: dict[str, float] | None
+    ) -> None:
         self._columns.tokens.append(_legacy_text(piece))
         self._columns.token_logprobs.append(logprob)
         self._columns.top_logprobs.append(top)
         self._columns.text_offset.append(self._at)
-        self._at += len(self._decoder.decode(piece))
+        self._at += n_chars
 
 
 def _text(token: TokenLogprob) -> str:

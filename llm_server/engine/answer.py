@@ -167,13 +167,16 @@ class Answer:
         text = self._characters.decode(piece)
         return [self._scores.opened(piece, len(text)), *self._parser.feed(text)]
 
-    def echo(self, tokens: Sequence[int], row: int) -> list[Delta | Logprobs]:
-        """The next tokens of the prompt, scored by the logits of as many rows from `row` on."""
+    def echo(
+        self, tokens: Sequence[int], pieces: Sequence[bytes], row: int
+    ) -> list[Delta | Logprobs]:
+        """The next tokens of the prompt, which are told as `pieces`, scored by the logits of as
+        many rows from `row` on."""
         assert self._scores is not None, "a prompt is echoed with its scores"
         text = ""
-        for at, token in enumerate(tokens, start=row):
+        for at, (token, piece) in enumerate(zip(tokens, pieces, strict=True), start=row):
             self._scores.look(at)
-            decoded = self._characters.decode(self._vocabulary.piece(token, special=True))
+            decoded = self._characters.decode(piece)
             self._scores.took(token, len(decoded))
             text += decoded
         return [*self._scores.shown(len(text)), *self._parser.feed(text)]

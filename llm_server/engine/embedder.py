@@ -30,7 +30,7 @@ class Computes(Protocol):
     max_texts: int
 
     def embed(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        """Pooled vectors of `texts`, [len(texts), n_embd]."""
+        """Pooled vectors of `texts`, [len(texts), n_embd_out]."""
 
     def close(self) -> None:
         """Free the memory."""

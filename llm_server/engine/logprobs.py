@@ -62,7 +62,7 @@ class Scores:
         row, start = self._row, self._n_chars
         top = [self._of(int(t)) for t in best(row, self._top)]
         self._n_chars += n_chars
-        self._held.append((start, self._n_chars, TokenLogprobs(self._of(token), top)))
+        self._held.append((start, self._n_chars, TokenLogprobs(self._of(token), top, n_chars)))
 
     def opened(self, piece: bytes, n_chars: int) -> Logprobs:
         """The text opens with a token of which nothing can be said; it is told at once."""

@@ -40,12 +40,12 @@ from llm_server.worker.messages import (
 class Echo:
     """A prompt that is told before its answer, token by token with their probabilities.
 
-    It begins with the token at `start`, which is told as `opening`: its bytes, without the blank
-    that some tokenizers put before every text.
+    It begins with the token at `start`; `pieces` are the bytes of that one and of all behind it,
+    without the blanks that some tokenizers put before every text, and behind markers in it.
     """
 
     start: int
-    opening: bytes
+    pieces: SequenceOf[bytes]
 
 
 @dataclass(slots=True, eq=False)
@@ -304,12 +304,13 @@ class Sequence:
         self._n_echoed = end
         deltas = list[Delta | Logprobs]()
         if start == self._echo.start:
-            deltas += self._answer.open_echo(self._echo.opening)
+            deltas += self._answer.open_echo(self._echo.pieces[0])
             start += 1
         if start < end:
             # The logits of a token are those of the row before it.
             first = row - (self.n_computed - start)
-            deltas += self._answer.echo(self.tokens[start:end], first)
+            pieces = self._echo.pieces[start - self._echo.start : end - self._echo.start]
+            deltas += self._answer.echo(self.tokens[start:end], pieces, first)
         return deltas
 
     def close(self) -> None:

@@ -74,7 +74,7 @@ class EmbeddingContext:
         self._memory = lib.llama_get_memory(self._context)
 
     def embed(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        """The pooled vectors of `texts`, [len(texts), n_embd], as long as they come out.
+        """The pooled vectors of `texts`, [len(texts), n_embd_out], as long as they come out.
 
         Raises:
             DecodeError: the computation failed.
@@ -99,7 +99,7 @@ class EmbeddingContext:
         pointer = lib.llama_get_embeddings_seq(self._context, text)
         if not pointer:
             raise DecodeError(f"llama.cpp has no vector for text {text} of the batch")
-        return np.ctypeslib.as_array(pointer, (self.model.n_embd,)).copy()
+        return np.ctypeslib.as_array(pointer, (self.model.n_embd_out,)).copy()
 
     def close(self) -> None:
         """Free the context. Safe to call twice."""

@@ -75,6 +75,7 @@ class Model:
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self._model)
         self.n_layer: int = lib.llama_model_n_layer(self._model)
         self.n_embd: int = lib.llama_model_n_embd(self._model)
+        self.n_embd_out: int = lib.llama_model_n_embd_out(self._model)
         self.n_swa: int = lib.llama_model_n_swa(self._model)
         self.size_bytes: int = lib.llama_model_size(self._model)
 

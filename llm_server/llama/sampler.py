@@ -17,6 +17,12 @@ from llm_server.worker.messages import Sampling
 _MIN_KEEP = 1
 _MIROSTAT_M = 100  # llama.cpp's own constant in common/sampling.cpp
 
+_GREEDY = 1e-6
+"""A temperature below this is 0: logits divided by less than some 1e-37 are infinite."""
+
+_LEAST = 1e-30
+"""Of the best token's probability: what has less cannot come, and still has a logarithm."""
+
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """struct llama_token_data."""
 
@@ -36,7 +42,7 @@ class Sampler:
         # llama.cpp takes the largest of its seeds for the wish to have one drawn.
         self.seed = seed if seed != lib.LLAMA_DEFAULT_SEED else 0
         self._add_bias(sampling)
-        if sampling.temperature <= 0:
+        if sampling.temperature < _GREEDY:
             self._add_penalties(sampling)
             self._add(lib.llama_sampler_init_greedy())
         elif sampling.mirostat:
@@ -130,6 +136,7 @@ class Sampler:
         if sampling.top_k > 0:
             self._add(lib.llama_sampler_init_top_k(sampling.top_k))
         if sampling.typical_p < 1.0:
+            self._drop_impossible()
             self._add(lib.llama_sampler_init_typical(sampling.typical_p, _MIN_KEEP))
         if sampling.top_p < 1.0:
             self._add(lib.llama_sampler_init_top_p(sampling.top_p, _MIN_KEEP))
@@ -148,7 +155,15 @@ class Sampler:
         self._add_penalties(sampling)
         self._add(lib.llama_sampler_init_temp(sampling.temperature))
         if sampling.mirostat == 1:
+            self._drop_impossible()
             n_vocab = self._context.model.vocab.n_tokens
             self._add(lib.llama_sampler_init_mirostat(n_vocab, self.seed, tau, eta, _MIROSTAT_M))
         else:
             self._add(lib.llama_sampler_init_mirostat_v2(self.seed, tau, eta))
+
+    def _drop_impossible(self) -> None:
+        """Leave out what a grammar or a ban forbids.
+
+        Samplers that take the logarithm of each probability would choose by NaN.
+        """
+        self._add(lib.llama_sampler_init_min_p(_LEAST, _MIN_KEEP))

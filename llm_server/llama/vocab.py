@@ -55,6 +55,12 @@ class Vocab:
         return pre, suf, lib.llama_vocab_fim_mid(self._vocab)
 
     @functools.cached_property
+    def adds_blank(self) -> bool:
+        """Whether a text begins with a blank as tokens, though it has none (SentencePiece)."""
+        first = self.tokenize("a", parse_special=False)[:1]
+        return bool(first) and self.piece(first[0], special=True).startswith(b" ")
+
+    @functools.cached_property
     def eog(self) -> frozenset[int]:
         """Ids of the tokens that end a generation (`llama_vocab_is_eog`).
 

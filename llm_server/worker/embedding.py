@@ -91,7 +91,7 @@ class TextPreparer:
 
     def __init__(self, context: EmbeddingContext) -> None:
         self._n_ctx = context.n_batch
-        self._n_embd = context.model.n_embd
+        self._n_embd = context.model.n_embd_out
         self._vocab = context.model.vocab
 
     def prepare(self, id: int, request: Asked) -> Texts | Told:

@@ -70,7 +70,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     dry_multiplier: float = 0.0
     dry_base: float = 1.75
     dry_allowed_length: int = 2
-    dry_penalty_last_n: int = -1
+    dry_penalty_last_n: int = 64
     dry_sequence_breakers: list[str] = msgspec.field(default_factory=lambda: ["\n", ":", '"', "*"])
     xtc_probability: float = 0.0
     xtc_threshold: float = 0.1
@@ -318,10 +318,14 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """A token of the answer, and the `top` most probable ones in its place, best first."""
+    """A token of the answer, and the `top` most probable ones in its place, best first.
+
+    It completed `n_chars` characters of text: a marker none, though it has bytes.
+    """
 
     token: TokenLogprob
     top: list[TokenLogprob]
+    n_chars: int
 
 
 class Logprobs(msgspec.Struct, frozen=True, tag=True):

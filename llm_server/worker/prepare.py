@@ -194,10 +194,10 @@ class Preparer:
         start = int(added and not (bos and str(prompt).startswith(bos)))
         if start == len(tokens):
             return None
-        opening = self._vocab.piece(tokens[start], special=True)
-        if isinstance(prompt, str) and not prompt.startswith(" "):
-            opening = opening.removeprefix(b" ")
-        return Echo(start, opening)
+        pieces = [self._vocab.piece(token, special=True) for token in tokens[start:]]
+        if isinstance(prompt, str) and self._vocab.adds_blank:
+            pieces = _as_in(prompt.encode(), pieces)
+        return Echo(start, pieces)
 
     def _scores(self, id: int, sampling: Sampling) -> Scores | None:
         if sampling.top_logprobs is None:
@@ -287,6 +287,19 @@ def check_tokens(tokens: Iterable[int], n_vocab: int, param: str) -> None:
                 f"{param} names token {token}, but this model's tokens are 0 to {n_vocab - 1}.",
                 param=param,
             )
+
+
+def _as_in(text: bytes, pieces: Sequence[bytes]) -> list[bytes]:
+    """The pieces of `text` without blanks that it does not have, as far as they are its own."""
+    told, at = [], 0
+    for piece in pieces:
+        if not text.startswith(piece, at) and piece[:1] == b" ":
+            piece = piece[1:]
+        if not text.startswith(piece, at):
+            break
+        told.append(piece)
+        at += len(piece)
+    return [*told, *pieces[len(told) :]]
 
 
 def _near_end(n_tokens: int) -> list[int]:

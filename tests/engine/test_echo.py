@@ -51,7 +51,7 @@ class Echoes:
 
     def submit(self, id: int, tokens: list[int], *, start: int = 0, max_tokens: int = 3) -> None:
         self.told[id], self.openings[id] = [], []
-        echo = Echo(start, FakeVocabulary().piece(tokens[start], special=True))
+        echo = Echo(start, [FakeVocabulary().piece(t, special=True) for t in tokens[start:]])
         scores = Scores(id, self._logits, FakeVocabulary(), 1)
         self.bench.submit(id, tokens, max_tokens=max_tokens, scores=scores, echo=echo)
 
@@ -162,7 +162,7 @@ def test_a_real_prompt_is_scored_by_the_models_logits(attention_gguf: Path) -> N
                 parser=PlainText(1),
                 max_tokens=0,
                 scores=Scores(1, context.logits, vocab, 2),
-                echo=Echo(0, vocab.piece(tokens[0], special=True)),
+                echo=Echo(0, [vocab.piece(token, special=True) for token in tokens]),
             )
         )
         while not runner.engine.idle:

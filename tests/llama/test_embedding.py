@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import PoolingType
+from gguf import GGUFReader, PoolingType
 
 from llm_server.engine.embedder import unit
 from llm_server.llama.batch import Batch
@@ -15,7 +15,7 @@ from llm_server.llama.embedding import EmbeddingContext
 from llm_server.llama.lib import lib
 from llm_server.llama.model import Model
 from llm_server.worker.config import LoadConfig, Pooling
-from tests import tiny_encoders
+from tests import tiny_encoders, tiny_models
 
 TEXTS = ["hello world", "the time", "people could find a long day", "a", "name part system made"]
 
@@ -92,3 +92,17 @@ def test_pooling_is_what_its_name_says(tmp_path: Path, pooling: Pooling) -> None
     np.testing.assert_allclose(context.embed([tokens])[0], expected, atol=1e-5)
     context.close()
     model.close()
+
+
+def test_a_vector_is_as_long_as_the_model_makes_it(tmp_path: Path) -> None:
+    """LFM2-ColBERT's are shorter than its layers: behind them lies memory of somebody else."""
+    vectors = {}
+    for n_embd_out in (None, 16):
+        path = tiny_models.build_hybrid(tmp_path / f"{n_embd_out}.gguf", n_embd_out=n_embd_out)
+        model = Model(path)
+        context = opened(model, "mean")
+        vectors[n_embd_out] = context.embed([[1, 2, 3], [4, 5, 6, 7]])
+        context.close()
+        model.close()
+    (projection,) = (t.data for t in GGUFReader(path).tensors if t.name == "dense_2.weight")
+    np.testing.assert_allclose(vectors[16], vectors[None] @ projection.T, atol=1e-5)

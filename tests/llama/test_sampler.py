@@ -65,9 +65,12 @@ def test_without_a_seed_answers_differ(context: Context) -> None:
     assert len({runner.answer(TEXT, with_(WILD, seed=None)) for _ in range(4)}) > 1
 
 
-def test_temperature_zero_takes_the_most_probable_token(context: Context) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1e-46, 1e-38, 1e-6])
+def test_temperature_zero_takes_the_most_probable_token(
+    context: Context, temperature: float
+) -> None:
     best = int(probabilities(context).argmax())
-    assert set(draws(context, with_(WILD, temperature=0.0), 5)) == {best}
+    assert set(draws(context, with_(WILD, temperature=temperature), 5)) == {best}
 
 
 def test_top_k_keeps_k_tokens(context: Context) -> None:
@@ -99,6 +102,34 @@ def test_min_p_drops_what_is_far_below_the_best(context: Context) -> None:
 def test_typical_p_narrows_the_choice(context: Context) -> None:
     wide = set(draws(context, with_(WILD, temperature=1.0)))
     assert len(set(draws(context, with_(WILD, temperature=1.0, typical_p=0.2)))) < len(wide)
+
+
+def masked_draws(context: Context, sampling: Sampling, n: int = 200) -> list[int]:
+    """As `draws`, where a grammar allows every sixteenth token."""
+    draws(context, WILD, 1)
+    row = len(context.model.vocab.tokenize(TEXT, parse_special=True)) - 1
+    mask = np.full(-(-context.model.vocab.n_tokens // 32), 0x00010001, np.int32)
+    drawn = []
+    for seed in range(n):
+        sampler = Sampler(context, with_(sampling, seed=seed), [])
+        drawn.append(sampler.sample(row, mask))
+        sampler.close()
+    return drawn
+
+
+def test_typical_p_counts_only_what_a_grammar_allows(context: Context) -> None:
+    allowed = np.arange(0, context.model.vocab.n_tokens, 16)
+    p = probabilities(context)[allowed]
+    p /= p.sum()
+    order = np.argsort(np.abs(-np.log(p) + (p * np.log(p)).sum()))
+    n = int(np.searchsorted(np.cumsum(p[order]), 0.5)) + 1
+    typical = set(allowed[order[:n]].tolist())
+    drawn = set(masked_draws(context, with_(WILD, temperature=1.0, typical_p=0.5)))
+    assert drawn <= typical and len(drawn) > 1
+
+
+def test_mirostat_aims_at_its_surprise_in_a_grammar(context: Context) -> None:
+    assert len(set(masked_draws(context, with_(WILD, mirostat=1, mirostat_tau=9.0)))) > 1
 
 
 def test_xtc_takes_the_top_choices_out(context: Context) -> None:
@@ -149,6 +180,26 @@ def test_repeat_penalty_reaches_back_into_the_prompt(context: Context) -> None:
         sampler = Sampler(context, penal, history)
         assert (sampler.sample(row) == best) is expected, piece
         sampler.close()
+
+
+@pytest.mark.parametrize(("reach", "again"), [({}, True), ({"dry_penalty_last_n": -1}, False)])
+def test_dry_looks_as_far_back_as_in_llama_cpp_unless_told(
+    context: Context, reach: dict[str, int], again: bool
+) -> None:
+    draws(context, WILD, 1)
+    row = len(context.model.vocab.tokenize(TEXT, parse_special=True)) - 1
+    history = [10, 11, 12, *range(100, 200), 10, 11]
+    dry = Sampling(
+        temperature=0,
+        logit_bias={12: 50.0},
+        dry_multiplier=10.0,
+        dry_base=10.0,
+        dry_allowed_length=1,
+        dry_sequence_breakers=[],
+    )
+    sampler = Sampler(context, with_(dry, **reach), history)
+    assert (sampler.sample(row) == 12) is again
+    sampler.close()
 
 
 @pytest.mark.parametrize(

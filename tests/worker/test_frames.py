@@ -143,7 +143,7 @@ def test_a_text_that_no_frame_holds_comes_in_parts(event: Content | Reasoning | 
 
 
 def test_log_probabilities_that_no_frame_holds_come_in_parts() -> None:
-    token = TokenLogprobs(TokenLogprob(b"x" * 1000, -1.0), [])
+    token = TokenLogprobs(TokenLogprob(b"x" * 1000, -1.0), [], 1000)
     whole = Logprobs(1, [token] * 10_000, b"opening")
     bodies = list(frames.event_frames([whole]))
     assert len(bodies) > 1 and all(len(body) <= frames.MAX_FRAME for body in bodies)
