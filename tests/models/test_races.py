@@ -364,11 +364,15 @@ def test_a_model_that_is_replaced_while_it_is_waited_for(tmp_path: Path) -> None
         running = await pool.acquire("a")
         waiting = asyncio.create_task(pool.acquire("b"))
         await until(lambda: pool.status().waiting == 1)
-        (tmp_path / "new").write_bytes(gguf())
+        # Its load has been thought through already, and waits for room.
+        await until(lambda: any(resident.leaving for resident in pool.loaded))
+        (tmp_path / "new").write_bytes(gguf({**TINY, "llama.context_length": 1024}))
         (tmp_path / "new").rename(tmp_path / "b.gguf")
         running.release()
         (await waiting).release()
         assert await answers(pool, "b") == "b.gguf"
+        (resident,) = pool.loaded
+        assert (resident.plan.facts.n_ctx_train, resident.plan.config.n_ctx) == (1024, 1024)
         assert [line.split(".")[0] for line in loads(tmp_path)] == ["a", "b"]
 
     with_pool(tmp_path, test, memory=SCARCE)
