@@ -178,6 +178,23 @@ def test_a_worker_that_dies_while_it_is_unloaded_does_not_come_back(tmp_path: Pa
     with_pool(tmp_path, test)
 
 
+def test_a_worker_that_dies_while_it_is_in_the_way_is_not_waited_for(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+
+    async def test(pool: Pool) -> None:
+        # Its client reads so slowly that the answer is still being sent.
+        lease = await pool.acquire("a")
+        asking = asyncio.create_task(pool.acquire("b"))
+        await until(lambda: any(resident.leaving for resident in pool.loaded))
+        os.kill(lease.worker.pid, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            assert (await asking).model.name == "b.gguf"
+        lease.release()
+        assert names(pool) == ["b.gguf"]
+
+    with_pool(tmp_path, test, memory=SCARCE)
+
+
 def test_a_worker_that_dies_while_the_pool_closes_does_not_come_back(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf")
 
