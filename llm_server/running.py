@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 SPARE_DESCRIPTORS = 128
 """Open files beside connections: workers' pipes, models that are looked at, libraries."""
 
+LAST_WORDS_S = 2.0
+"""How long clients may take to read that the server is shutting down."""
+
 KEEP_ALIVE_S = 65
 """Seconds an idle connection is kept: longer than the pools of usual clients keep theirs, so that
 they never send into a connection that is just being closed."""
@@ -120,10 +123,26 @@ class Server(uvicorn.Server):
         cutting = asyncio.create_task(self._cut())
         await super().shutdown(sockets)
         cutting.cancel()
+        await self._hang_up()  # Where it was told twice, there may be some.
 
     async def _cut(self) -> None:
+        """End what takes too long: requests, and then connections whose clients do not read."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._grace_s + LAST_WORDS_S
         if not await self._pool.drained(self._grace_s):
             self._pool.fail_running()
+        await asyncio.sleep(end - loop.time())
+        await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        """Close what connections are left; their requests end by that, and need not be cancelled.
+
+        uvicorn and asyncio would do so, with a traceback in the log for each.
+        """
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=LAST_WORDS_S)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal. Not recorded for uvicorn, which would end the process by it after all."""

@@ -343,7 +343,22 @@ def test_a_second_signal_stops_now(tmp_path: Path) -> None:
             server.process.send_signal(signal.SIGINT)
             assert server.wait() == 1
             assert time.monotonic() - started < 5  # The grace time is 20 s, the worker's 10.
+        assert "Traceback" not in server.log
         until(lambda: not worker.is_running())
+
+
+def test_a_client_that_has_not_sent_all_is_left_without_a_fault_in_the_log(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    with running(tmp_path, "--grace-seconds", "0.1") as server:
+        until(server.healthy)
+        url = httpx.URL(server.url)
+        with socket.create_connection((url.host, url.port or 0)) as client:
+            head = "POST /chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n"
+            client.sendall(f"{head}content-type: application/json\r\n\r\n{{".encode())
+            until(server.healthy)  # What was sent before is being answered.
+            server.process.terminate()
+            assert server.wait() == 0
+        assert "ERROR" not in server.log and "Traceback" not in server.log
 
 
 def accepts(url: str) -> bool:

@@ -117,6 +117,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     beside.append(asyncio.create_task(context.journal.watch(pool)))
     try:
         yield
+    except asyncio.CancelledError:
+        pass  # The server was told to end twice, which is no fault of the app's.
     finally:
         for task in beside:
             task.cancel()

@@ -35,8 +35,9 @@ TOUCH_S = 60
 """Seconds within which a second use of a file is not noted: an SD card is not a log file."""
 STALE_TEMPORARY_S = 3600
 """Seconds after which an unfinished file is taken to be left over from a crash."""
-CREATE_TRIES = 8
-"""How often another process may delete a folder, empty as it was, before a file is in it."""
+WRITE_TRIES = 8
+"""How often another process may delete what is being written: a folder that was empty, or, where
+the cache is cleared, the unfinished file."""
 
 _MODEL = re.compile(r"[0-9a-f]{16}-v\d+")
 _FAN = re.compile(r"[0-9a-f]{2}")
@@ -239,8 +240,20 @@ class ChunkFolder:
         """
         chunk = header.chunk.as_head() if head else header.chunk
         target = self.path(chunk)
+        for _ in range(WRITE_TRIES):
+            with contextlib.suppress(FileNotFoundError):
+                self._write_file(target, header, payload)
+                return chunk
+            with contextlib.suppress(FileNotFoundError):
+                fan = os.path.dirname(target)
+                for folder in (self._root, os.path.dirname(fan), fan):
+                    self._files.make_folder(folder)
+        self._write_file(target, header, payload)
+        return chunk
+
+    def _write_file(self, target: str, header: Header, payload: bytes | memoryview) -> None:
         temporary = f"{os.path.dirname(target)}/{secrets.token_hex(8)}.tmp"
-        descriptor = self._create(temporary)
+        descriptor = self._files.create(temporary)
         try:
             try:
                 self._files.write_all(descriptor, encode(header, payload))
@@ -252,17 +265,6 @@ class ChunkFolder:
             with contextlib.suppress(OSError):
                 self._files.remove(temporary)
             raise
-        return chunk
-
-    def _create(self, path: str) -> int:
-        fan = os.path.dirname(path)
-        for _ in range(CREATE_TRIES):
-            with contextlib.suppress(FileNotFoundError):
-                return self._files.create(path)
-            with contextlib.suppress(FileNotFoundError):
-                for folder in (self._root, os.path.dirname(fan), fan):
-                    self._files.make_folder(folder)
-        return self._files.create(path)
 
     def mark_head(self, chunk: Chunk) -> Chunk:
         """Let a stored chunk count as part of a head from now on.

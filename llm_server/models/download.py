@@ -7,6 +7,7 @@ pieces of two versions never meet. The server never uses this module: only `llm-
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import NoReturn, Self, TypeVar
+from typing import BinaryIO, NoReturn, Self, TypeVar
 
 import httpx2
 
@@ -146,19 +147,21 @@ class _Part:
         self._path = folder / f"{name}.{identity}.part"
         for other in unfinished(folder, name):
             if other != self._path:
+                with contextlib.suppress(FileNotFoundError), other.open("rb") as left:
+                    self._lock(left)  # Another version of it may be on its way.
                 other.unlink(missing_ok=True)
         self._file = self._path.open("ab+")
         try:
-            self._lock()
+            self._lock(self._file)
             self._rehash()
         except BaseException:
             self._file.close()
             raise
 
-    def _lock(self) -> None:
+    def _lock(self, file: BinaryIO) -> None:
         if sys.platform != "win32":
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     said = f"{self.name} is being pulled by another process"

@@ -137,7 +137,7 @@ class Ticket:
 
     def wants_the_same(self, other: Ticket) -> bool:
         """Whether one load would serve, or fail, both."""
-        return self.model == other.model and self.overrides == other.overrides
+        return self.model.path == other.model.path and self.overrides == other.overrides
 
 
 def revival(resident: Resident) -> Ticket:

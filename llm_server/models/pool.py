@@ -287,25 +287,30 @@ class Pool:
 
     async def _bring(self, ticket: Ticket) -> None:
         """Load what `ticket` asks for; on failure refuse those who wait for the same."""
-        if ticket.revives:
-            ticket.model = await self._choice.as_it_is(ticket.model)
         await self._loader.pause(ticket.model)
         old = self._residents.get(ticket.model)
         base = old.plan.asked if old is not None else None
         keep_alive_s = old.keep_alive_s if old and not old.leaving else self._keep_alive_s
+        ticket.displaced = []
         try:
             plan = await self._planned(ticket, base)
-            gone = ticket.displaced = self._residents.in_the_way(plan, self.planner.budget)
-            if ticket.revives and (gone or any(t.model != ticket.model for t in self._waiting)):
+            budget = self.planner.budget
+            others = any(t.model != ticket.model for t in self._waiting)
+            if ticket.revives and (others or self._residents.in_the_way(plan, budget)):
                 self._drop_revival(ticket)
                 return
-            await self._residents.let_go(gone)
+            while gone := self._residents.in_the_way(plan, budget):
+                ticket.displaced += gone
+                await self._residents.let_go(gone)
+                plan = await self._planned(ticket, base)  # The file may be another by now.
             await self._load_or_retry(plan, keep_alive_s, ticket)
         except ServerError as error:
             self._refuse_waiting(error, ticket.wants_the_same)
             await self._put_back(ticket.displaced)
 
     async def _planned(self, ticket: Ticket, base: LoadConfig | None) -> Plan:
+        """The plan for what `ticket` asks for, by its file as it is now."""
+        ticket.model = await self._choice.as_it_is(ticket.model)
         try:
             asked = self.planner.asked(ticket.model, ticket.overrides, base)
             return await asyncio.to_thread(self.planner.plan, ticket.model, asked)

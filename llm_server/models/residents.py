@@ -192,6 +192,7 @@ class Residents:
         """Its process is no more. Safe to repeat."""
         if resident.expiry is not None:
             resident.expiry.cancel()
+        resident.idle.set()  # Whoever still reads its answers needs it no more.
         if self.get(resident.model) is resident:
             del self._residents[resident.model.name]
         self._note_idle()

@@ -41,6 +41,8 @@ class Process:
         self._popen = popen
         self._input: asyncio.WriteTransport
         self._output: asyncio.BaseTransport
+        self._silent = False
+        self._status: int | None = None
 
     @property
     def pid(self) -> int:
@@ -88,10 +90,25 @@ class Process:
         threading.Thread(target=self._wait, args=(loop,), name=name, daemon=True).start()
         self.owner.connected(self)
 
+    def silent(self) -> None:
+        """All that it has said was read."""
+        self._silent = True
+        self.owner.output_ended()
+        self._tell_end()
+
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         status = self._popen.wait()
         with contextlib.suppress(RuntimeError):  # The loop may be closed by then.
-            loop.call_soon_threadsafe(lambda: self.owner.exited(status))
+            loop.call_soon_threadsafe(self._exited, status)
+
+    def _exited(self, status: int) -> None:
+        self._status = status
+        self._tell_end()
+
+    def _tell_end(self) -> None:
+        # Its last words may be read later than a thread has seen its end, and count nevertheless.
+        if self._silent and self._status is not None:
+            self.owner.exited(self._status)
 
 
 class _Output(asyncio.Protocol):
@@ -110,7 +127,7 @@ class _Output(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The pipe is closed at its end."""
-        self._process.owner.output_ended()
+        self._process.silent()
 
 
 class Owner(Protocol):
@@ -126,7 +143,7 @@ class Owner(Protocol):
         """No more bytes can come."""
 
     def exited(self, status: int) -> None:
-        """The process has ended; a negative status is a signal."""
+        """The process has ended, which comes last; a negative status is a signal."""
 
 
 class _Nobody:

@@ -12,6 +12,7 @@ import pytest
 from llm_server.cache.files import NO_LOCKS, Entry, Files
 from llm_server.cache.keys import Kind
 from llm_server.cache.store import RESCAN_S
+from llm_server.cache.survey import clear
 from tests.cache.scenario import chain_of, chunk_files, keep, open_store, payload_of, recall
 
 _PEER = """
@@ -159,6 +160,23 @@ def test_another_process_may_delete_the_folder_that_was_just_made(tmp_path: Path
     keep(store, [1, 2])
     assert store.close(10)
     assert files.deleted == 3 and store.stats().errors == 0
+    assert recall(open_store(tmp_path), [1, 2]) == 2
+
+
+def test_a_folder_that_is_cleared_while_a_chunk_is_written(tmp_path: Path) -> None:
+    class Cleared(Files):
+        cleared = 0
+
+        def rename(self, source: str, target: str) -> None:
+            if not self.cleared:
+                self.cleared += 1
+                clear(tmp_path)
+            super().rename(source, target)
+
+    store = open_store(tmp_path, Cleared())
+    keep(store, [1, 2])
+    assert store.close(10)
+    assert store.stats().errors == store.stats().dropped == 0
     assert recall(open_store(tmp_path), [1, 2]) == 2
 
 

@@ -326,3 +326,19 @@ def test_a_file_system_without_locks_is_no_other_process(
 
     monkeypatch.setattr("fcntl.flock", flock)
     assert fetch(server, tmp_path, **hashed(content)).read_bytes() == content
+
+
+def test_another_version_that_is_on_its_way_is_left_alone(
+    server: FileServer, tmp_path: Path, content: bytes
+) -> None:
+    refusals: list[str] = []
+
+    def second(done: int, total: int | None) -> None:
+        if done == 0:
+            with pytest.raises(DownloadError) as error:
+                fetch(server, tmp_path, sha256="0" * 64, size=len(content))
+            refusals.append(str(error.value))
+
+    remote = Remote(f"{server.url}/{NAME}", NAME, **hashed(content))  # type: ignore[arg-type]
+    assert download.fetch(remote, tmp_path, second, PATIENCE).read_bytes() == content
+    assert refusals == [f"{NAME} is being pulled by another process"]

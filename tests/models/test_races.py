@@ -178,6 +178,23 @@ def test_a_worker_that_dies_while_it_is_unloaded_does_not_come_back(tmp_path: Pa
     with_pool(tmp_path, test)
 
 
+def test_a_worker_that_dies_while_it_is_in_the_way_is_not_waited_for(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+
+    async def test(pool: Pool) -> None:
+        # Its client reads so slowly that the answer is still being sent.
+        lease = await pool.acquire("a")
+        asking = asyncio.create_task(pool.acquire("b"))
+        await until(lambda: any(resident.leaving for resident in pool.loaded))
+        os.kill(lease.worker.pid, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            assert (await asking).model.name == "b.gguf"
+        lease.release()
+        assert names(pool) == ["b.gguf"]
+
+    with_pool(tmp_path, test, memory=SCARCE)
+
+
 def test_a_worker_that_dies_while_the_pool_closes_does_not_come_back(tmp_path: Path) -> None:
     add_models(tmp_path, "a.gguf")
 
@@ -364,11 +381,15 @@ def test_a_model_that_is_replaced_while_it_is_waited_for(tmp_path: Path) -> None
         running = await pool.acquire("a")
         waiting = asyncio.create_task(pool.acquire("b"))
         await until(lambda: pool.status().waiting == 1)
-        (tmp_path / "new").write_bytes(gguf())
+        # Its load has been thought through already, and waits for room.
+        await until(lambda: any(resident.leaving for resident in pool.loaded))
+        (tmp_path / "new").write_bytes(gguf({**TINY, "llama.context_length": 1024}))
         (tmp_path / "new").rename(tmp_path / "b.gguf")
         running.release()
         (await waiting).release()
         assert await answers(pool, "b") == "b.gguf"
+        (resident,) = pool.loaded
+        assert (resident.plan.facts.n_ctx_train, resident.plan.config.n_ctx) == (1024, 1024)
         assert [line.split(".")[0] for line in loads(tmp_path)] == ["a", "b"]
 
     with_pool(tmp_path, test, memory=SCARCE)

@@ -1,9 +1,11 @@
-"""Processes with pipes: what is left of one that nobody wants any more."""
+"""Processes with pipes: their last words, and what is left of one that nobody wants any more."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -45,3 +47,54 @@ def test_a_start_that_is_given_up_leaves_no_pipe_open(
 
     run(give_up())
     gc.collect()  # A pipe that is open is a ResourceWarning, which is an error here.
+
+
+class Listener:
+    """An owner who notes what it is told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[bytes | int | None] = []
+        self.ended = asyncio.Event()
+        self.process: Process
+
+    def connected(self, process: Process) -> None:
+        self.process = process
+
+    def received(self, data: bytes) -> None:
+        self.told.append(data)
+
+    def output_ended(self) -> None:
+        self.told.append(None)
+
+    def exited(self, status: int) -> None:
+        self.told.append(status)
+        self.ended.set()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_last_words_are_heard_though_the_end_is_known_before_they_are_read(
+    run: Callable[[Coroutine[Any, Any, None]], None],
+) -> None:
+    async def listen() -> None:
+        loop, listener = asyncio.get_running_loop(), Listener()
+        await spawn(listener, ["sh", "-c", "read line; echo last words; exit 3"])
+        name = f"process-{listener.process.pid}"
+        (waiting,) = [thread for thread in threading.enumerate() if thread.name == name]
+        source, target = os.pipe()
+
+        def be_busy() -> None:
+            """Something else was read, which takes until the process has ended."""
+            loop.remove_reader(source)
+            waiting.join()
+            loop.call_soon(lambda: None)
+
+        loop.add_reader(source, be_busy)
+        os.write(target, b"!")
+        listener.process.write(b"go\n", droppable=False)
+        await listener.ended.wait()
+        assert listener.told == [b"last words\n", None, 3]
+        listener.process.close()
+        os.close(source)
+        os.close(target)
+
+    run(listen())
