@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,8 @@ SAVE_S = 60.0
 MAX_HEADS = 1000
 """Heads that are counted, the last used ones; some 100 bytes each. Twice as many wait at most, for
 a disk may take nothing for long."""
+LAST_TRIES, LAST_TRY_S = 50, 0.02
+"""How often, and after how many seconds, `close` tries again where others hold the lock."""
 _MAX_BYTES = 1 << 20
 
 
@@ -118,7 +121,7 @@ class Ledger:
     def _saved(self, new: dict[str, Use]) -> bool:
         """Add to the file; False if that is to be tried again."""
         try:
-            lock = self._files.lock(f"{self._root}/{LOCK}")
+            lock = self._lock()
             if lock is None:
                 return False
             try:
@@ -136,6 +139,20 @@ class Ledger:
             logger.exception("The hits of cached prompts were lost.")
         self._failed = False
         return True
+
+    def _lock(self) -> int | None:
+        """A descriptor that holds the folder's lock; None if somebody else has it.
+
+        There is no later time at the end, when all workers of a server may come at once.
+        """
+        path = f"{self._root}/{LOCK}"
+        lock = self._files.lock(path)
+        for _ in range(LAST_TRIES):
+            if lock is not None or not self._closed:
+                break
+            time.sleep(LAST_TRY_S)
+            lock = self._files.lock(path)
+        return lock
 
     def _add_to_file(self, new: dict[str, Use]) -> None:
         known = _read(self._path, self._files)

@@ -135,6 +135,18 @@ def test_what_could_not_be_saved_is_saved_later(folder: Path) -> None:
     assert hits(folder) == {KEY.hex(): 2}
 
 
+def test_who_closes_waits_a_moment_for_others_that_close(folder: Path) -> None:
+    class Busy(Files):
+        asked = 0
+
+        def lock(self, path: str) -> int | None:
+            self.asked += 1
+            return None if self.asked < 5 else super().lock(path)
+
+    count(folder, KEY, files=Busy())
+    assert hits(folder) == {KEY.hex(): 1}
+
+
 @pytest.mark.parametrize(
     "contents",
     [
