@@ -121,7 +121,7 @@ def bare(model: Path, threads: int) -> Iterator[tuple[str, float]]:
 def worker(model: Path, threads: int, cache: Path) -> Iterator[tuple[str, float]]:
     """One of our workers, as the server starts it."""
     config = LoadConfig(n_ctx=N_CTX, parallel=N_STREAMS, n_threads=threads)
-    load = Load(str(model), config, CacheConfig(str(cache), 1 << 30), log_level="warning")
+    load = Load(model, config, CacheConfig(cache, 1 << 30), log_level="warning")
 
     async def timed() -> float:
         start = time.perf_counter()

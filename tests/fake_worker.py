@@ -3,7 +3,8 @@
 Run as a program by the tests. What it does is told by the model's file name and by the text of
 the last user message, so that tests need no other channel:
 
-model name     `broken*` refuses to load, `crash*` aborts while loading, `cards*` has
+model name     `broken*` refuses to load, `crash*` aborts while loading, `mute*` ends its output
+               and stays, `cards*` has
                20 of 33 layers on graphics cards, `gate*` loads when the
                file of that name with `.open` behind it exists, and `gate-broken*` then refuses to,
                `stubborn*` ignores Stop, `vectors*` is an embedding model; n_ctx 1792 fails to load,
@@ -124,6 +125,10 @@ def load(command: Load) -> None:
     note("spans.log", f"begin {os.getpid()}")
     _stubborn = path.name.startswith("stubborn")
     send(LoadProgress(0.5))
+    if path.name.startswith("mute"):
+        _output.close()
+        os.close(1)
+        signal.pause()
     if path.name.startswith("gate"):
         wait_for(path.with_name(path.name + ".open"))
     n_ctx = command.config.n_ctx or 4096

@@ -73,13 +73,16 @@ def folder_finding(check: str, folder: Path, needs_write: bool) -> Finding:
     folder = folder.absolute()
     existing = _existing(folder)
     quoted = shlex.quote(str(existing))
+    elsewhere = f"export LLM_SERVER_{check.upper()}_DIR=/another/folder"
     if not places.is_folder(existing):
-        fix = f"export LLM_SERVER_{check.upper()}_DIR=/another/folder"
-        return Finding(check, "fail", f"{existing} is no folder", fix)
+        return Finding(check, "fail", f"{existing} is no folder", elsewhere)
     mend = f'sudo chown -R "$(id -un)" {quoted} && chmod -R u+rwX {quoted}'
     if not os.access(existing, os.R_OK | os.X_OK):
         return Finding(check, "fail", f"{existing} cannot be read", mend)
-    if not os.access(existing, os.W_OK) and (needs_write or existing != folder):
+    writes = needs_write or existing != folder
+    if writes and _is_read_only(existing):
+        return Finding(check, "fail", f"{existing} is on a read-only file system", elsewhere)
+    if writes and not os.access(existing, os.W_OK):
         return Finding(check, "fail", f"{existing} cannot be written", mend)
     if existing != folder:
         return Finding(check, "ok", f"{folder} (will be made when it is needed)")
@@ -163,6 +166,11 @@ def _server_at(host: str, port: int) -> str | None:
 def _existing(folder: Path) -> Path:
     folder = folder.absolute()
     return next(path for path in (folder, *folder.parents) if os.path.exists(path))
+
+
+def _is_read_only(folder: Path) -> bool:
+    """Whether nobody may write to the file system that holds `folder`."""
+    return sys.platform != "win32" and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def _file_system(folder: Path) -> str:

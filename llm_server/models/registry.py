@@ -319,7 +319,8 @@ def _files(folder: Path, follow: bool, seen: _Seen) -> Iterator[tuple[str, Path,
 
     Links to files inside the folder are as good as files; others only if `follow`.
     """
-    root = None if follow else folder.resolve()
+    # Not by resolve(), which a folder that is a link to itself makes fail.
+    root = None if follow else Path(os.path.realpath(folder))
     pending = [(folder, "", 0)]
     while pending:
         current, prefix, depth = pending.pop()

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, BinaryIO
 
 from llm_server import logs
-from llm_server.errors import ServerError
+from llm_server.errors import ModelLoadFailed, ServerError
 from llm_server.gguf.parts import model_parts
 from llm_server.worker import sandbox
 from llm_server.worker.frames import decode_command, encode_events, read_frame, write_frame
@@ -111,9 +111,14 @@ def load(command: Load, on_progress: Callable[[float], None]) -> Ready:
 
 
 def _digest(command: Load) -> bytes:
+    """The fingerprint of the model. Raises ModelLoadFailed if its file is gone by now."""
     from llm_server.cache.fingerprint import model_fingerprint
 
-    return model_fingerprint(command.model_path)
+    try:
+        return model_fingerprint(command.model_path)
+    except (OSError, ValueError):  # ValueError: it is empty
+        said = "The model's file was taken away while it was being loaded."
+        raise ModelLoadFailed(said, param="model") from None
 
 
 class Reporter:

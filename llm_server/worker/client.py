@@ -230,7 +230,10 @@ class Worker:
 
     def output_ended(self) -> None:
         """No more events can come, so the process is of no use, whatever it still does."""
-        if not self._stopping:
+        if not self._loading.done():
+            # What it ends with by itself says why there is no model.
+            asyncio.get_running_loop().call_later(deaths.LEAVING_S, self.kill)
+        elif not self._stopping:
             self._end_process()
 
     def exited(self, status: int) -> None:

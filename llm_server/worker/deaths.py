@@ -17,6 +17,9 @@ RESTARTED = "It is being started again; after several crashes in a row the next 
 
 CRASHED = f"The model's worker process ended unexpectedly. {RESTARTED}"
 
+LEAVING_S = 2.0
+"""Seconds that a process has to end by itself, once it says no more of the model it loads."""
+
 OVERWRITTEN = (
     "The model's file was changed while it was in use, so the answer could not be trusted. The "
     "model is being loaded again."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,18 @@ def test_folders_of_somebody_else(tmp_path: Path) -> None:
     found = checks.folder_finding("cache", tmp_path, needs_write=True)
     assert found.status == "fail" and found.fix and "chown" in found.fix
     tmp_path.chmod(0o700)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no statvfs")
+def test_a_read_only_file_system_is_no_matter_of_owners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = namedtuple("flags", "f_flag")
+    monkeypatch.setattr(os, "statvfs", lambda _: flags(os.ST_RDONLY))
+    assert checks.folder_finding("models", tmp_path, needs_write=False).status == "ok"
+    found = checks.folder_finding("cache", tmp_path, needs_write=True)
+    assert found.status == "fail" and "read-only" in found.detail
+    assert found.fix == "export LLM_SERVER_CACHE_DIR=/another/folder"
 
 
 def test_the_disk_is_measured_and_left_as_it_was(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -246,5 +247,15 @@ def test_an_empty_folder_has_a_stand_in_that_steps_aside(tmp_path: Path) -> None
 
 def test_without_a_stand_in_file_an_empty_folder_is_empty(tmp_path: Path) -> None:
     registry = Registry(tmp_path, tmp_path / "nothing.gguf")
+    registry.scan()
+    assert registry.models() == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need privileges")
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_folder_that_is_a_loop_of_links_is_an_empty_one(tmp_path: Path, follow: bool) -> None:
+    folder = tmp_path / "models"
+    folder.symlink_to(folder)
+    registry = Registry(folder, follow_symlinks=follow)
     registry.scan()
     assert registry.models() == []

@@ -102,6 +102,13 @@ def test_a_crash_while_loading_is_a_failed_load(tmp_path: Path) -> None:
     assert not children()
 
 
+def test_a_worker_that_leaves_while_loading_is_not_put_down_to_memory(tmp_path: Path) -> None:
+    """Its output has ended before it has: Python takes a moment for that."""
+    with pytest.raises(ModelLoadFailed):
+        asyncio.run(started(tmp_path, "mute.gguf"))
+    assert not children()
+
+
 def test_a_kill_by_the_system_while_loading_is_put_down_to_memory(tmp_path: Path) -> None:
     async def run() -> None:
         loading = asyncio.Event()

@@ -17,6 +17,8 @@ import jsonschema
 import msgspec
 import pytest
 
+from llm_server.errors import ModelLoadFailed
+from llm_server.worker.__main__ import _digest
 from llm_server.worker.config import CacheConfig, FlashAttention, KvType, LoadConfig
 from llm_server.worker.frames import (
     decode_events,
@@ -119,6 +121,12 @@ def test_it_loads_and_says_what_is_in_force(worker: Process, attention_gguf: Pat
     assert isinstance(loaded, Loaded)
     assert (loaded.n_ctx, loaded.parallel) == (512, 32)
     assert loaded.description.startswith("qwen2 137K ") and loaded.flash_attn == "on"
+
+
+def test_a_file_that_is_gone_once_it_is_read_is_a_refusal(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadFailed) as refused:
+        _digest(Load(tmp_path / "gone.gguf"))
+    assert "taken away" in str(refused.value) and str(tmp_path) not in str(refused.value)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
