@@ -14,6 +14,7 @@ WIDE = 64
 """Rows from which llama.cpp's CPU attention goes by tiles (GGML_FA_TILE_Q). Of fewer, each looks at
 every cell by itself: behind 1,536 cells 63 rows take 604 ms where 64 take 412, and 20 take 215."""
 
+_ROUNDS = 12  # halvings, to a thousandth
 _WIDE_TILE = 16  # above that: 65 rows cost as much as 72, 80 no more a row than 64
 _BASE_ROWS = 10
 """What a step costs before its first row, in rows (measured: of full prompt speed 16 rows a step
@@ -89,7 +90,7 @@ class Pace:
         n_wide = WIDE - n_decoding
         if _step_seconds(WIDE, wide_s) <= seconds * _SLACK:
             if self._wide.at(depth):  # a guess is tried with the fewest rows that tell
-                n_wide = max(WIDE, _rows_in(seconds, wide_s, _WIDE_TILE)) - n_decoding
+                n_wide = max(WIDE, self._wide_rows(seconds, depth)) - n_decoding
             return max(1, min(room, max(least, n_wide)))
         n_narrow = max(least, min(WIDE, _rows_in(seconds, narrow_s, TILE)) - n_decoding)
         wide_step_s = _step_seconds(WIDE, wide_s)
@@ -121,6 +122,15 @@ class Pace:
     def prompt_seconds(self, n: int) -> float:
         """Expected time to compute `n` prompt tokens; 0 before anything was learnt."""
         return n * self._row_seconds(n / 2)[0]
+
+    def _wide_rows(self, seconds: float, depth: int) -> int:
+        """How many rows fit a step of so many seconds behind `depth` cells. Each is behind those
+        before it, too: of a small model several hundred fit, and the last costs twice the first."""
+        rows = 0.0
+        for _ in range(_ROUNDS):
+            fitting = seconds / self._wide.at(depth + rows / 2) - _BASE_ROWS
+            rows = (rows + max(0.0, fitting)) / 2
+        return int(rows) // _WIDE_TILE * _WIDE_TILE
 
     def _row_seconds(self, depth: float) -> tuple[float, float]:
         """What a row costs in wide and in narrow steps; as in the other, before one was seen.

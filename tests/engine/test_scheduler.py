@@ -172,6 +172,19 @@ def test_rows_cost_more_behind_many_tokens() -> None:
         assert pace.prompt_budget(0, depth) == pytest.approx(rows, abs=0.1 * rows + 16)
 
 
+def test_a_long_step_is_behind_its_own_rows_too() -> None:
+    pace = Pace(2048, busy_s=0.22)
+
+    def seconds(n: int, depth: int) -> float:
+        return 0.0003 * (n + 11) * (1 + (depth + n / 2) / 800)
+
+    for depth in (0, 300, 600, 900):
+        pace.learn(1, 200, seconds(200, depth), depth=depth + 100)
+    for depth in (0, 500, 1500):
+        n = pace.prompt_budget(1, depth)
+        assert 0.85 * 0.22 < seconds(n, depth) <= 0.22
+
+
 def test_a_busy_machine_is_noticed_within_a_few_steps() -> None:
     pace = Pace(2048, alone_s=0.5)
     for _ in range(50):
