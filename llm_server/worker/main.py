@@ -52,7 +52,9 @@ logger = logging.getLogger(__name__)
 _TOLD_S = 1.0  # while requests run, cells and counters of the cache are told at most this often
 _DISK_WAIT_S = 0.02  # how long an engine with nothing but writes to do waits for the disk
 _DISK_TOLD_S = 2.0  # how often it is told that requests wait for the disk
-_REST_S = 0.5  # a worker without work for so long does what is left of its load
+_REST_S = 2.0
+"""A worker without work for so long does what is left of its load: agents come again sooner, people
+later."""
 
 Arrival: TypeAlias = Command | Work | Told | Failed | Finished | None
 
