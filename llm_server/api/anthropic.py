@@ -201,7 +201,8 @@ def _messages(asked: MessagesBody) -> list[Message]:
 def _system(system: str | list[TextBlock]) -> str:
     """The system prompt, without what says nothing to a model."""
     texts = [system] if isinstance(system, str) else [block.text for block in system]
-    return "\n".join(text for text in texts if not text.startswith(BILLING))
+    texts = [text.partition("\n")[2] if text.startswith(BILLING) else text for text in texts]
+    return "\n".join(filter(None, texts))
 
 
 def _blocks(turn: WireTurn) -> Sequence[Block]:

@@ -304,6 +304,10 @@ def test_a_line_for_accounts_is_no_part_of_the_prompt() -> None:
         "system", "You are helpful."
     )
     assert understood("hi", system=[line]).messages == [Message("user", "hi")]
+    joined = line["text"] + "\nYou are helpful.\nBe brief."
+    assert understood("hi", system=joined).messages[0] == Message(
+        "system", "You are helpful.\nBe brief."
+    )
 
 
 def test_neighbours_are_one_turn_and_system_texts_between_are_the_users() -> None:
