@@ -78,7 +78,12 @@ async def messages(request: Request) -> Response:
     """Answer a conversation with blocks of text, thought and tool calls."""
     call = await read_call(request, messages_call)
     return answer(
-        request, call, MessageEvents, MessageEvents, lambda info: sse.named(failure(info))
+        request,
+        call,
+        MessageEvents,
+        MessageEvents,
+        sse.NAMED,
+        lambda info: sse.named(failure(info)),
     )
 
 

@@ -51,8 +51,6 @@ class Chunker(Protocol):
     `failed` is what a stream that has begun ends with when its request fails.
     """
 
-    framing: sse.Framing
-
     def opening(self) -> Sequence[object]: ...
 
     def of(self, event: RequestEvent) -> Sequence[object]: ...
@@ -61,9 +59,7 @@ class Chunker(Protocol):
 
 
 class PlainChunker:
-    """What dialects share whose streams are data alone, and end with the envelope of an error."""
-
-    framing = sse.PLAIN
+    """What dialects share whose streams end with the envelope of an error."""
 
     def failed(self, info: ErrorInfo) -> object:
         """The envelope."""
@@ -263,8 +259,8 @@ def plain_error(info: ErrorInfo) -> bytes:
 
 
 class StreamedResponse(sse.EventStreamResponse):
-    """Answers with an event stream. Errors before its start leave as exceptions; of `early` are
-    those that come when it has started and nothing is known of the answer."""
+    """Answers with a stream in some `framing`. Errors before its start leave as exceptions; of
+    `early` are those that come when it has started and nothing is known of the answer."""
 
     def __init__(
         self,
@@ -272,12 +268,14 @@ class StreamedResponse(sse.EventStreamResponse):
         call: Call,
         make_chunks: Callable[[Origin], Chunker],
         patience: Patience,
+        framing: sse.Framing = sse.PLAIN,
         early: Callable[[ErrorInfo], bytes] = plain_error,
     ) -> None:
-        super().__init__(patience, ignored_header(call))
+        super().__init__(patience, ignored_header(call), framing.media_type)
         self._pool = pool
         self._call = call
         self._make_chunks = make_chunks
+        self._framing = framing
         self._early = early
         self._chunks: Chunker | None = None
 
@@ -299,17 +297,17 @@ class StreamedResponse(sse.EventStreamResponse):
     async def _stream(self, answer: Answer, writer: sse.EventWriter) -> None:
         batch: list[RequestEvent] | None = await self._begin(answer, writer)
         self._chunks = chunks = self._make_chunks(answer.origin)
-        frame, end = chunks.framing
+        frame = self._framing.event
         out = [frame(chunk) for chunk in chunks.opening()]
         while batch is not None:
             for event in batch:
                 if isinstance(event, Failed):
                     raise _Late(event.error, b"".join(out))
                 out += map(frame, chunks.of(event))
-            await writer.write(b"".join(out) if out else sse.comment(answer.describe()))
+            await writer.write(b"".join(out) if out else self._framing.comment(answer.describe()))
             out = []
             batch = await answer.rest()
-        await writer.write(end, last=True)
+        await writer.write(self._framing.end, last=True)
 
     async def _begin(self, answer: Answer, writer: sse.EventWriter) -> list[RequestEvent]:
         """The first batch; the wait for it is filled with comments once it becomes long."""
@@ -317,7 +315,7 @@ class StreamedResponse(sse.EventStreamResponse):
         try:
             await asyncio.wait({beginning}, timeout=self._patience.headers_s)
             while not beginning.done():
-                await writer.write(sse.comment(answer.describe()))
+                await writer.write(self._framing.comment(answer.describe()))
                 await asyncio.wait({beginning}, timeout=self._patience.keep_alive_s)
             return beginning.result()
         finally:
@@ -330,7 +328,7 @@ class StreamedResponse(sse.EventStreamResponse):
         self._pool.totals.add_error(info)
         unsent = error.unsent if isinstance(error, _Late) else b""
         chunks = self._chunks
-        told = chunks.framing.event(chunks.failed(info)) if chunks else self._early(info)
+        told = self._framing.event(chunks.failed(info)) if chunks else self._early(info)
         await writer.write(unsent + told, last=True)
 
 

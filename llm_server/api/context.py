@@ -10,6 +10,7 @@ from typing import TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llm_server.api import sse
 from llm_server.api.access import Access
 from llm_server.api.body import Json, parse_body, receive_body
 from llm_server.api.chat import Chunker, FoldedResponse, Folder, StreamedResponse, plain_error
@@ -66,11 +67,12 @@ def answer(
     call: Call,
     make_fold: Callable[[Origin], Folder],
     make_chunks: Callable[[Origin], Chunker] | None = None,
+    framing: sse.Framing = sse.PLAIN,
     early: Callable[[ErrorInfo], bytes] = plain_error,
 ) -> Response:
-    """What answers a call: at once or, where it says so and there are chunks, as a stream, of which
-    `early` writes an error that comes before them."""
+    """What answers a call: at once or, where it says so and there are chunks, as a stream in some
+    `framing`, of which `early` writes an error that comes before them."""
     context = context_of(request)
     if make_chunks is not None and call.stream:
-        return StreamedResponse(context.pool, call, make_chunks, context.patience, early)
+        return StreamedResponse(context.pool, call, make_chunks, context.patience, framing, early)
     return FoldedResponse(context.pool, call, make_fold)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from llm_server.api import sse
 from llm_server.worker.messages import (
     Content,
     Delta,
@@ -43,8 +42,6 @@ class ItemEvents(Generic[E, T]):
 
     An answer that is not streamed is what they add up to (`chat.Folder`).
     """
-
-    framing = sse.NAMED
 
     def __init__(self) -> None:
         self._open: Open[T] | None = None

@@ -15,6 +15,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from llm_server.api import sse
 from llm_server.api.body import Json
 from llm_server.api.context import answer, read_call
 from llm_server.api.fields import (
@@ -76,7 +77,7 @@ async def responses(request: Request) -> Response:
     """Answer a list of items with a list of items. Nothing is stored: all of it is in `input`."""
     asked = await read_call(request, responses_call)
     make_events = partial(ResponseEvents, start=asked.start, warming=asked.warming)
-    return answer(request, asked.call, make_events, make_events)
+    return answer(request, asked.call, make_events, make_events, sse.NAMED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Server-sent events: bytes of a `text/event-stream`, and sending them to a client that may stall.
+"""Streams: server-sent events or lines of JSON, and sending them to a client that may stall.
 
 It knows the framing and the clock, not what the data means.
 """
@@ -15,6 +15,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Send
 
+EVENTS = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
 
 _LINE_ENDS = [(c.encode(), f"\\u{ord(c):04x}".encode()) for c in "\x85\u2028\u2029"]
@@ -23,13 +24,17 @@ _LINE_ENDS = [(c.encode(), f"\\u{ord(c):04x}".encode()) for c in "\x85\u2028\u20
 _encoder = msgspec.json.Encoder()
 
 
-def data(value: object) -> bytes:
-    """A msgspec-encodable value as one event: one line, for clients that count Unicode's ends of
-    lines, too."""
-    line = _encoder.encode(value)
+def line(value: object) -> bytes:
+    """A msgspec-encodable value as one line, also where Unicode's ends of lines count."""
+    encoded = _encoder.encode(value)
     for raw, escaped in _LINE_ENDS:
-        line = line.replace(raw, escaped)
-    return b"data: " + line + b"\n\n"
+        encoded = encoded.replace(raw, escaped)
+    return encoded + b"\n"
+
+
+def data(value: object) -> bytes:
+    """The same as an event."""
+    return b"data: " + line(value) + b"\n"
 
 
 def named(value: msgspec.Struct) -> bytes:
@@ -38,20 +43,28 @@ def named(value: msgspec.Struct) -> bytes:
     return f"event: {name}\n".encode() + data(value)
 
 
+def comment(text: str) -> bytes:
+    """A line that clients skip, and that keeps connections and people from giving up."""
+    return b": " + " ".join(text.split()).encode() + b"\n\n"
+
+
+def silence(_: str) -> bytes:
+    """Where there are no comments. The headers that go out before the first one say something."""
+    return b""
+
+
 class Framing(NamedTuple):
-    """How a dialect writes its events, and what ends a stream that went well."""
+    """How a dialect writes its events and comments, and what ends a stream that went well."""
 
     event: Callable[[Any], bytes]
     end: bytes
+    comment: Callable[[str], bytes] = comment
+    media_type: str = EVENTS
 
 
 PLAIN = Framing(data, DONE)
 NAMED = Framing(named, b"")
-
-
-def comment(text: str) -> bytes:
-    """A line that clients skip, and that keeps connections and people from giving up."""
-    return b": " + " ".join(text.split()).encode() + b"\n\n"
+LINES = Framing(line, b"", silence, "application/x-ndjson")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +144,11 @@ class EventWriter:
 class EventStreamResponse(Response):
     """A response that is an event stream, as long as its client accepts it."""
 
-    def __init__(self, patience: Patience, headers: dict[str, str]) -> None:
+    def __init__(
+        self, patience: Patience, headers: dict[str, str], media_type: str = EVENTS
+    ) -> None:
         super().__init__(
-            media_type="text/event-stream",
+            media_type=media_type,
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"} | headers,
         )
         self._patience = patience
