@@ -14,7 +14,18 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from llm_server import __version__
-from llm_server.api import cache, errors, metrics, models, native, openai, status, ui
+from llm_server.api import (
+    cache,
+    errors,
+    metrics,
+    models,
+    native,
+    ollama,
+    ollama_models,
+    openai,
+    status,
+    ui,
+)
 from llm_server.api.access import Access
 from llm_server.api.context import Context
 from llm_server.api.edge import Edge
@@ -95,8 +106,8 @@ def create_app(
     app.include_router(native.router)
     app.include_router(models.router)
     app.include_router(openai.router)
-    for router in (metrics.router, status.router, cache.router, ui.router):
-        app.include_router(router)
+    for part in (ollama, ollama_models, metrics, status, cache, ui):
+        app.include_router(part.router)
     app.router.routes += ui.file_routes()
     return app
 

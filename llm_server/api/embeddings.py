@@ -99,8 +99,8 @@ class EmbeddingFold:
     def add(self, event: RequestEvent) -> None:
         """More vectors, or the end."""
         if isinstance(event, Embedded):
-            for vector in _split(event):
-                shown: Any = _base64(vector) if self._as_base64 else _numbers(vector)
+            vectors = map(_base64, _split(event)) if self._as_base64 else vectors_of(event)
+            for shown in vectors:
                 item = EmbeddingJson(shown, len(self._data))
                 self._data.append(msgspec.Raw(msgspec.json.encode(item)))
         elif isinstance(event, Finished):
@@ -123,8 +123,10 @@ def _base64(vector: bytes) -> str:
     return base64.b64encode(vector).decode()
 
 
-def _numbers(vector: bytes) -> list[float]:
-    numbers = array("f", vector)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers.tolist()
+def vectors_of(event: Embedded) -> Iterator[list[float]]:
+    """The vectors of an event."""
+    for vector in _split(event):
+        numbers = array("f", vector)
+        if sys.byteorder == "big":
+            numbers.byteswap()
+        yield numbers.tolist()

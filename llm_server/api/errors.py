@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -13,8 +14,6 @@ from starlette.types import Receive, Scope, Send
 from llm_server.errors import ErrorInfo, InvalidRequest, ServerError
 
 logger = logging.getLogger(__name__)
-
-_MESSAGES = ("/messages", "/v1/messages")
 
 INTERNAL = ErrorInfo("The server made a mistake. Its log has details under this request's id.")
 
@@ -52,6 +51,22 @@ def anthropic_envelope(info: ErrorInfo) -> dict[str, object]:
     return {"type": "error", "error": error | {"type": kind}}
 
 
+def ollama_envelope(info: ErrorInfo) -> dict[str, object]:
+    """The same as Ollama has it: the message, with our own members behind."""
+    members = envelope(info)["error"]
+    assert isinstance(members, dict)
+    return {"error": members.pop("message")} | members
+
+
+_SHAPES: dict[tuple[str, ...], Callable[[ErrorInfo], dict[str, object]]] = {
+    ("/messages", "/v1/messages"): anthropic_envelope,
+    tuple(
+        f"/api/{name}" for name in ("chat", "generate", "embed", "tags", "show", "ps", "pull")
+    ): ollama_envelope,
+}
+"""By how paths begin, the shape of the dialect that is spoken there; elsewhere it is OpenAI's."""
+
+
 def headers(info: ErrorInfo) -> dict[str, str]:
     """When, and whether, a client should repeat the request."""
     result: dict[str, str] = {}
@@ -73,7 +88,8 @@ def error_response(
     info: ErrorInfo, extra: dict[str, str] | None = None, path: str = ""
 ) -> Response:
     """An error as a response, in the shape of the dialect that is spoken at `path`."""
-    shape = anthropic_envelope if path.startswith(_MESSAGES) else envelope
+    spoken = (shape for paths, shape in _SHAPES.items() if path.startswith(paths))
+    shape = next(spoken, envelope)
     return json_response(shape(info), info.status, headers(info) | (extra or {}))
 
 

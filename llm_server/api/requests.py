@@ -189,7 +189,7 @@ def _message(wire: WireMessage, path: str, called: set[str]) -> Message:
         content=content,
         name=wire.name,
         tool_calls=[
-            FunctionCall(call.id, call.function.name, _arguments(call.function.arguments))
+            FunctionCall(call.id, call.function.name, arguments_text(call.function.arguments))
             for call in calls
         ],
         tool_call_id=wire.tool_call_id,
@@ -207,7 +207,8 @@ def joined(parts: Parts) -> str:
     return "\n".join(p.refusal if isinstance(p, RefusalPart) else p.text for p in parts)
 
 
-def _arguments(arguments: str | dict[str, Any]) -> str:
+def arguments_text(arguments: str | dict[str, Any]) -> str:
+    """The arguments of a call as JSON text."""
     if isinstance(arguments, str):
         return arguments
     return json.dumps(arguments, ensure_ascii=False)

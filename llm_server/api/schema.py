@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute
 
 from llm_server.api.access import PUBLIC
 from llm_server.api.parameters import Wire
+from llm_server.api.sse import EVENTS
 
 _REF = "#/components/schemas/"
 
@@ -42,12 +43,13 @@ KEYS = {
 _TOO_LONG = "Of `context_length_exceeded` alone."
 
 ERROR = {
-    "description": "An error, always in this shape.",
+    "description": "An error, in this shape but for other dialects than OpenAI's.",
     "type": "object",
     "required": ["error"],
     "properties": {
         "error": {
-            "type": "object",
+            "type": ["object", "string"],
+            "description": "Ollama's endpoints have the message here, and the others beside it.",
             "required": ["message", "type", "param", "code"],
             "properties": {
                 "message": {"type": "string"},
@@ -71,19 +73,20 @@ def operation(
     body: type[Wire] | None = None,
     example: dict[str, Any] | None = None,
     chunk: Any = None,
+    media_type: str = EVENTS,
     errors: tuple[int, ...] = tuple(ERRORS),
 ) -> dict[str, Any]:
     """What cannot be seen of an endpoint from outside: `openapi_extra` of its route.
 
     `answer` is sent with a 200, or a stream of `chunk`s where the body asks for one: a struct, or
-    a union of several. A `body` is shown by an `example`. `errors` are the statuses of `ERRORS`
-    that it may answer.
+    a union of several. `media_type` is that of the stream. A `body` is shown by an `example`.
+    `errors` are the statuses of `ERRORS` that it may answer.
     """
     schema, definitions = _answer_schema(answer)
     content = {"application/json": {"schema": schema}}
     if chunk is not None:
         schema, more = _answer_schema(chunk)
-        content["text/event-stream"] = {"schema": schema}
+        content[media_type] = {"schema": schema}
         definitions = definitions | more
     responses: dict[str, Any] = {"200": {"description": "The answer.", "content": content}}
     responses |= _responses(errors)
