@@ -9,6 +9,7 @@ that took, and ends.
 from __future__ import annotations
 
 import ctypes
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -85,11 +86,7 @@ class BareLoop:
     def step_seconds(self, depth: int, sizes: Sequence[int]) -> list[float]:
         """Seconds of a step for each number of rows: one decodes, the others are a prompt's behind
         `depth` tokens."""
-        memory = lib.llama_get_memory(self._context)
-        lib.llama_memory_clear(memory, True)
-        for start in range(0, depth, 512):
-            stop = min(start + 512, depth)
-            self._compute([(pos, pos, 0, False) for pos in range(start, stop)])
+        memory = self._fill(depth)
         self._compute([(1, 0, 1, True)])
         seconds = []
         for size in sizes:
@@ -100,6 +97,32 @@ class BareLoop:
             lib.llama_memory_seq_rm(memory, 0, depth, -1)
             lib.llama_memory_seq_rm(memory, 1, 1, -1)
         return seconds
+
+    def streams_seconds(self, n_streams: int, depth: int, n_steps: int = 5) -> float:
+        """Seconds of a step in which `n_streams` decode, each behind `depth` tokens of its own."""
+        memory = self._fill(depth)
+        size = lib.llama_state_seq_get_size(self._context, 0)
+        state = (ctypes.c_uint8 * size)()
+        lib.llama_state_seq_get_data(self._context, state, size, 0)
+        for stream in range(1, n_streams):
+            lib.llama_state_seq_set_data(self._context, state, size, stream)
+        seconds = []
+        for _ in range(n_steps):
+            start_s = time.perf_counter()
+            self._compute([(1, depth, stream, True) for stream in range(n_streams)])
+            seconds.append(time.perf_counter() - start_s)
+            for stream in range(n_streams):
+                lib.llama_memory_seq_rm(memory, stream, depth, -1)
+        return statistics.median(seconds)
+
+    def _fill(self, depth: int) -> Any:
+        """`depth` tokens in the first sequence, and nothing else; the memory of the context."""
+        memory = lib.llama_get_memory(self._context)
+        lib.llama_memory_clear(memory, True)
+        for start in range(0, depth, 512):
+            stop = min(start + 512, depth)
+            self._compute([(pos, pos, 0, False) for pos in range(start, stop)])
+        return memory
 
     def _sample(self, row: int) -> int:
         token: int = lib.llama_sampler_sample(self._sampler, self._context, row)

@@ -1,7 +1,7 @@
 """What a step of so many rows costs behind so many tokens: a bare `llama_decode`, no server.
 
-One row decodes and the others are a prompt's. It is what `engine/pace.py` rests on.
-`python -m bench.rows`.
+One row decodes and the others are a prompt's: it is what `engine/pace.py` rests on. A second table
+is about streams alone, each with tokens of its own. `python -m bench.rows`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from llm_server.worker.config import FlashAttention
 
 DEPTHS = (64, 512, 1536, 3072)
 SIZES = (1, 8, 16, 20, 32, 48, 63, 64, 65, 80, 96, 128, 256)
+STREAMS = ((1, 1536), (2, 1536), (8, 100), (8, 500), (8, 1536), (32, 100), (32, 300))
 
 
 def main() -> None:
@@ -31,8 +32,8 @@ def main() -> None:
     args = parser.parse_args()
     bare = BareLoop(
         synthetic.build(args.size),
-        n_ctx=max(DEPTHS) + 2 * max(SIZES),
-        n_streams=2,
+        n_ctx=max(max(DEPTHS) + 2 * max(SIZES), max(n * (depth + 1) for n, depth in STREAMS)),
+        n_streams=max(n for n, _ in STREAMS),
         n_threads=args.threads,
         flash_attn=args.flash_attn,
     )
@@ -44,8 +45,13 @@ def main() -> None:
         columns.append([1000 * statistics.median(times) for times in zip(*rounds, strict=True)])
     for size, row in zip(SIZES, zip(*columns, strict=True), strict=True):
         table.add_row(str(size), *(f"{ms:.0f} ({ms / size:.1f})" for ms in row))
+    streams = Table("streams", "behind", title="ms a step")
+    streams.add_column("ms")
+    for n, depth in STREAMS:
+        ms = 1000 * statistics.median(bare.streams_seconds(n, depth) for _ in range(args.rounds))
+        streams.add_row(str(n), f"{depth} each", f"{ms:.0f}")
     bare.close()
-    Console().print(table)
+    Console().print(table, streams)
 
 
 if __name__ == "__main__":
