@@ -100,7 +100,7 @@ class EmbeddingFold:
         """More vectors, or the end."""
         if isinstance(event, Embedded):
             for vector in _split(event):
-                shown: Any = _base64(vector) if self._as_base64 else _numbers(vector)
+                shown: Any = _base64(vector) if self._as_base64 else numbers(vector)
                 item = EmbeddingJson(shown, len(self._data))
                 self._data.append(msgspec.Raw(msgspec.json.encode(item)))
         elif isinstance(event, Finished):
@@ -123,8 +123,9 @@ def _base64(vector: bytes) -> str:
     return base64.b64encode(vector).decode()
 
 
-def _numbers(vector: bytes) -> list[float]:
-    numbers = array("f", vector)
+def numbers(vector: bytes) -> list[float]:
+    """The numbers of `Embedded.vectors`."""
+    found = array("f", vector)
     if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers.tolist()
+        found.byteswap()
+    return found.tolist()
