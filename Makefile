@@ -44,7 +44,8 @@ test-cluster: $(VENV)-cluster/.done  ## pytest on a Ray cluster of several nodes
 	$(VENV)-cluster/bin/python -m pytest tests/cluster -m "slow or not slow" $(ARGS)
 	TEST_ON_CLUSTER=1 $(VENV)-cluster/bin/python -m pytest -W default $(addprefix tests/api/test_, \
 	  access.py anthropic.py cache.py chat.py completions.py edge.py embeddings.py errors.py \
-	  metrics.py models.py native.py ollama.py openai.py responses.py status.py tokens.py ui.py)
+	  metrics.py models.py native.py ollama.py openai.py rerank.py responses.py status.py tokens.py \
+	  ui.py)
 
 soak: $(VENV)/.dev  ## 10,000 mixed requests: what they leave behind (ARGS=20000 for more)
 	$(BIN)/python -m tests.endurance.soak $(ARGS)

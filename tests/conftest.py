@@ -49,6 +49,12 @@ def attention_gguf(tiny_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def reranker_gguf(tiny_folder: Path) -> Path:
+    """A decoder that scores pairs, with a template for them."""
+    return tiny_models.build_reranker(tiny_folder / "reranker.gguf")
+
+
+@pytest.fixture(scope="session")
 def spm_gguf(tiny_folder: Path) -> Path:
     """Attention, SentencePiece with byte fallback and a BOS token, ChatML."""
     return tiny_models.build_spm(tiny_folder / "spm.gguf")

@@ -61,6 +61,7 @@ from llm_server.worker.messages import (
     Reasoning,
     Render,
     Request,
+    Rerank,
     Stop,
     Submit,
     Timings,
@@ -251,6 +252,18 @@ def embed(id: int, request: Embed) -> None:
     send(Finished(id, "stop", usage, Timings(0.0, 1.0, 0.0)))
 
 
+def rerank(id: int, request: Rerank) -> None:
+    """A document's score is how long it is; `crash` and `hang` as above."""
+    if "crash" in request.documents:
+        os.abort()
+    for document in request.documents:
+        if document == "hang":
+            return
+        send(Embedded(id, 1, struct.pack("<f", len(document))))
+    n_tokens = sum(len(request.query) + len(document) for document in request.documents)
+    send(Finished(id, "stop", Usage(n_tokens, 0, 0), Timings(0.0, 1.0, 0.0)))
+
+
 def answer(submit: Submit) -> None:
     """Answer, or fail: a thread that dies without a word would look like a hang of the server."""
     try:
@@ -264,6 +277,9 @@ def answer_or_raise(submit: Submit) -> None:
     request = submit.request
     if isinstance(request, Embed):
         embed(submit.id, request)
+        return
+    if isinstance(request, Rerank):
+        rerank(submit.id, request)
         return
     if isinstance(request, Question):
         send(tell(submit.id, request))

@@ -24,7 +24,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, attention_gguf: Path) -> It
     folder = tmp_path_factory.mktemp("embedding")
     tiny_encoders.build_bert(folder / "bert.gguf", PoolingType.CLS)
     tiny_encoders.build_bert(folder / "silent.gguf", PoolingType.NONE)
-    tiny_encoders.build_bert(folder / "rank.gguf", PoolingType.RANK)
     shutil.copy(attention_gguf, folder / "chat.gguf")
     server = LiveServer(folder, ["--model-name", "bert.gguf"])
     server.wait_ready()
@@ -123,11 +122,6 @@ def test_a_model_that_chats_makes_vectors_only_when_told(server: LiveServer) -> 
     auto = {"load_model_configs": {"pooling": "auto"}, "max_tokens": 4}
     response = server.client.post("/v1/chat/completions", json=chat | auto)
     assert response.status_code == 200, response.text
-
-
-def test_a_reranker_is_refused(server: LiveServer) -> None:
-    error = refused(server, model="rank.gguf", input="a")
-    assert "reranker" in error["message"] and error["param"] == "model"
 
 
 def test_a_worker_that_dies_comes_back(server: LiveServer) -> None:

@@ -53,8 +53,10 @@ def _add_tokenizer(writer: GGUFWriter, tokens: list[str]) -> None:
     writer.add_mask_token_id(4)
 
 
-def build_bert(path: Path, pooling: PoolingType, seed: int = 6, shape: Shape = Shape()) -> Path:
-    """A `bert` model of that shape."""
+def build_bert(
+    path: Path, pooling: PoolingType, seed: int = 6, shape: Shape = Shape(), n_labels: int = 0
+) -> Path:
+    """A `bert` model of that shape, behind which a classifier has `n_labels` outputs, if any."""
     random = np.random.default_rng(seed)
     n_embd = shape.n_embd
     tokens = vocabulary(shape.n_vocab)
@@ -67,6 +69,11 @@ def build_bert(path: Path, pooling: PoolingType, seed: int = 6, shape: Shape = S
     writer.add_layer_norm_eps(1e-12)
     writer.add_causal_attention(False)
     writer.add_pooling_type(pooling)
+    if n_labels:  # As it is converted where the tokenizer says how pairs look.
+        writer.add_add_eos_token(True)
+        writer.add_add_sep_token(False)
+    if n_labels > 1:
+        writer.add_classifier_output_labels([f"label {i}" for i in range(n_labels)])
     _add_tokenizer(writer, tokens)
 
     def matrix(
@@ -97,6 +104,11 @@ def build_bert(path: Path, pooling: PoolingType, seed: int = 6, shape: Shape = S
         matrix(f"{blk}.ffn_down.weight", n_embd, shape.n_ff)
         vector(f"{blk}.ffn_down.bias", n_embd, 0.0)
         norm(f"{blk}.layer_output_norm")
+    if n_labels:
+        matrix("cls.weight", n_embd, n_embd)
+        vector("cls.bias", n_embd, 0.0)
+        matrix("cls.output.weight", n_labels, n_embd, added=True)
+        vector("cls.output.bias", n_labels, 0.5)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFWriter, TokenType
+from gguf import GGUFWriter, PoolingType, TokenType
 
 from llm_server.gguf.header import read_header
 
@@ -252,6 +252,33 @@ def build_attention(path: Path, seed: int = 1, vocabulary: Vocabulary | None = N
         builder.ones(f"blk.{layer}.attn_norm.weight", N_EMBD)
         builder.attention(layer, bias=True)
         builder.feed_forward(layer)
+    return builder.write()
+
+
+RERANK = """\
+<|im_start|>system
+the word is yes or no<|im_end|>
+<|im_start|>user
+look: {query}
+write: {document}<|im_end|>
+<|im_start|>assistant
+"""
+"""As Qwen3-Reranker has it."""
+
+
+def build_reranker(path: Path, seed: int = 8) -> Path:
+    """A `qwen3` model with two labels, that is asked with a template."""
+    builder = _Builder(path, "qwen3", bpe_vocabulary(), n_layer=2, seed=seed)
+    builder.attention_metadata()
+    builder.writer.add_pooling_type(PoolingType.RANK)
+    builder.writer.add_classifier_output_labels(["yes", "no"])
+    builder.writer.add_string("tokenizer.chat_template.rerank", RERANK)
+    builder.embeddings()
+    for layer in range(builder.n_layer):
+        builder.ones(f"blk.{layer}.attn_norm.weight", N_EMBD)
+        builder.attention(layer, qk_norm=True)
+        builder.feed_forward(layer)
+    builder.matrix("cls.output.weight", 2, N_EMBD)
     return builder.write()
 
 

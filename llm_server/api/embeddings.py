@@ -125,8 +125,12 @@ def _base64(vector: bytes) -> str:
 
 def vectors_of(event: Embedded) -> Iterator[list[float]]:
     """The vectors of an event."""
-    for vector in _split(event):
-        numbers = array("f", vector)
-        if sys.byteorder == "big":
-            numbers.byteswap()
-        yield numbers.tolist()
+    return map(numbers, _split(event))
+
+
+def numbers(vector: bytes) -> list[float]:
+    """The numbers of `Embedded.vectors`."""
+    found = array("f", vector)
+    if sys.byteorder == "big":
+        found.byteswap()
+    return found.tolist()

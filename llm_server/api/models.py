@@ -22,7 +22,7 @@ from llm_server.api.wire import FitBody, UnloadBody
 from llm_server.errors import ServerError
 from llm_server.models.backend import LoadedModel
 from llm_server.models.effect import in_force
-from llm_server.models.memory import Memory
+from llm_server.models.memory import Memory, pooling
 from llm_server.models.plan import Fit, Planner, Source
 from llm_server.models.registry import ModelFile, Registry
 
@@ -33,8 +33,8 @@ class ModelJson(msgspec.Struct):
     """One model, in OpenAI's fields and in ours.
 
     `n_ctx` is the context in force, or the one it would be loaded with; `memory` the bytes it
-    takes, or would; `pooling` how it makes a vector of a text, null for one that makes text;
-    `sampling` what requests get that leave it out, where it is not the usual.
+    takes, or would; `pooling` how it makes a vector of a text, `rank` for a reranker, null for one
+    that makes text; `sampling` what requests get that leave it out, where it is not the usual.
     What cannot be loaded has only a `problem`.
     """
 
@@ -246,7 +246,7 @@ def _model_json(
     described.chat_template = facts.template_sha256 is not None
     described.n_ctx = plan.effect.n_ctx
     described.memory = resident.memory if resident else plan.memory.total
-    described.pooling = facts.pooling if plan.config.pooling == "auto" else plan.config.pooling
+    described.pooling = pooling(facts, plan.config)
     described.sampling = context.pool.planner.sampling(plan)
     return described
 

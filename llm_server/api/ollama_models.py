@@ -211,7 +211,7 @@ def _running(resident: LoadedModel, model: ModelJson) -> RunningModelJson:
 def _capabilities(model: ModelJson, template: str) -> list[str]:
     """What clients ask for before they use it. Tools work with any model that has a template."""
     if model.pooling is not None:
-        return ["embedding"]
+        return [] if model.pooling == "rank" else ["embedding"]
     found = ["completion"]
     if template:
         found.append("tools")

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llm_server.api import anthropic, completions, embeddings, responses, tokens
+from llm_server.api import anthropic, completions, embeddings, rerank, responses, tokens
 from llm_server.api.completion import Chunk, Chunks, Completion, Fold
 from llm_server.api.context import answer, context_of, read_call
 from llm_server.api.errors import json_response
@@ -57,6 +57,7 @@ async def get_model(request: Request, name: str) -> Response:
 
 shared.include_router(completions.router)
 shared.include_router(embeddings.router)
+shared.include_router(rerank.router)
 shared.include_router(tokens.router)
 shared.include_router(responses.router)
 shared.include_router(anthropic.router)

@@ -125,7 +125,7 @@ class LoadFields(Wire):
     type_v: KvType | None = None
     flash_attn: FlashAttention | None = None
     draft_max: Annotated[int, Field(ge=0, le=64)] | None = None
-    pooling: Literal["auto", "mean", "cls", "last"] | None = None
+    pooling: Literal["auto", "mean", "cls", "last", "rank"] | None = None
     rope_scaling_type: Literal["auto", "none", "linear", "yarn", "longrope"] | None = None
     rope_freq_base: Annotated[float, Field(ge=0, le=1e12)] | None = None
     rope_freq_scale: Annotated[float, Field(ge=0, le=1024)] | None = None

@@ -191,7 +191,9 @@ def show(name: ModelName, models_dir: ModelsDir = None, json: Json = False) -> N
     lines |= {"title": facts.name or "-", "architecture": facts.architecture}
     lines["context"] = f"{facts.n_ctx_train} tokens"
     lines["chat template"] = "yes" if facts.template_sha256 else "no"
-    if facts.pooling:
+    if facts.pooling == "rank":
+        lines["reranker"] = "yes"
+    elif facts.pooling:
         lines["embeddings"] = f"yes, pooling {facts.pooling}"
     if facts.sampling:
         lines["sampling"] = ", ".join(f"{name} {value:g}" for name, value in facts.sampling.items())

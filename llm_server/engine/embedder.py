@@ -1,4 +1,4 @@
-"""Texts to vectors, for many requests at once: who gets into the next batch, what comes out.
+"""Texts to vectors or scores, for many requests at once: who is in the next batch, what comes out.
 
 Owners take turns, and the requests of each, text by text: a short one behind a long one is answered
 soon. Nothing is kept between batches, hence no cache. To its worker it looks like `engine.Engine`.
@@ -30,7 +30,7 @@ class Computes(Protocol):
     max_texts: int
 
     def embed(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
-        """Pooled vectors of `texts`, [len(texts), n_embd_out]."""
+        """Pooled vectors of `texts`, [len(texts), n_embd_out], or a reranker's outputs."""
 
     def close(self) -> None:
         """Free the memory."""
@@ -40,12 +40,14 @@ class Computes(Protocol):
 class Texts:
     """A prepared request: texts as tokens, at least one, each of 1 to `n_batch` tokens.
 
-    Vectors have length 1, after they were cut to the first `dimensions`.
+    Vectors have length 1, after they were cut to the first `dimensions`. With `scored` there are
+    scores in their place.
     """
 
     id: int
     texts: Sequence[Sequence[int]]
     dimensions: int | None = None
+    scored: bool = False
     arrived: float = field(default_factory=time.monotonic)
     started: float | None = None
     n_taken: int = 0
@@ -103,7 +105,10 @@ class Embedder:
         events: list[RequestEvent] = []
         for id, rows in of.items():
             request = requests[id]
-            own = unit(vectors[rows, : request.dimensions])
+            if request.scored:
+                own = vectors[rows, :1]
+            else:
+                own = unit(vectors[rows, : request.dimensions])
             events.append(Embedded(id, len(rows), own.astype("<f4").tobytes()))
             if request.n_taken == len(request.texts):
                 events.append(_finished(request))

@@ -1,4 +1,4 @@
-"""A llama.cpp context that pools texts into vectors. Keeps nothing between batches.
+"""A llama.cpp context that pools texts into vectors or scores. Keeps nothing between batches.
 
 Encoders have no memory of tokens and see a whole text at once, so that a batch is one ubatch;
 decoders are computed the same way, and their cells are dropped after each batch.
@@ -22,8 +22,9 @@ POOLING: dict[Pooling, int] = {
     "mean": lib.LLAMA_POOLING_TYPE_MEAN,
     "cls": lib.LLAMA_POOLING_TYPE_CLS,
     "last": lib.LLAMA_POOLING_TYPE_LAST,
+    "rank": lib.LLAMA_POOLING_TYPE_RANK,
 }
-"""enum llama_pooling_type, as far as it makes one vector of one text."""
+"""enum llama_pooling_type, as far as it makes one vector of one text, or its scores."""
 
 
 class EmbeddingContext:
@@ -70,11 +71,14 @@ class EmbeddingContext:
         self.n_batch = n_batch
         self.n_shared = min(n_shared, n_batch)
         self.max_texts = max_texts
+        self._width = model.n_cls_out if pooling == "rank" else model.n_embd_out
         self._batch = Batch(n_batch)
         self._memory = lib.llama_get_memory(self._context)
 
     def embed(self, texts: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         """The pooled vectors of `texts`, [len(texts), n_embd_out], as long as they come out.
+
+        Of a reranker its outputs, [len(texts), n_cls_out], of which the first is the score.
 
         Raises:
             DecodeError: the computation failed.
@@ -99,7 +103,7 @@ class EmbeddingContext:
         pointer = lib.llama_get_embeddings_seq(self._context, text)
         if not pointer:
             raise DecodeError(f"llama.cpp has no vector for text {text} of the batch")
-        return np.ctypeslib.as_array(pointer, (self.model.n_embd_out,)).copy()
+        return np.ctypeslib.as_array(pointer, (self._width,)).copy()
 
     def close(self) -> None:
         """Free the context. Safe to call twice."""

@@ -76,6 +76,7 @@ class Model:
         self.n_layer: int = lib.llama_model_n_layer(self._model)
         self.n_embd: int = lib.llama_model_n_embd(self._model)
         self.n_embd_out: int = lib.llama_model_n_embd_out(self._model)
+        self.n_cls_out: int = lib.llama_model_n_cls_out(self._model)
         self.n_swa: int = lib.llama_model_n_swa(self._model)
         self.size_bytes: int = lib.llama_model_size(self._model)
 
@@ -107,6 +108,12 @@ class Model:
     def chat_template(self) -> str | None:
         """The Jinja source of the default chat template in the file, if it has one."""
         source = lib.llama_model_chat_template(self._model, None)
+        return source.decode("utf-8", "replace") if source else None
+
+    @property
+    def rerank_template(self) -> str | None:
+        """What a reranker is asked, with `{query}` and `{document}` in it, if the file has that."""
+        source = lib.llama_model_chat_template(self._model, b"rerank")
         return source.decode("utf-8", "replace") if source else None
 
     def metadata(self, key: str) -> str | None:

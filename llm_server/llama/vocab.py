@@ -55,6 +55,20 @@ class Vocab:
         return pre, suf, lib.llama_vocab_fim_mid(self._vocab)
 
     @functools.cached_property
+    def around_pairs(self) -> tuple[list[int], list[int], list[int]]:
+        """Ids before, between and behind two texts that belong together.
+
+        As llama.cpp's server has them (server-common.cpp, format_prompt_rerank).
+        """
+        sep: int = lib.llama_vocab_sep(self._vocab)
+        end = sep if self.eos == NO_TOKEN else self.eos
+        first = [self.bos] if self.add_bos else []
+        last = [end] if lib.llama_vocab_get_add_eos(self._vocab) else []
+        between = [*last, sep] if lib.llama_vocab_get_add_sep(self._vocab) else last
+        before, middle, behind = ([t for t in x if t != NO_TOKEN] for x in (first, between, last))
+        return before, middle, behind
+
+    @functools.cached_property
     def adds_blank(self) -> bool:
         """Whether a text begins with a blank as tokens, though it has none (SentencePiece)."""
         first = self.tokenize("a", parse_special=False)[:1]

@@ -75,7 +75,10 @@ class Facts:
     template_sha256: str | None
     """Of the chat template's UTF-8 text; None for a model without one."""
     pooling: str | None
-    """How an embedding model folds its tokens into one vector; None for others."""
+    """How an embedding model folds its tokens into one vector, `rank` for a reranker; None for
+    others."""
+    classifies: bool
+    """Whether it ends in a classifier, whose first output is a reranker's score."""
     shape: Shape
     rope: Mapping[str, float | str]
     """RoPE as the model has it, by the names of `LoadConfig`, as far as that is known."""
@@ -111,6 +114,7 @@ def facts_of(headers: Sequence[Header]) -> Facts:
         max_n_ctx=_max_n_ctx(values, tensors),
         template_sha256=hashlib.sha256(template.encode()).hexdigest() if template else None,
         pooling=_pooling(values),
+        classifies=_classifies(values, tensors),
         shape=_shape(values, tensors),
         rope=_rope(values),
         sampling=recommended_sampling(values.metadata),
@@ -146,6 +150,19 @@ def _pooling(values: _Values) -> str | None:
     if isinstance(stated, int) and stated in _POOLING:
         return _POOLING[stated]
     return "mean" if _is_encoder(values) else None
+
+
+def _classifies(values: _Values, tensors: Sequence[Tensor]) -> bool:
+    """llama.cpp reads one output of each text for every label, however many there are
+    (llama-context.cpp): of other tensors it would take those of another text."""
+    labels = values.metadata.get(f"{values.architecture}.classifier.output_labels")
+    if isinstance(labels, Omitted):
+        n_labels = labels.n
+    else:
+        n_labels = len(labels) if isinstance(labels, tuple) else 0
+    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    shape = shapes.get("cls.output.weight", shapes.get("cls.weight", ()))
+    return bool(shape) and math.prod(shape[1:]) == max(1, n_labels)
 
 
 def _is_encoder(values: _Values) -> bool:

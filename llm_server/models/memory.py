@@ -125,8 +125,13 @@ def _state_bytes(shape: Shape, config: LoadConfig) -> int:
 
 
 def embeds(facts: Facts, config: LoadConfig) -> bool:
-    """Whether it makes vectors when it is loaded like that, instead of text."""
-    return config.pooling != "auto" or facts.pooling is not None
+    """Whether it makes vectors or scores when it is loaded like that, instead of text."""
+    return pooling(facts, config) is not None
+
+
+def pooling(facts: Facts, config: LoadConfig) -> str | None:
+    """How it makes them when it is loaded like that; None for a model that makes text."""
+    return facts.pooling if config.pooling == "auto" else config.pooling
 
 
 def kv_bytes_per_cell(shape: Shape, config: LoadConfig) -> int:
@@ -231,7 +236,7 @@ def _compute(shape: Shape, config: LoadConfig, cells: int) -> int:
 
 
 def _of_embedding(facts: Facts, config: LoadConfig, extras: Extras) -> Memory:
-    """What a model that makes vectors takes: a batch is one graph, and nothing is kept of it.
+    """What a model that makes vectors or scores takes: a batch is one graph, nothing is kept of it.
 
     At its widest that graph holds the rows either in a feed-forward layer or in attention, there
     with the scores of all heads unless flash attention is on, or, of a model that could generate

@@ -25,6 +25,7 @@ from llm_server.models.memory import (
     largest_n_ctx,
     layer_bytes,
     n_idle,
+    pooling,
     settled,
     smaller_contexts,
 )
@@ -167,6 +168,7 @@ class Planner:
         """
         asked = self.asked(model, {}) if asked is None else asked
         facts = self.registry.facts(model)
+        _check_classifier(facts, asked)
         adapters = tuple(self.registry.adapter(adapter.name) for adapter in asked.lora)
         for adapter in adapters:
             _check_adapter(facts, adapter)
@@ -304,6 +306,17 @@ def _check_adapter(facts: Facts, adapter: ModelFile) -> None:
             f"The adapter {adapter.name} cannot be used with this model: it changes models of "
             f"another architecture than {facts.architecture}.",
             param="load_model_configs.lora",
+        )
+
+
+def _check_classifier(facts: Facts, config: LoadConfig) -> None:
+    """Raises ModelLoadFailed for what is to rerank and cannot."""
+    if pooling(facts, config) == "rank" and not facts.classifies:
+        raise ModelLoadFailed(
+            "This model cannot rerank: its file has no classifier that makes scores (cls.output). "
+            "Use a reranker's file that has; to have embeddings of this one, set "
+            "load_model_configs.pooling to mean, cls or last.",
+            param="load_model_configs.pooling",
         )
 
 

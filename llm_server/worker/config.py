@@ -16,8 +16,9 @@ KvType: TypeAlias = Literal["f16", "q8_0", "q4_0"]
 FlashAttention: TypeAlias = Literal["auto", "on", "off"]
 """Whether attention keeps no matrix of scores; `auto`: wherever llama.cpp can."""
 
-Pooling: TypeAlias = Literal["mean", "cls", "last"]
-"""How the vectors of a text's tokens become one: llama.cpp's names, without `none` and `rank`."""
+Pooling: TypeAlias = Literal["mean", "cls", "last", "rank"]
+"""How the vectors of a text's tokens become one, or with `rank` its score: llama.cpp's names,
+without `none`."""
 
 RopeScaling: TypeAlias = Literal["auto", "none", "linear", "yarn", "longrope"]
 """How positions beyond those of the training are made: llama.cpp's names."""
@@ -56,9 +57,9 @@ class LoadConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker choose how many requests may run at once. `type_k` and `type_v` are what keys and values
     are kept in.
     `draft_max` is how many tokens may be guessed and computed in one step; 0 turns it off.
-    `pooling` makes it an embedding model, which "auto" leaves to the file. For those `n_ctx` is
-    the longest text, 0 at most 2048 tokens, `n_ubatch` is how many tokens short texts share a
-    batch up to, and `parallel` how many texts.
+    `pooling` makes it an embedding model, or with "rank" a reranker, which "auto" leaves to the
+    file. For those `n_ctx` is the longest text, 0 at most 2048 tokens, `n_ubatch` is how many
+    tokens short texts share a batch up to, and `parallel` how many texts.
     `rope_*` and `yarn_*` are llama.cpp's, and where they are 0, -1 or "auto" the file's. `lora` are
     adapters that change the weights, `chat_template` is a file that replaces the model's own.
     """

@@ -62,7 +62,7 @@ def make_ready(command: Load, model: Model, digest: bytes) -> Ready:
     """All that serves `model`, whose content `digest` stands for (`model_fingerprint`).
 
     Raises:
-        ModelLoadFailed: it is a reranker, or an adapter, a template or a setting does not fit it.
+        ModelLoadFailed: an adapter, a template or a setting does not fit it.
         TemplateError: its chat template cannot be compiled.
         InsufficientMemory: the context does not fit into the memory.
     """
@@ -166,7 +166,7 @@ def read_template(command: Load) -> str | None:
 def load_embedding(
     model: Model, pooling: Pooling, config: LoadConfig, adapters: Sequence[LoadedAdapter]
 ) -> Ready:
-    """What serves a model that makes vectors: no dialogue, no prompt cache.
+    """What serves a model that makes vectors or scores: no dialogue, no prompt cache.
 
     Raises:
         InsufficientMemory: the memory for computing could not be had.
@@ -182,8 +182,9 @@ def load_embedding(
         max_gpu_layers=most_on_cards(model),
         flash_attn=flash_attn(config),
     )
-    logger.info("loaded %s for embeddings, pooling %s", model.description, pooling)
-    return Ready(context, TextPreparer(context).prepare, None, loaded, 0, give_back_memory)
+    logger.info("loaded %s for texts, pooling %s", model.description, pooling)
+    prepare = TextPreparer(context, pooling).prepare
+    return Ready(context, prepare, None, loaded, 0, give_back_memory)
 
 
 def give_back_memory() -> None:

@@ -138,6 +138,13 @@ class Embed(msgspec.Struct, frozen=True, omit_defaults=True, tag=True):
     dimensions: int | None = None
 
 
+class Rerank(msgspec.Struct, frozen=True, tag=True):
+    """How well does each of these documents, at least one, answer the query?"""
+
+    query: str
+    documents: list[str]
+
+
 class Tokenize(msgspec.Struct, frozen=True, tag=True):
     """Which tokens is this text? `add_special` adds those that the model has around every text,
     `parse_special` recognises markers in it, `with_pieces` asks for each token's bytes."""
@@ -163,7 +170,7 @@ class Render(msgspec.Struct, frozen=True, tag=True):
 Question: TypeAlias = Tokenize | Detokenize | Render
 """What is answered at once by one `Told`, and computes nothing with the model."""
 
-Asked: TypeAlias = Request | Embed | Question
+Asked: TypeAlias = Request | Embed | Rerank | Question
 """All that can be submitted."""
 
 
@@ -249,7 +256,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     """What the worker gave up: `full`, `partial (...)` or `off`."""
     fingerprint: str = ""
     pooling: Pooling | None = None
-    """Of an embedding model; None for a model that generates text."""
+    """Of an embedding model or a reranker; None for a model that generates text."""
     memory_bytes: int = 0
     n_gpu_layers: int = 0
     max_gpu_layers: int | None = 0
@@ -343,7 +350,8 @@ class Logprobs(msgspec.Struct, frozen=True, tag=True):
 
 
 class Embedded(msgspec.Struct, frozen=True, tag=True):
-    """The vectors of a request's next `n` texts, of length 1: float32, little-endian."""
+    """The vectors of a request's next `n` texts, of length 1: float32, little-endian. Of those of a
+    `Rerank` the scores, one number each."""
 
     id: int
     n: int

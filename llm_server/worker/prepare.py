@@ -31,6 +31,7 @@ from llm_server.worker.messages import (
     Detokenize,
     Embed,
     Render,
+    Rerank,
     Sampling,
     Tokenize,
     Told,
@@ -100,6 +101,13 @@ class Preparer:
                 raise InvalidRequest(
                     "This model generates text. To load it as an embedding model instead, set "
                     "load_model_configs.pooling to mean, cls or last.",
+                    param="model",
+                    code="unsupported_model",
+                )
+            case Rerank():
+                raise InvalidRequest(
+                    "This model generates text: it cannot rerank. Use a reranker; if it is one "
+                    "whose file does not say so, set load_model_configs.pooling to rank.",
                     param="model",
                     code="unsupported_model",
                 )

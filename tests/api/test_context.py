@@ -12,7 +12,10 @@ from tests.fake_live import Live, add_models, chat_body, live_server, one_machin
 from tests.raw import post, talk
 
 KEY = "a-key-of-this-test"
-PATHS = ["chat/completions", "completions", "embeddings", "responses", "tokenize", "detokenize"]
+PATHS = [
+    *("chat/completions", "completions", "embeddings", "rerank", "responses"),
+    *("tokenize", "detokenize"),
+]
 
 pytestmark = one_machine("an ingress has room for each model, and so reads which is meant")
 

@@ -72,11 +72,6 @@ def test_base64_is_the_same_numbers(live: Live) -> None:
             "load_model_configs.pooling",
             "invalid_value",
         ),
-        (
-            {"input": "a", "load_model_configs": {"pooling": "rank"}},
-            "load_model_configs.pooling",
-            "invalid_value",
-        ),
         ({"input": "a", "tools": [{}]}, "tools", "unsupported_parameter"),
     ],
 )

@@ -156,6 +156,7 @@ def test_keep_alive(tmp_path: Path) -> None:
     ("path", "body"),
     [
         ("/embeddings", {"input": "x"}),
+        ("/rerank", {"query": "x", "documents": ["y"]}),
         ("/tokenize", {"content": "x"}),
         ("/detokenize", {"tokens": [1]}),
         ("/apply-template", {"messages": [{"role": "user", "content": "x"}]}),

@@ -15,10 +15,11 @@ from tests import tiny_encoders
 
 
 def main() -> None:
-    """Put the demo model into the folder, and a tiny embedding model."""
+    """Put the demo model into the folder, a tiny embedding model and a tiny reranker."""
     folder = Path(sys.argv[1])
     shutil.copy(demo_model_path(), folder / "demo.gguf")
     tiny_encoders.build_bert(folder / "bert.gguf", PoolingType.CLS)
+    tiny_encoders.build_bert(folder / "reranker.gguf", PoolingType.RANK, n_labels=1)
 
 
 if __name__ == "__main__":

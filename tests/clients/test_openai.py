@@ -180,3 +180,24 @@ def test_embeddings(base_url: str) -> None:
     assert abs(sum(a * a for a in one) - 1) < 1e-5
     assert answer.usage.prompt_tokens == answer.usage.total_tokens > 0
     client.close()
+
+
+def test_rerank(base_url: str) -> None:
+    # docs: openai rerank
+    from typing import Any
+
+    from openai import OpenAI
+
+    client = OpenAI(base_url=base_url, api_key="none")
+    documents = ["the time", "a long day"]
+    answer = client.post(
+        "/rerank",
+        cast_to=dict[str, Any],
+        body={"model": "reranker.gguf", "query": "what time is it", "documents": documents},
+    )
+    for result in answer["results"]:
+        print(f"{result['relevance_score']:.2f} {documents[result['index']]}")
+    # end
+    scores = [result["relevance_score"] for result in answer["results"]]
+    assert scores == sorted(scores, reverse=True) and len(scores) == 2
+    client.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from llm_server.cluster.affinity import BLOCK, BYTES_PER_REQUEST, Affinity, marks_of
-from llm_server.worker.messages import ChatRequest, CompletionRequest, Embed, Message
+from llm_server.worker.messages import ChatRequest, CompletionRequest, Embed, Message, Rerank
 
 IDLE = {"r1": 0, "r2": 0, "r3": 0}
 
@@ -56,7 +56,7 @@ def test_marks_are_bounded_and_keep_the_end_of_a_long_conversation() -> None:
 
 
 def test_embeddings_have_no_marks_and_go_where_least_is_to_do() -> None:
-    assert marks_of(Embed(["text"])) == b""
+    assert marks_of(Embed(["text"])) == marks_of(Rerank("query", ["text"])) == b""
     assert Affinity[str]().order(b"", {"r1": 2, "r2": 0, "r3": 1}) == ["r2", "r3", "r1"]
 
 

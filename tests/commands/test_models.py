@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gguf import PoolingType
 from typer.testing import CliRunner, Result
 
 from llm_server import __version__
 from llm_server.cli import app
 from llm_server.commands.models import _progress_bar
-from tests import tiny_models
+from tests import tiny_encoders, tiny_models
 from tests.fake_live import until
 from tests.file_server import Fault, FileServer, file_server
 from tests.gguf_bytes import TINY, gguf
@@ -255,6 +256,15 @@ def test_show_tells_the_sampling_that_a_file_recommends(tmp_path: Path) -> None:
     said = {"general.sampling.temp": 0.7, "general.sampling.top_k": 20}
     (tmp_path / "a.gguf").write_bytes(gguf(TINY | said))
     assert "temperature 0.7, top_k 20" in cli(tmp_path, "show", "a").output
+
+
+def test_show_tells_embedding_models_and_rerankers(tmp_path: Path) -> None:
+    tiny_encoders.build_bert(tmp_path / "bert.gguf", PoolingType.CLS)
+    tiny_encoders.build_bert(tmp_path / "rank.gguf", PoolingType.RANK, n_labels=1)
+    shown = [line.split() for line in cli(tmp_path, "show", "bert").output.splitlines()]
+    assert ["embeddings", "yes,", "pooling", "cls"] in shown
+    shown = [line.split() for line in cli(tmp_path, "show", "rank").output.splitlines()]
+    assert ["reranker", "yes"] in shown
 
 
 def test_show_of_a_broken_and_of_an_unknown_model(folder: Path) -> None:

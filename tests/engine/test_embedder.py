@@ -101,6 +101,11 @@ def test_dimensions_cut_and_scale(embedder: Embedder) -> None:
     np.testing.assert_array_equal(zero, [0, 0])
 
 
+def test_scores_stay_as_they_are(embedder: Embedder) -> None:
+    embedder.submit(Texts(1, [[-7], [0], [9]], scored=True))
+    np.testing.assert_array_equal(vectors(run(embedder), 1), [[-7], [0], [9]])
+
+
 def test_short_texts_share_a_batch_and_long_ones_do_not(
     context: CountingContext, embedder: Embedder
 ) -> None:

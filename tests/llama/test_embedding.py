@@ -36,9 +36,9 @@ def context(
     model.close()
 
 
-def opened(model: Model, pooling: Pooling) -> EmbeddingContext:
+def opened(model: Model, pooling: Pooling, n_batch: int = 64) -> EmbeddingContext:
     one = LoadConfig(n_threads=1)
-    return EmbeddingContext(model, pooling, n_batch=64, n_shared=64, max_texts=8, config=one)
+    return EmbeddingContext(model, pooling, n_batch=n_batch, n_shared=64, max_texts=8, config=one)
 
 
 def tokens_of(context: EmbeddingContext, text: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def facts(path: Path) -> Facts:
 
 def of_bytes(folder: Path, metadata: Metadata, tensors: list[TensorEntry] | None = None) -> Facts:
     entries = tensors or []
-    sizes = [4 * entry[1][0] for entry in entries]
+    sizes = [4 * math.prod(entry[1]) for entry in entries]
     path = folder / "model.gguf"
     path.write_bytes(gguf(TINY | metadata, entries, sizes=sizes))
     return facts(path)
@@ -142,6 +143,27 @@ def test_the_file_type_names_the_quantization_else_the_tensors_do(tmp_path: Path
     assert of_bytes(tmp_path, {"general.file_type": 15}, tensors).quantization == "Q4_K_M"
     assert of_bytes(tmp_path, {"general.file_type": 9999}, tensors).quantization == "F32"
     assert of_bytes(tmp_path, {}).quantization == "none"
+
+
+@pytest.mark.parametrize(
+    ("labels", "shapes", "classifies"),
+    [
+        (0, {}, False),
+        (0, {"cls.weight": (64, 64)}, False),
+        (0, {"cls.weight": (64, 1)}, True),
+        (0, {"cls.weight": (64,)}, True),
+        (0, {"cls.weight": (64, 64), "cls.output.weight": (64, 1)}, True),
+        (2, {"cls.output.weight": (64, 2)}, True),
+        (2, {"cls.output.weight": (64, 1)}, False),
+        (1, {"cls.output.weight": (64, 2)}, False),
+    ],
+)
+def test_what_ends_in_a_classifier(
+    tmp_path: Path, labels: int, shapes: dict[str, tuple[int, ...]], classifies: bool
+) -> None:
+    metadata: Metadata = {"llama.classifier.output_labels": ["x"] * labels} if labels else {}
+    tensors: list[TensorEntry] = [(name, shape, F32) for name, shape in shapes.items()]
+    assert of_bytes(tmp_path, metadata, tensors).classifies is classifies
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def encoder_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         n_embd=384, n_ff=1536, n_head=12, n_layer=3, n_ctx_train=4096, n_vocab=30_000
     )
     path = tmp_path_factory.mktemp("models") / "encoder.gguf"
-    return tiny_encoders.build_bert(path, PoolingType.MEAN, shape=shape)
+    return tiny_encoders.build_bert(path, PoolingType.MEAN, shape=shape, n_labels=1)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,8 @@ def demo() -> Facts:
         ("wordy_gguf", LoadConfig(pooling="last", flash_attn="off", parallel=4)),
         ("encoder_gguf", LoadConfig()),
         ("encoder_gguf", LoadConfig(n_ctx=100_000)),
+        ("encoder_gguf", LoadConfig(pooling="rank")),
+        ("reranker_gguf", LoadConfig()),
         ("encoder_gguf", LoadConfig(n_ctx=1000, flash_attn="off")),
     ],
 )
