@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
 from llm_server.errors import DiskTimeout
+from llm_server.threads import start
 
 PATIENCE_S = 1.0
 """How long somebody waits for news who can do without."""
@@ -29,25 +27,12 @@ T = TypeVar("T")
 
 _asked: dict[Path, float] = {}
 """Places that `ask` has no answer of yet, and when it asked there first."""
-_calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
-_idle = threading.Semaphore(0)
-"""Threads that wait for a call. Starting one takes longer than most looks."""
 _waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, set[asyncio.Timeout]] = WeakKeyDictionary()
 _ending: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
 
 
-def start(call: Callable[[], T]) -> Future[T]:
-    """What `call` comes to, in a thread that has nothing else to do and keeps no process alive."""
-    coming: Future[T] = Future()
-    coming.set_running_or_notify_cancel()  # From now on nobody can cancel it.
-    _calls.put((call, coming))
-    if not _idle.acquire(blocking=False):
-        threading.Thread(target=_run, name="look", daemon=True).start()
-    return coming
-
-
 async def in_thread(call: Callable[[], T], patience_s: float | None = None) -> T:
-    """The same to be awaited; cancelled, the thread goes on, and nobody hears of it.
+    """What `call` comes to; cancelled, the thread goes on, and nobody hears of it.
 
     Raises DiskTimeout when it takes longer, or the server ends.
     """
@@ -136,19 +121,3 @@ async def _comes(coming: asyncio.Future[T], patience_s: float | None) -> bool:
             finally:
                 waits.remove(waiting)
     return coming.done()
-
-
-def _run() -> None:
-    while True:
-        _perform(*_calls.get())
-
-
-def _perform(call: Callable[[], T], coming: Future[T]) -> None:
-    try:
-        result = call()
-    except BaseException as error:
-        _idle.release()
-        coming.set_exception(error)
-    else:
-        _idle.release()  # Before: whoever hears of it may have another call at once.
-        coming.set_result(result)

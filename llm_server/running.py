@@ -23,8 +23,8 @@ from llm_server.api.context import Context
 from llm_server.api.keys import InvalidKey
 from llm_server.api.transport import Limits, connection_class
 from llm_server.config import Settings
-from llm_server.looks import start
 from llm_server.models.pool import Pool
+from llm_server.threads import start
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from llm_server.gguf.header import MAX_TENSORS, Header, InvalidGguf, read_header
-from llm_server.looks import HUNG_S, start
+from llm_server.looks import HUNG_S
 from llm_server.models.facts import Facts, facts_of
+from llm_server.threads import start
 
 Identity: TypeAlias = tuple[tuple[int, int, int, int], ...]
 """Device, inode, size and time of the last change, of each file of a model."""
