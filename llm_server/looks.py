@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -25,7 +24,7 @@ HUNG_S = 30.0
 
 T = TypeVar("T")
 
-_asked: dict[Path, float] = {}
+_asked: dict[Hashable, float] = {}
 """Places that `ask` has no answer of yet, and when it asked there first."""
 _waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, set[asyncio.Timeout]] = WeakKeyDictionary()
 _ending: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
@@ -42,8 +41,8 @@ async def in_thread(call: Callable[[], T], patience_s: float | None = None) -> T
     return coming.result()
 
 
-async def ask(place: Path, call: Callable[[], T], patience_s: float = HUNG_S) -> T:
-    """What `call` comes to, which looks at `place`.
+async def ask(place: Hashable, call: Callable[[], T], patience_s: float = HUNG_S) -> T:
+    """What `call` comes to, which looks at `place`, as whatever stands for that.
 
     Raises DiskTimeout when it takes longer, and at once while an earlier one does: however often
     somebody asks, few threads hang.

@@ -12,7 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
+from llm_server.models.loader import Loader
+from llm_server.models.pool import Pool
+from llm_server.worker.client import Worker
+from llm_server.worker.config import CacheConfig
+from llm_server.worker.messages import Load
 from tests.fake_live import Live, add_models, chat_body, events, live_server, until
+from tests.models.test_pool import FAKE_START, with_pool
 
 
 class Disk:
@@ -104,6 +110,28 @@ def test_a_request_that_waits_for_a_disk_holds_no_end_up(tmp_path: Path, disk: D
             until(lambda: bool(disk.threads))
         refused = hanging.result()
         assert refused.status_code == 503, refused.text
+
+
+def test_a_model_is_loaded_without_a_cache_folder_that_hangs(tmp_path: Path, disk: Disk) -> None:
+    add_models(tmp_path / "models", "a.gguf")
+    disk.hangs_below(tmp_path / "cache")
+    loads: list[Load] = []
+
+    async def start(load: Load, **kwargs: Any) -> Worker:
+        loads.append(load)
+        return await FAKE_START(load, **kwargs)
+
+    async def test(pool: Pool) -> None:
+        while not loads or loads[-1].cache is None:
+            (await pool.acquire("a")).release()
+            await pool.unload("a")
+            if len(loads) == 2:
+                disk.works.set()
+
+    cache = CacheConfig(tmp_path / "cache", 1 << 20)
+    loader = Loader(cache, cache_patience_s=0.1, start_worker=start)
+    with_pool(tmp_path / "models", test, loader=loader)
+    assert len(loads) > 2
 
 
 def test_what_came_and_went_meanwhile_is_known_afterwards(live: Live, disk: Disk) -> None:
