@@ -238,6 +238,16 @@ class OutOfMemory(Unavailable):
     retry_after = 10
 
 
+class DiskTimeout(Unavailable):
+    """A disk that was asked for this request does not answer."""
+
+    code = "disk_timeout"
+    retry_after = 10
+
+    def __init__(self, message: str = "A disk does not answer. Try again later.") -> None:
+        super().__init__(message)
+
+
 class ShuttingDown(Unavailable):
     """The server is stopping and takes no new requests."""
 

@@ -24,6 +24,7 @@ from llm_server.api.keys import InvalidKey
 from llm_server.api.transport import Limits, connection_class
 from llm_server.config import Settings
 from llm_server.models.pool import Pool
+from llm_server.threads import start
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ class Server(uvicorn.Server):
         """Start serving."""
         self._loop = asyncio.get_running_loop()
         if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
-            self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+            # The file of keys may lie on a disk that hangs.
+            self._loop.add_signal_handler(signal.SIGHUP, start, self._reload)
         await super().startup(sockets)
         self._keeping_alive = self._loop.create_task(notify.keep_alive())
         notify.ready()

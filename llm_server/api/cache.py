@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterator
 from functools import partial
@@ -24,12 +23,15 @@ from llm_server.cache import survey
 from llm_server.cache.index import Stored
 from llm_server.cache.survey import Survey
 from llm_server.errors import ServerError
+from llm_server.looks import ask
 from llm_server.models.registry import Registry
 from llm_server.worker.config import CacheConfig
 
 router = APIRouter()
 
 MAX_HEADS = 100
+PATIENCE_S = 300.0
+"""A big folder on an SD card takes minutes to be cleared. Nobody waits but who asks."""
 
 
 class CachedModelJson(msgspec.Struct):
@@ -99,7 +101,7 @@ async def look(request: Request) -> Response:
     found = survey.Survey()
     if config is not None:
         with _told("looked at"):
-            found = await asyncio.to_thread(survey.survey, config.folder)
+            found = await ask(config.folder, partial(survey.survey, config.folder), PATIENCE_S)
     return json_response(_cache_json(found, config, stats.hits, stats.misses))
 
 
@@ -115,7 +117,8 @@ async def clear(request: Request) -> Response:
         return json_response(ClearedJson(0, 0))
     folder = context.cache.folder
     with _told("cleared"):
-        done = await asyncio.to_thread(_clear, folder, wanted.model, context.registry)
+        clearing = partial(_clear, folder, wanted.model, context.registry)
+        done = await ask(folder, clearing, PATIENCE_S)
     return json_response(done)
 
 

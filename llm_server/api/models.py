@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from llm_server.api.parameters import overrides_of
 from llm_server.api.schema import operation
 from llm_server.api.wire import FitBody, UnloadBody
 from llm_server.errors import ServerError
+from llm_server.looks import HUNG_S, in_thread
 from llm_server.models.backend import LoadedModel
 from llm_server.models.effect import in_force
 from llm_server.models.memory import Memory, pooling
@@ -140,13 +140,14 @@ async def fit(request: Request) -> Response:
     context = context_of(request)
     planner = context.pool.planner
 
+    await context.registry.scanned.again(HUNG_S)
+
     def answer() -> FitJson:
-        context.registry.scan()
         model = context.registry.find(wanted.model)
         asked = planner.asked(model, overrides_of(wanted.load_model_configs))
         return fit_json(planner.fit(model, asked))
 
-    return json_response(await asyncio.to_thread(answer))
+    return json_response(await in_thread(answer))
 
 
 def fit_json(found: Fit) -> FitJson:
@@ -209,17 +210,17 @@ async def _described(
 ) -> list[ModelJson]:
     """The models that are found in the folder as it is now, with what the pool has of them."""
     registry, pool = context.registry, context.pool
+    await registry.scanned.again(HUNG_S)
     loaded = {resident.model.name: resident for resident in pool.loaded}
     loading = pool.status().loading
 
-    def look() -> list[ModelJson]:
-        registry.scan()
+    def describe() -> list[ModelJson]:
         return [
             _model_json(context, model, loaded.get(model.name), loading == model.name)
             for model in find(registry)
         ]
 
-    return await asyncio.to_thread(look)
+    return await in_thread(describe)
 
 
 def _model_json(

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+from llm_server.cache.answers import Answers
 from llm_server.cache.folder import TOUCH_S
 from llm_server.cache.heads import Heads
 from llm_server.cache.keys import CHUNK_TOKENS, Chain, Kind, root_key
 from llm_server.cache.ledger import Ledger
-from llm_server.cache.reading import READ_AHEAD, WORTH_READING, Fetch, Reader
+from llm_server.cache.reading import HUNG_S, READ_AHEAD, WORTH_READING, Fetch, Reader
 from llm_server.cache.store import ChunkStore
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class DiskTier:
         size: int = CHUNK_TOKENS,
         ledger: Ledger | None = None,
         read_ahead: int = READ_AHEAD,
+        hung_s: float = HUNG_S,
     ) -> None:
         self.store = store
         self._ledger = ledger
@@ -87,7 +89,8 @@ class DiskTier:
         self._copies: OrderedDict[bytes, Copy] = OrderedDict()
         self._touched: dict[bytes, float] = {}  # heads by their last chunk; the reader's alone
         self._missing: deque[tuple[Sequence[int], str]] = deque()
-        self._reader = Reader(store, self._kind, read_ahead)
+        self._reader = Reader(store, self._kind, read_ahead, hung_s)
+        self._answers = Answers()
 
     # ---- reading -------------------------------------------------------------------------------
 
@@ -108,6 +111,10 @@ class DiskTier:
             return Fetch()
         chain = partial(self._chain, tokens, namespace)
         return self._reader.fetch(chain, n_known=n_known, n_most=n_most, head=head, wake=wake)
+
+    def give_up(self) -> None:
+        """If the disk hangs, let all who wait for what they fetch go on without."""
+        self._reader.give_up()
 
     def distrust(self) -> None:
         """Read no more: a payload that proved itself was refused, so the fingerprint is wrong."""
@@ -152,7 +159,8 @@ class DiskTier:
         """Store these tokens, as far as they are not stored; copied out by `next_copy`'s caller.
 
         `tail`: also the part after the last full chunk. A whole state has no other part. What is
-        known to be stored is looked for in the folder, where others may have cleared it.
+        known to be stored is looked for in the folder, where others may have cleared it, unless
+        that hangs.
         """
         if self.policy == "off" or not tokens:
             return
@@ -162,12 +170,13 @@ class DiskTier:
         if waiting_prompts and len(tokens) + sum(waiting_prompts.values()) > _WAITING_TOKENS:
             self.store.refuse(len(pieces))
             return
+        lost = self._lost(chain, pieces)
         for start, stop in pieces:
             key = chain.key(self._kind, start, stop)
             waiting = self._copies.get(key)
             if waiting is not None:
                 self._copies[key] = replace(waiting, head=waiting.head or head)
-            elif not self.store.holds(chain, start, stop, self._kind):
+            elif key in lost or not self.store.knows(key):
                 self._copies[key] = Copy(tokens, namespace, chain, start, stop, head)
             elif head:
                 self.store.mark_head(chain, start, stop, self._kind)
@@ -196,6 +205,24 @@ class DiskTier:
         chain = self._chain(tokens, namespace)
         pieces = self._pieces(chain, tail=True)
         return all(self.store.holds(chain, start, stop, self._kind) for start, stop in pieces)
+
+    def surely_has(self, tokens: Sequence[int], namespace: str) -> bool:
+        """The same, and the disk says so at once."""
+        return self._answers.to(lambda: self.has(tokens, namespace), otherwise=False)
+
+    def _lost(self, chain: Chain, pieces: Sequence[tuple[int, int]]) -> set[bytes]:
+        """Those of the chunks that were stored and are not any more, as far as the disk says so."""
+        keyed = {chain.key(self._kind, *piece): piece for piece in pieces}
+        known = {key: piece for key, piece in keyed.items() if self.store.knows(key)}
+        nothing: set[bytes] = set()
+        if not known:
+            return nothing
+
+        def look() -> set[bytes]:
+            holds = self.store.holds
+            return {key for key, piece in known.items() if not holds(chain, *piece, self._kind)}
+
+        return self._answers.to(look, otherwise=nothing)
 
     def next_copy(self) -> Copy:
         """The chunk to copy out next."""

@@ -113,6 +113,11 @@ class PrefixCache:
             return Fetch()
         return self._disk.fetch(tokens, namespace, known, wake, head)
 
+    def give_up(self) -> None:
+        """If the disk hangs, let all who wait for what they fetch go on without."""
+        if self._disk is not None:
+            self._disk.give_up()
+
     def acquire(
         self, tokens: Sequence[int], namespace: str = "", fetch: Fetch | None = None
     ) -> Lease | None:
@@ -325,7 +330,7 @@ class PrefixCache:
             return
         for sequence in [s for s in self._leaving if self._idle.outstayed(s, self._n_rows)]:
             self._leaving.remove(sequence)
-            if self._disk.has(*self._idle.tokens(sequence)):
+            if self._disk.surely_has(*self._idle.tokens(sequence)):
                 self._drop_idle(sequence)
 
     def _keep_if_wanted(self, tree: CellTree, sequence: int, namespace: str) -> None:

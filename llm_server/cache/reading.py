@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ WORTH_READING = 16
 READ_AHEAD = 64 << 20
 """Bytes that may have been read and not attached yet, of all prompts together: more than most
 prompts take. One payload may pass it."""
+
+HUNG_S = 20.0
+"""A disk that takes longer over one thing hangs, and prompts are computed: a big one takes ten
+seconds to spin up, and a bad SD card as long for a whole state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +130,13 @@ class Reader:
     """The thread. Look-ups and other short jobs come first, for most find nothing; then the prompt
     of which least is left; then what later look-ups will need."""
 
-    def __init__(self, store: ChunkStore, kind: Kind, ahead: int = READ_AHEAD) -> None:
+    def __init__(
+        self, store: ChunkStore, kind: Kind, ahead: int = READ_AHEAD, hung_s: float = HUNG_S
+    ) -> None:
         self._store = store
+        self._hung_s = hung_s
+        self._since: float | None = None  # when it began with what it does
+        self._begun: list[Fetch] = []  # those that may not be over, for the engine's thread
         self._kind = kind
         self._ahead = ahead
         self._changed = threading.Condition()
@@ -151,12 +161,31 @@ class Reader:
 
         The first `head` tokens are a head, as others may have stored it.
         """
+        if self.hangs:
+            return Fetch()
         fetch = Fetch(n_known, n_most, wake=wake, changed=self._changed)
+        self._begun = [*(other for other in self._begun if not other.is_over), fetch]
         self.do(partial(self._look_up, fetch, chain, head))
         return fetch
 
+    @property
+    def hangs(self) -> bool:
+        """Whether the disk does."""
+        since = self._since
+        return since is not None and time.monotonic() - since > self._hung_s
+
+    def give_up(self) -> None:
+        """If the disk hangs, let all who wait for it go on without."""
+        if self._begun and self.hangs:
+            logger.warning("The prompt cache's disk hangs; prompts are computed meanwhile.")
+            for fetch in self._begun:
+                fetch.drop()
+            self._begun = []
+
     def do(self, job: Callable[[], None]) -> None:
-        """Have something short done soon."""
+        """Have something short done soon, if the disk does not hang."""
+        if self.hangs:
+            return
         with self._changed:
             self._jobs.append(job)
             self._changed.notify_all()
@@ -170,10 +199,12 @@ class Reader:
 
     def _run(self) -> None:
         while (job := self._next_job()) is not None:
+            self._since = time.monotonic()
             try:
                 job()
             except Exception:  # the border of this thread: others wait for what is behind it
                 logger.exception("the prompt cache's reader failed")
+            self._since = None
 
     def _next_job(self) -> Callable[[], None] | None:
         """What to do next, once there is something; None after `close`."""

@@ -170,6 +170,10 @@ class ChunkStore:
             return False
         return known is not None
 
+    def knows(self, key: bytes) -> bool:
+        """Whether that chunk was stored when it was looked at last, or is about to be."""
+        return key in self._writer or self._known(key) is not None
+
     def touch(self, chain: Chain, start: int, stop: int, kind: Kind = Kind.RANGE) -> bool:
         """Note a use of a chunk that was not read; False if it is not stored (any more).
 

@@ -114,6 +114,7 @@ class Engine:
         self._stalled = False
         events: list[RequestEvent | Cancelled] = [*self._drop_cancelled()]
         now = self._clock()
+        self._cache.give_up()
         self._admission.admit(self._running, lambda sequence: self._want(sequence, now), now)
         rows: list[Row] = []
         try:

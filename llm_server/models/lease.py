@@ -101,13 +101,14 @@ class Resident:
         return max(0.0, self.used + self.keep_alive_s - time.monotonic())
 
     def takes(self, ticket: Ticket) -> bool:
-        """Whether this worker is there for the ticket, if it is loaded as that asks for."""
+        """Whether this worker, as it was seen last, is there for the ticket, if it is loaded as
+        that asks for."""
         if not self.worker.alive or self.leaving or self.model.path != ticket.model.path:
             return False
-        if self.worker.outdated:
+        if self.worker.on_disk.outdated:
             return False  # Another file has the name by now: that is the one that was asked for.
         # The next worker makes a lost folder again; nobody has to wait for others.
-        return bool(self.leases) or not self.worker.cache_folder.lost
+        return bool(self.leases) or not self.worker.on_disk.cache_lost
 
 
 @dataclass(slots=True, eq=False)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import msgspec
 
 from llm_server.errors import (
+    DiskTimeout,
     ErrorInfo,
     InvalidRequest,
     ModelLoadFailed,
     RemoteError,
     ServerError,
 )
+from llm_server.looks import HUNG_S, ask
 from llm_server.models.lease import Overrides
 from llm_server.models.memory import embeds
 from llm_server.models.plan import Plan
@@ -55,6 +59,8 @@ class Loader:
     start_worker: StartWorker = Worker.start
     standby: Standby | None = None
     """Where `start_worker` gets its processes from, if one of them is to wait."""
+    cache_patience_s: float = HUNG_S
+    """How long the disk of the cache folder is waited for, before a model is loaded without it."""
     totals: Totals = field(default_factory=Totals)
     """What all workers have done."""
     loading: ModelFile | None = None
@@ -154,7 +160,7 @@ class Loader:
         load = Load(
             model_path=plan.model.path,
             config=plan.effect,
-            cache=self.cache and msgspec.structs.replace(self.cache, model=plan.model.name),
+            cache=await self._cache_of(plan.model),
             log_level=self.log_level,
             log_format=self.log_format,
             sandbox=self.sandbox,
@@ -170,6 +176,22 @@ class Loader:
         except OSError as error:
             logger.error("cannot start a worker: %s", error)
             raise ServerError("A worker process could not be started.") from error
+
+    async def _cache_of(self, model: ModelFile) -> CacheConfig | None:
+        """Where its prompts are kept: nowhere while that disk hangs, and so would the load."""
+        if self.cache is None:
+            return None
+        folder = self.cache.folder
+        try:
+            await ask(("load", folder), partial(os.path.isdir, folder), self.cache_patience_s)
+        except DiskTimeout:
+            logger.warning(
+                "The cache folder's disk hangs, so %s keeps prompts in memory alone until it is "
+                "loaded again.",
+                model.name,
+            )
+            return None
+        return msgspec.structs.replace(self.cache, model=model.name)
 
     def _progress(self, fraction: float) -> None:
         self.fraction = fraction

@@ -16,12 +16,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from llm_server.errors import (
     InsufficientMemory,
     ServerError,
     ShuttingDown,
 )
+from llm_server.looks import give_up, in_thread
 from llm_server.models.choice import Choice
 from llm_server.models.lease import Lease, Overrides, Resident, Ticket, revival
 from llm_server.models.loader import Loader
@@ -123,6 +125,7 @@ class Pool:
         Raises ModelNotFound, what `check_room` raises, and whatever a load fails with.
         """
         file, wanted = await self._choice.of(model), await self._choice.named(overrides or {})
+        await self._choice.reach(file)
         self.check_room(owner)
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         ticket = Ticket(
@@ -189,6 +192,7 @@ class Pool:
     def begin_close(self) -> None:
         """Take no more requests and refuse the waiting ones; running ones go on."""
         self._closing = True
+        give_up()
         self._refuse_waiting(ShuttingDown())
         if self._bringing is not None:
             self._bringing.cancel()
@@ -313,7 +317,7 @@ class Pool:
         ticket.model = await self._choice.as_it_is(ticket.model)
         try:
             asked = self.planner.asked(ticket.model, ticket.overrides, base)
-            return await asyncio.to_thread(self.planner.plan, ticket.model, asked)
+            return await in_thread(partial(self.planner.plan, ticket.model, asked))
         except ServerError as error:
             self._loader.refused(ticket.model, error, ticket.overrides)
             raise

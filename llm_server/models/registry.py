@@ -20,6 +20,7 @@ from pathlib import Path
 from llm_server.errors import InvalidRequest, ModelLoadFailed, ModelNotFound
 from llm_server.gguf.header import read_kind
 from llm_server.gguf.parts import split_of
+from llm_server.looks import Look
 from llm_server.models.facts import Facts
 from llm_server.models.known import FactsCache, Identity, identity
 
@@ -85,6 +86,8 @@ class Registry:
         self.incomplete: dict[str, list[Path]] = {}
         """What is there of models whose other parts are missing, by the name they would have."""
         self._folders: dict[Path, int] = {}
+        self.scanned = Look(lambda: self.scan(), None)
+        self.current = Look(lambda: self.is_current(), True)
 
     def scan(self) -> None:
         """Look at the folder anew. Blocks for the disk; safe in a thread."""

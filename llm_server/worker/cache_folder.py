@@ -17,17 +17,21 @@ logger = logging.getLogger(__name__)
 
 
 class CacheFolder:
-    """The folder that a confined worker was given, from the moment it has it; or none."""
+    """The folder that a confined worker was given, or none. For one thread at a time."""
 
     def __init__(self, given: CacheConfig | None) -> None:
         self._path = given.folder if given is not None else None
-        self._given = _identity(self._path)
+        self._given: tuple[int, int] | None = None
         self._told = False
 
-    @property
     def lost(self) -> bool:
-        """Whether it is gone, or another one by now. Looks at the disk; says so once in the log."""
-        lost = self._given is not None and _identity(self._path) != self._given
+        """Whether it is gone, or another one than the first time. Blocks for the disk.
+
+        To be called once when the worker has it. Says so once in the log.
+        """
+        now = _identity(self._path)
+        self._given = self._given or now
+        lost = now != self._given
         if lost and not self._told:
             self._told = True
             logger.warning(

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -22,8 +23,8 @@ from llm_server.errors import (
     ServerError,
     WorkerCrashed,
 )
+from llm_server.looks import ask
 from llm_server.worker import deaths, frames
-from llm_server.worker.cache_folder import CacheFolder
 from llm_server.worker.messages import (
     Asked,
     CacheStats,
@@ -44,6 +45,7 @@ from llm_server.worker.messages import (
     Told,
 )
 from llm_server.worker.model_file import Change, ModelFile
+from llm_server.worker.on_disk import OnDisk
 from llm_server.worker.process import Process, Spawn, spawn
 from llm_server.worker.progress import Progress, mapped_files
 from llm_server.worker.stream import EventStream, Sent
@@ -59,17 +61,18 @@ class Worker:
     def __init__(
         self,
         load: Load,
+        file: ModelFile,
         on_progress: Callable[[float], None] | None,
         totals: Totals,
         limits: Limits,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._model_path = str(load.model_path)
-        self._file = ModelFile(load)
-        self._progress = Progress(self._file.size, on_progress)
+        self.on_disk = OnDisk(load, file, self._heed)
+        self._progress = Progress(file.size, on_progress)
         self._totals = totals
         self._tick_s = limits.tick_s
-        self._watchdog = Watchdog(limits, self._file.size)
+        self._watchdog = Watchdog(limits, file.size)
         self._oom_kills = OomKills()
         self._cache_stats = CacheStats()
         self._splitter = frames.FrameSplitter()
@@ -88,7 +91,6 @@ class Worker:
         self.crashed_at: float | None = None
         """When it was reaped, by the monotonic clock, if nobody had told it to end."""
         self.cells = Cells()
-        self.cache_folder: CacheFolder
         self.loaded: Loaded
         """What the worker said about its model."""
 
@@ -106,15 +108,16 @@ class Worker:
         What it does is added to `totals`; it is ended when it goes beyond `limits`.
 
         Raises RemoteError with the worker's own words when it refuses the model, and
-        ModelLoadFailed or InsufficientMemory when the process dies of it or takes too long.
-        Nothing is left behind then, nor when the call is cancelled.
+        ModelLoadFailed or InsufficientMemory when the process dies of it or takes too long,
+        or DiskTimeout. Nothing is left behind then, nor when the call is cancelled.
         """
-        worker = cls(load, on_progress, totals or Totals(), limits or Limits())
+        file = await ask(load.model_path, partial(ModelFile, load))
+        worker = cls(load, file, on_progress, totals or Totals(), limits or Limits())
         await spawn(worker)
         try:
             worker._send(load)
             worker.loaded = await worker._loading
-            worker.cache_folder = CacheFolder(load.cache if load.sandbox else None)
+            await worker.on_disk.look()
         except BaseException:
             worker.kill()
             await worker.wait()
@@ -136,14 +139,6 @@ class Worker:
         """Answers that the worker has not begun with."""
         streams = {sent.stream for sent in list(self._running.values())}
         return sum(not stream.begun for stream in streams)
-
-    @property
-    def outdated(self) -> bool:
-        """Whether the model, an adapter or its template is another by now. Looks at the disk.
-
-        If even the bytes of the loaded file are others, its answers are wrong: it is ended.
-        """
-        return self._check_file() != "none"
 
     def submit(self, *requests: Asked, owner: str = "") -> EventStream:
         """Start requests that make one answer; their events come from the stream returned, which
@@ -240,10 +235,20 @@ class Worker:
         """The process has been reaped."""
         self._usable = False
         self._ticking.cancel()
-        self._died(status)
         if not self._told_to:
             self.crashed_at = time.monotonic()
             self._totals.worker_crashes += 1
+        if self._told_to or not self._running:
+            self._tell_end(status)
+        else:
+            # A file that is just being written can end it before anybody looks at the file.
+            looking = asyncio.ensure_future(self.on_disk.change.again())
+            looking.add_done_callback(lambda _: self._tell_end(status))
+
+    # ---- the details ---------------------------------------------------------------------------
+
+    def _tell_end(self, status: int) -> None:
+        self._died(status)
         if not self._told_to or status != 0:
             level = logging.INFO if self._told_to else logging.ERROR
             ended, n = deaths.describe_exit(status), self._n_lost
@@ -254,8 +259,6 @@ class Worker:
         if not self._exited.done():
             self._exited.set_result(status)
         self._process.close()
-
-    # ---- the details ---------------------------------------------------------------------------
 
     def _route(self, event: Event, touched: set[EventStream]) -> None:
         match event:
@@ -328,13 +331,12 @@ class Worker:
         elif not self._loading.done():
             self._progress.look(self.pid)
         elif longest is not None:
-            self._check_file()
+            self.on_disk.change.begin()
 
-    def _check_file(self) -> Change:
-        change = self._file.change()
+    def _heed(self, change: Change) -> None:
+        """If even the bytes of the loaded file are others, its answers are wrong: it is ended."""
         if change == "overwritten" and self._usable:
             self._end(WorkerCrashed(deaths.OVERWRITTEN), at_fault=False)
-        return change
 
     def _end(self, why: ServerError, *, at_fault: bool = True) -> None:
         """End the process and fail its requests for that reason."""
@@ -352,8 +354,7 @@ class Worker:
         """Fail what runs, for the reason that the process has ended for."""
         if self._told_to:
             self._lose(deaths.STOPPED, at_fault=False)
-        elif self._file.change() == "overwritten":
-            # A file that is just being written can end it before anybody looks at the file.
+        elif self.on_disk.change.known == "overwritten":
             self._lose(WorkerCrashed(deaths.OVERWRITTEN).info, at_fault=False)
         else:
             self._lose(deaths.died(status, memory_ran_out=self._oom_kills.lately).info)

@@ -21,7 +21,10 @@ def companions(load: Load) -> list[Path]:
 
 
 class ModelFile:
-    """The files of a load as they are at the moment; of a split model, all parts."""
+    """The files of a load as they are at the moment; of a split model, all parts.
+
+    Blocks for the disk when it is made; safe in a thread.
+    """
 
     def __init__(self, load: Load) -> None:
         self._parts = [(part, _identity(part)) for part in model_parts(load.model_path)]
@@ -36,7 +39,7 @@ class ModelFile:
         """What has happened to them since.
 
         `replaced`: another file has the name, and what was loaded is whole. `overwritten`: the
-        loaded file itself has other bytes. A file that is gone does no harm.
+        loaded file itself has other bytes. A file that is gone does no harm. Blocks for the disk.
         """
         worst: Change = "none"
         if any(_identity(path) not in (None, before) for path, before in self._companions):

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_server.cache.disk import DiskTier, Policy, chunk_tokens
+from llm_server.cache.files import Files
 from llm_server.cache.heads import N_IN_VAIN
 from llm_server.cache.idle import RENT_ROWS
 from llm_server.cache.ledger import Ledger
-from llm_server.cache.reading import READ_AHEAD
+from llm_server.cache.reading import HUNG_S, READ_AHEAD
 from llm_server.cache.store import ChunkStore
 from llm_server.cache.survey import damage, survey
 from llm_server.worker.messages import Failed, Finished, Usage
@@ -48,8 +49,11 @@ class Server:
         n_ctx: int = 4096,
         parallel: int = 8,
         read_ahead: int = READ_AHEAD,
+        hung_s: float = HUNG_S,
+        files: Files | None = None,
     ) -> None:
         self.folder = folder
+        self._hung_s, self._files = hung_s, files
         self._read_ahead = read_ahead
         self.whole_state = whole_state
         self._policy = policy
@@ -57,7 +61,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        self.store = ChunkStore(self.folder, FINGERPRINT, 1 << 30)
+        self.store = ChunkStore(self.folder, FINGERPRINT, 1 << 30, files=self._files)
         ledger = Ledger(self.folder, FINGERPRINT, "a.gguf")
         self.disk = DiskTier(
             self.store,
@@ -67,6 +71,7 @@ class Server:
             size=SIZE,
             ledger=ledger,
             read_ahead=self._read_ahead,
+            hung_s=self._hung_s,
         )
         self.context = FakeContext(
             self._n_ctx, self._parallel, n_seq=self._parallel * 3, whole_state=self.whole_state

@@ -32,6 +32,8 @@ ROWS: dict[str, tuple[str, ...]] = {
         "faults/test_files.py::test_a_full_cache_folder_costs_no_request",
         "faults/test_files.py::test_a_cache_folder_that_is_taken_away_costs_no_request",
         "faults/test_files.py::test_a_cache_folder_that_is_deleted_is_made_again",
+        "faults/test_files.py::test_a_mount_that_hangs_stops_no_server",
+        "engine/test_hung_disk.py::test_a_prompt_that_cannot_be_read_is_computed",
         "cache/test_faults.py::test_any_operation_may_fail",
         "cache/test_faults.py::test_a_full_or_forbidden_disk_is_one_warning_and_recovers",
         "cache/test_faults.py::test_a_folder_that_is_a_file",

@@ -127,6 +127,37 @@ def small_disk(path: Path) -> Iterator[Path]:
         libc.umount2(str(path).encode(), 2)
 
 
+@contextlib.contextmanager
+def hung(path: Path) -> Iterator[None]:
+    """A mount that never answers, as one of a network that is gone: of FUSE, with nobody behind."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        device = os.open("/dev/fuse", os.O_RDWR)
+    except OSError:
+        pytest.skip("no file system may be mounted here")
+    told = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+    try:
+        if libc.mount(b"hung", str(path).encode(), b"fuse", 0, told) != 0:
+            pytest.skip("no file system may be mounted here")
+        yield
+    finally:
+        libc.umount2(str(path).encode(), 2)
+        os.close(device)
+
+
+@pytest.mark.parametrize("place", ["models", "cache"])
+def test_a_mount_that_hangs_stops_no_server(
+    serve: Serve, models: Path, tmp_path: Path, place: str
+) -> None:
+    server = serve("--cache-dir", str(tmp_path / "cache"))
+    golden = answer(server)
+    with hung(tmp_path / place):
+        assert answer(server) == golden
+        invariants(server, golden)
+        server.process.terminate()
+        assert server.process.wait(30) == 0
+
+
 def metric(server: LiveServer, name: str) -> float:
     lines = server.client.get("/metrics").text.splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith(name + " ")))
