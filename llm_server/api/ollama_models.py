@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -24,6 +23,7 @@ from llm_server.api.ollama_wire import ModelBody
 from llm_server.api.schema import operation
 from llm_server.errors import ModelNotFound, UnsupportedParameter
 from llm_server.gguf.header import read_header
+from llm_server.looks import ask
 from llm_server.models.backend import LoadedModel
 
 router = APIRouter(prefix="/api")
@@ -153,7 +153,7 @@ async def show(request: Request) -> Response:
     context = context_of(request)
     model = await _asked_for(request, context)
     file = context.registry.find(model.id)
-    metadata = (await asyncio.to_thread(read_header, file.parts[0])).metadata
+    metadata = (await ask(file.path, partial(read_header, file.parts[0]))).metadata
     template = str(metadata.get("tokenizer.chat_template", ""))
     return json_response(
         ShowJson(
