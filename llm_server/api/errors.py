@@ -1,4 +1,4 @@
-"""Errors on the wire: OpenAI's envelope, the headers that SDKs obey, one place for all of it."""
+"""Errors on the wire: OpenAI's shape or Anthropic's, the headers that SDKs obey, in one place."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llm_server.api.traffic import passage_of
 from llm_server.errors import ErrorInfo, InvalidRequest, ServerError
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,18 @@ def anthropic_envelope(info: ErrorInfo) -> dict[str, object]:
     return {"type": "error", "error": error | {"type": kind}}
 
 
+def speaks_anthropic(path: str) -> bool:
+    """Whether clients of Anthropic's API ask for this path."""
+    return path.startswith(_MESSAGES)
+
+
+def error_body(info: ErrorInfo, path: str, request_id: str) -> dict[str, object]:
+    """The JSON object of an error in the shape of the dialect that is spoken at `path`."""
+    if speaks_anthropic(path):
+        return anthropic_envelope(info) | {"request_id": request_id}
+    return envelope(info)
+
+
 def headers(info: ErrorInfo) -> dict[str, str]:
     """When, and whether, a client should repeat the request."""
     result: dict[str, str] = {}
@@ -69,19 +82,17 @@ def json_response(
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
-def error_response(
-    info: ErrorInfo, extra: dict[str, str] | None = None, path: str = ""
-) -> Response:
-    """An error as a response, in the shape of the dialect that is spoken at `path`."""
-    shape = anthropic_envelope if path.startswith(_MESSAGES) else envelope
-    return json_response(shape(info), info.status, headers(info) | (extra or {}))
+def error_response(info: ErrorInfo, scope: Scope, extra: dict[str, str] | None = None) -> Response:
+    """An error as the response to the request with this scope, which has its passage."""
+    body = error_body(info, scope["path"], passage_of(scope).request_id)
+    return json_response(body, info.status, headers(info) | (extra or {}))
 
 
 async def on_server_error(request: Request, error: Exception) -> Response:
     """Handler of our own errors."""
     assert isinstance(error, ServerError)
     request.app.state.context.pool.totals.add_error(error.info)
-    return error_response(error.info, path=request.url.path)
+    return error_response(error.info, request.scope)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -92,9 +103,10 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         extra = {"allow": ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))}
         message = "This path does not take this method."
         refusal = InvalidRequest(message, status=405, code="method_not_allowed")
-        return error_response(refusal.info, extra)
+        return error_response(refusal.info, request.scope, extra)
     message = "There is nothing at this path. GET / lists what is."
-    return error_response(InvalidRequest(message, status=404, code="unknown_url").info)
+    refusal = InvalidRequest(message, status=404, code="unknown_url")
+    return error_response(refusal.info, request.scope)
 
 
 class _NoResponse(Response):
@@ -112,4 +124,4 @@ async def on_unexpected(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
         return _NoResponse()
     request.app.state.context.pool.totals.add_error(INTERNAL)
-    return error_response(INTERNAL, path=request.url.path)
+    return error_response(INTERNAL, request.scope)
