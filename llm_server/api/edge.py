@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm_server.api.access import Access, InvalidApiKey, preflight
-from llm_server.api.errors import INTERNAL, error_response
+from llm_server.api.errors import INTERNAL, error_response, speaks_anthropic
 from llm_server.api.traffic import Passage, Traffic, new_request_id
 from llm_server.errors import RequestTooLarge, ServerError
 
@@ -76,6 +76,8 @@ class _Exchange:
         self._passage = Passage(edge.traffic, given or new_request_id())
         if given is None:
             self._extra.append((b"x-request-id", self._passage.request_id.encode()))
+        if speaks_anthropic(scope["path"]):  # Their SDKs look for it under this name.
+            self._extra.append((b"request-id", self._passage.request_id.encode()))
         scope.setdefault("state", {})["passage"] = self._passage
 
     async def run(self) -> None:
@@ -86,12 +88,14 @@ class _Exchange:
         except ServerError as error:
             extra = {"www-authenticate": "Bearer"} if isinstance(error, InvalidApiKey) else None
             self._edge.traffic.refuse(error.info)
-            await error_response(error.info, extra)(self._scope, self._receive, self.send)
+            response = error_response(error.info, self._scope, extra)
+            await response(self._scope, self._receive, self.send)
         except Exception:
             # The border of a request: whatever it was, it must not reach the server around us.
             logger.exception("%s failed", self._passage.request_id)
             if not self._status:
-                await error_response(INTERNAL)(self._scope, self._receive, self.send)
+                response = error_response(INTERNAL, self._scope)
+                await response(self._scope, self._receive, self.send)
         finally:
             self._finish()
 

@@ -1,9 +1,8 @@
-"""Errors on the wire: OpenAI's envelope, the headers that SDKs obey, one place for all of it."""
+"""Errors on the wire in the shape of each dialect, and the headers that SDKs obey, in one place."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -11,9 +10,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from llm_server.api.traffic import passage_of
 from llm_server.errors import ErrorInfo, InvalidRequest, ServerError
 
 logger = logging.getLogger(__name__)
+
+_MESSAGES = ("/messages", "/v1/messages")
+_OLLAMA = tuple(
+    f"/api/{name}"
+    for name in "blobs chat copy create delete embed generate ps pull push show tags version".split()
+)
+"""How paths begin for which clients of Ollama's API ask, also those that are not there."""
 
 INTERNAL = ErrorInfo("The server made a mistake. Its log has details under this request's id.")
 
@@ -58,13 +65,16 @@ def ollama_envelope(info: ErrorInfo) -> dict[str, object]:
     return {"error": members.pop("message")} | members
 
 
-_SHAPES: dict[tuple[str, ...], Callable[[ErrorInfo], dict[str, object]]] = {
-    ("/messages", "/v1/messages"): anthropic_envelope,
-    tuple(
-        f"/api/{name}" for name in ("chat", "generate", "embed", "tags", "show", "ps", "pull")
-    ): ollama_envelope,
-}
-"""By how paths begin, the shape of the dialect that is spoken there; elsewhere it is OpenAI's."""
+def speaks_anthropic(path: str) -> bool:
+    """Whether clients of Anthropic's API ask for this path."""
+    return path.startswith(_MESSAGES)
+
+
+def error_body(info: ErrorInfo, path: str, request_id: str) -> dict[str, object]:
+    """The JSON object of an error in the shape of the dialect that is spoken at `path`."""
+    if speaks_anthropic(path):
+        return anthropic_envelope(info) | {"request_id": request_id}
+    return ollama_envelope(info) if path.startswith(_OLLAMA) else envelope(info)
 
 
 def headers(info: ErrorInfo) -> dict[str, str]:
@@ -84,20 +94,17 @@ def json_response(
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
-def error_response(
-    info: ErrorInfo, extra: dict[str, str] | None = None, path: str = ""
-) -> Response:
-    """An error as a response, in the shape of the dialect that is spoken at `path`."""
-    spoken = (shape for paths, shape in _SHAPES.items() if path.startswith(paths))
-    shape = next(spoken, envelope)
-    return json_response(shape(info), info.status, headers(info) | (extra or {}))
+def error_response(info: ErrorInfo, scope: Scope, extra: dict[str, str] | None = None) -> Response:
+    """An error as the response to the request with this scope, which has its passage."""
+    body = error_body(info, scope["path"], passage_of(scope).request_id)
+    return json_response(body, info.status, headers(info) | (extra or {}))
 
 
 async def on_server_error(request: Request, error: Exception) -> Response:
     """Handler of our own errors."""
     assert isinstance(error, ServerError)
     request.app.state.context.pool.totals.add_error(error.info)
-    return error_response(error.info, path=request.url.path)
+    return error_response(error.info, request.scope)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -108,9 +115,10 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         extra = {"allow": ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))}
         message = "This path does not take this method."
         refusal = InvalidRequest(message, status=405, code="method_not_allowed")
-        return error_response(refusal.info, extra)
+        return error_response(refusal.info, request.scope, extra)
     message = "There is nothing at this path. GET / lists what is."
-    return error_response(InvalidRequest(message, status=404, code="unknown_url").info)
+    refusal = InvalidRequest(message, status=404, code="unknown_url")
+    return error_response(refusal.info, request.scope)
 
 
 class _NoResponse(Response):
@@ -128,4 +136,4 @@ async def on_unexpected(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
         return _NoResponse()
     request.app.state.context.pool.totals.add_error(INTERNAL)
-    return error_response(INTERNAL, path=request.url.path)
+    return error_response(INTERNAL, request.scope)

@@ -17,7 +17,7 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from llm_server.api.errors import envelope
+from llm_server.api.errors import error_body
 from llm_server.api.traffic import Traffic, new_request_id
 from llm_server.api.versions import head_without_upgrade, unframed
 from llm_server.errors import ErrorInfo, InvalidRequest, Unavailable
@@ -79,6 +79,8 @@ class Connection(HttpToolsProtocol):
     limits: ClassVar[Limits] = Limits()
     traffic: ClassVar[Traffic] = Traffic()
 
+    url = b""
+    """What is asked for, as far as it has come."""
     _receipt: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
     _running: RequestResponseCycle | None = None
@@ -351,7 +353,7 @@ class Connection(HttpToolsProtocol):
             self._disconnect_running()
         request_id = new_request_id()
         self._log(info, request_id)
-        body = msgspec.json.encode(envelope(info))
+        body = msgspec.json.encode(error_body(info, self.url.decode("latin-1"), request_id))
         lines = [
             b"HTTP/1.1 %d %b" % (info.status, HTTPStatus(info.status).phrase.encode()),
             b"content-type: application/json",

@@ -173,8 +173,12 @@ class Loader:
         )
         try:
             return await self.start_worker(load, on_progress=self._progress, totals=self.totals)
-        except OSError as error:
-            logger.error("cannot start a worker: %s", error)
+        except ServerError:
+            raise
+        except Exception as error:
+            # The border of a process: whatever it was, those who made room must come back.
+            unexpected = not isinstance(error, OSError)
+            logger.error("cannot start a worker: %s", error, exc_info=unexpected)
             raise ServerError("A worker process could not be started.") from error
 
     async def _cache_of(self, model: ModelFile) -> CacheConfig | None:

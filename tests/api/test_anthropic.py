@@ -209,6 +209,40 @@ def test_an_unknown_model_is_not_found(live: Live) -> None:
     assert answer.json()["error"]["type"] == "not_found_error"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "sent", "status", "kind"),
+    [
+        ("POST", "", {"headers": {"host": "evil.example"}}, 403, "permission_error"),
+        ("POST", "", {"headers": {"origin": "http://evil.example"}}, 403, "permission_error"),
+        ("POST", "/nope", {}, 404, "not_found_error"),
+        ("POST", "/batches", {}, 404, "not_found_error"),
+        ("GET", "/count_tokens", {}, 405, "invalid_request_error"),
+        ("POST", "", {"content": b" " * (8 * 1024 * 1024 + 1)}, 413, "request_too_large"),
+        ("POST", "/count_tokens", {"content": b"{}"}, 415, "invalid_request_error"),
+    ],
+)
+def test_what_comes_to_no_endpoint_is_refused_in_their_shape(
+    live: Live, method: str, path: str, sent: dict[str, Any], status: int, kind: str
+) -> None:
+    answer = live.client.request(method, "/v1/messages" + path, **sent)
+    assert answer.status_code == status
+    told = answer.json()
+    assert told["type"] == "error"
+    assert told["error"]["type"] == kind and told["error"]["message"]
+    assert told["request_id"] == answer.headers["request-id"] == answer.headers["x-request-id"]
+
+
+def test_the_sdk_raises_what_a_wrong_key_is(tmp_path: Path) -> None:
+    with live_server(tmp_path, wait=False, api_key=("key",)) as live:
+        url = str(live.client.base_url)
+        with anthropic.Anthropic(base_url=url, api_key="wrong", max_retries=0) as client:
+            with pytest.raises(anthropic.AuthenticationError, match="valid API key") as raised:
+                client.messages.create(**body("hi"))
+    error = raised.value
+    assert error.type == "authentication_error"
+    assert error.request_id is not None and error.request_id.startswith("req_")
+
+
 def test_a_failure_is_named_as_theirs_by_its_status() -> None:
     events = MessageEvents(Origin("m", "fp", range(1)))
     told = msgspec.to_builtins(events.failed(ErrorInfo("No.", status=503)))

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from llm_server.api.errors import INTERNAL, error_response
+from llm_server.api.traffic import Passage, Traffic
 from llm_server.chat.constraint import GrammarTooComplex
 from llm_server.errors import (
     ContextLengthExceeded,
@@ -26,6 +27,7 @@ from llm_server.errors import (
     WorkerCrashed,
 )
 
+SCOPE = {"path": "/chat/completions", "state": {"passage": Passage(Traffic(), "req_1")}}
 WRONG, BROKEN = "invalid_request_error", "server_error"
 
 
@@ -60,7 +62,7 @@ def test_errors_on_the_wire(
     retry_after: str | None,
     should_retry: str | None,
 ) -> None:
-    response = error_response(error.info)
+    response = error_response(error.info, SCOPE)
     assert response.status_code == status
     expected = {"message": str(error), "type": type, "param": param, "code": code}
     assert json.loads(response.body) == {"error": expected}
@@ -70,7 +72,8 @@ def test_errors_on_the_wire(
 
 @pytest.mark.parametrize("param", ["messages", "prompt"])
 def test_a_prompt_that_is_too_long_is_told_in_openais_words(param: str) -> None:
-    body = json.loads(error_response(ContextLengthExceeded(9000, 4096, param=param).info).body)
+    error = ContextLengthExceeded(9000, 4096, param=param)
+    body = json.loads(error_response(error.info, SCOPE).body)
     assert body["error"] == {
         "message": "This model's maximum context length is 4096 tokens. However, your "
         f"{param} resulted in 9000 tokens. Please reduce the length of the {param}.",
@@ -83,6 +86,6 @@ def test_a_prompt_that_is_too_long_is_told_in_openais_words(param: str) -> None:
 
 
 def test_what_nobody_expected_says_nothing_of_itself() -> None:
-    response = error_response(INTERNAL)
+    response = error_response(INTERNAL, SCOPE)
     assert response.status_code == 500
     assert json.loads(response.body)["error"]["code"] == "internal_error"

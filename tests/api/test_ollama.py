@@ -201,6 +201,22 @@ def test_what_is_not_there_is_not_found(client: ollama.Client) -> None:
         assert caught.value.status_code == 404
 
 
+def test_what_comes_to_no_endpoint_is_refused_in_their_shape(tmp_path: Path) -> None:
+    add_models(tmp_path, "a.gguf")
+    with live_server(tmp_path, wait=False, api_key=("a-key-of-this-test",)) as live:
+        locked = live.client.get("/api/tags")
+        live.client.headers["authorization"] = "Bearer a-key-of-this-test"
+        answers = [
+            locked,
+            live.client.get("/api/tags", headers={"origin": "http://elsewhere.example"}),
+            live.client.request("DELETE", "/api/delete", json={"model": "a"}),
+            live.client.get("/api/chat"),
+            live.client.post("/api/chat", content=b"{}"),
+        ]
+    assert [answer.status_code for answer in answers] == [401, 403, 404, 405, 415]
+    assert all(isinstance(answer.json()["error"], str) for answer in answers)
+
+
 # ---- requests ----------------------------------------------------------------------------------
 
 

@@ -232,6 +232,14 @@ def test_a_request_that_does_not_arrive_is_given_up(
     assert answer.statuses == status and answer.closed
 
 
+def test_a_client_of_anthropics_is_refused_in_that_shape(hasty: Live) -> None:
+    begun = post(b"/v1/messages", b"{", JSON, b"Content-Length: 100")
+    answer = talk(url(hasty), begun)
+    told = json.loads(answer.received.rpartition(b"\r\n\r\n")[2])
+    assert (told["type"], told["error"]["type"]) == ("error", "invalid_request_error")
+    assert told["request_id"].encode() == answer.header("x-request-id")
+
+
 def test_a_client_that_does_not_read_is_cut_off(hasty: Live) -> None:
     cancelled = len(hasty.notes("cancels.log"))
     body = json.dumps(chat_body("flood", stream=True)).encode()

@@ -313,6 +313,27 @@ def test_a_failing_load_brings_all_back_that_made_room_for_it(tmp_path: Path) ->
     with_pool(tmp_path, test, memory=200 << 20)
 
 
+def test_a_load_that_fails_in_a_way_nobody_knows_brings_the_old_model_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_models(tmp_path, "a.gguf", "b.gguf")
+
+    async def start(load: Load, **kwargs: Any) -> Worker:
+        if load.model_path.match("*b.gguf"):
+            raise RuntimeError("can't start new thread")
+        return await FAKE_START(load, **kwargs)
+
+    async def test(pool: Pool) -> None:
+        await answers(pool, "a")
+        with pytest.raises(ServerError):
+            await pool.acquire("b")
+        await until(lambda: [r.model.name for r in pool.loaded] == ["a.gguf"])
+        assert await answers(pool, None) == "a.gguf"
+
+    with_pool(tmp_path, test, memory=SCARCE, loader=Loader(start_worker=start))
+    assert [bool(r.exc_info) for r in caplog.records if "new thread" in r.message] == [True]
+
+
 def test_idle_models_that_a_load_wanted_the_memory_of_come_back_when_it_fails(
     tmp_path: Path,
 ) -> None:
