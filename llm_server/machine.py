@@ -164,6 +164,23 @@ def _used(group: Path) -> int:
     return used
 
 
+def open_files(wanted: int) -> int:
+    """How many files this process may have open at once: its limit, raised to `wanted` if need be.
+
+    Less than that where the system allows no more.
+    """
+    if sys.platform == "win32":
+        return wanted
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed
+
+
 def memory_limit(root: Path = ROOT) -> int | None:
     """Bytes that this process may use (cgroup v2 `memory.max`); None for no limit."""
     limits = [_number(group / "memory.max") for group in _groups(root)]

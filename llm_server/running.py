@@ -23,6 +23,7 @@ from llm_server.api.context import Context
 from llm_server.api.keys import InvalidKey
 from llm_server.api.transport import Limits, connection_class
 from llm_server.config import Settings
+from llm_server.machine import open_files
 from llm_server.models.pool import Pool
 from llm_server.threads import start
 
@@ -56,19 +57,18 @@ async def serve(settings: Settings, listener: socket.socket, pool: Pool) -> int:
 def affordable_connections(wanted: int) -> int:
     """As many connections as this process may have open, with descriptors left for its work.
 
-    Beyond them the listener would fail to accept, and nobody would be told.
+    Beyond them the listener would fail to accept, and no client would be told.
     """
-    if sys.platform == "win32":
-        return wanted
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + SPARE_DESCRIPTORS
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        return max(1, min(wanted, soft - SPARE_DESCRIPTORS))
-    return wanted
+    files = open_files(wanted + SPARE_DESCRIPTORS)
+    affordable = min(wanted, max(files - SPARE_DESCRIPTORS, files // 4))
+    if affordable < wanted:
+        logger.warning(
+            "%d connections at once, not %d, because only %d files may be open (ulimit -n)",
+            affordable,
+            wanted,
+            files,
+        )
+    return affordable
 
 
 class Server(uvicorn.Server):

@@ -28,6 +28,7 @@ from llm_server.config import (
 )
 from llm_server.demo import demo_model_path
 from llm_server.errors import ModelNotFound
+from llm_server.machine import open_files
 from llm_server.models.registry import Registry
 from llm_server.programs import fill_standard_streams, pass_over_hangups
 
@@ -38,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 1024
 """Connections the kernel may keep waiting for us."""
+
+FEWEST_FILES = 64
+"""Open files that a server needs: some 20 for itself and a worker, and the rest for others."""
 
 
 class CannotStart(Exception):
@@ -69,6 +73,7 @@ def serve(
     `worker_argv` is the command of worker processes, when it is not our own; `stand_in` the model
     that serves while the folder holds none.
     """
+    check_open_files()
     registry = check_models(settings, stand_in)
     listener = listen(settings.host, settings.port)
     with listener:
@@ -83,6 +88,15 @@ def serve(
         for name in registry.leading_out:
             logger.warning("%s is a link out of the models folder: see --follow-symlinks", name)
         return run(settings, listener, worker_argv, stand_in)
+
+
+def check_open_files() -> None:
+    """Raises CannotStart where too few files may be open for a server to be of use."""
+    if (allowed := open_files(FEWEST_FILES)) < FEWEST_FILES:
+        raise CannotStart(
+            f"only {allowed} files may be open at once here, and a server needs {FEWEST_FILES} or "
+            "more: raise the limit (ulimit -n), to 2048 for example"
+        )
 
 
 def check_exposure(settings: Settings, listener: socket.socket) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from llm_server.config import Settings
 from llm_server.models.registry import Registry
-from llm_server.server import banner, listen, main
+from llm_server.server import FEWEST_FILES, banner, listen, main
 from tests.fake_live import add_models, chat_body, until
 
 FAKE_SERVER = [sys.executable, str(Path(__file__).with_name("serve_fake.py"))]
@@ -163,6 +163,30 @@ def test_help_lists_the_options(command: list[str]) -> None:
         option
     ) in "host port model-name models-dir n-ctx parallel threads n-gpu-layers log-level".split():
         assert f"--{option}" in result.stdout
+
+
+def limited(soft: int, hard: int) -> list[str]:
+    """What starts a server with these limits on open files."""
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))"
+    served = "from llm_server.server import main; import sys; sys.exit(main())"
+    return [sys.executable, "-c", f"{limit}; {served}"]
+
+
+@pytest.mark.parametrize("n_files", [12, 20, FEWEST_FILES - 1])
+def test_too_few_open_files_are_one_line(n_files: int, tmp_path: Path) -> None:
+    result = failing(limited(n_files, n_files), "--models-dir", str(tmp_path), "--port", "0")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert f"only {n_files} files" in line and "ulimit -n" in line
+
+
+def test_few_open_files_are_shared_with_connections_and_told(tmp_path: Path) -> None:
+    limits = limited(12, FEWEST_FILES)
+    with process_of([*limits, "--models-dir", str(tmp_path), "--port", "0"]) as server:
+        until(server.healthy)
+        server.process.terminate()
+        assert server.wait() == 0
+    assert f"{FEWEST_FILES // 4} connections at once, not 1024" in server.log
 
 
 # ---- starts that succeed -------------------------------------------------------------------------

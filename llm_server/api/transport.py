@@ -49,6 +49,8 @@ class Limits:
     pipelined: int = 16
     """How many requests may wait behind the one that is being answered."""
     connections: int = 1024
+    refused: int = 16
+    """How many beyond them may be told why they are refused at a time: each is open until then."""
     tiny_pieces: int = 1000
     """A body of more pieces than this may not have pieces of less than `piece_bytes` on average:
     what a piece costs hardly depends on its size."""
@@ -101,7 +103,12 @@ class Connection(HttpToolsProtocol):
         """A client has connected."""
         super().connection_made(transport)
         self._await_head()
-        if len(self.connections) > self.limits.connections and not self._evict_idle():
+        beyond = len(self.connections) - self.limits.connections
+        if beyond <= 0 or self._evict_idle():
+            return
+        if beyond > self.limits.refused:
+            transport.abort()
+        else:
             info = ConnectionRefused("Too many connections are open. Try again in a moment.").info
             self._refuse(info)
 

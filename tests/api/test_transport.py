@@ -16,7 +16,7 @@ from llm_server.api.transport import Connection, Limits
 from tests.fake_live import Live, add_models, chat_body, events, live_server, until
 from tests.raw import Answer, connect, talk
 
-LIMITS = Limits(head_s=0.3, body_s=0.3, body_s_per_mb=0, write_s=0.5, connections=12)
+LIMITS = Limits(head_s=0.3, body_s=0.3, body_s_per_mb=0, write_s=0.5, connections=12, refused=4)
 
 
 @pytest.fixture(scope="module")
@@ -300,6 +300,24 @@ def test_beyond_the_last_connection_there_is_an_answer_too(hasty: Live) -> None:
         answer = talk(url(hasty), b"")
         assert_refused(answer, 503, "too_many_connections")
         assert answer.header("retry-after") == b"1"
+    until(hasty.is_quiet)
+
+
+def test_who_is_refused_and_stays_leaves_room_for_others(hasty: Live) -> None:
+    n_new = 40 * LIMITS.refused
+    with contextlib.ExitStack() as stack:
+        body = json.dumps(chat_body("hang", stream=True)).encode()
+        request = post(b"/chat/completions", body, JSON, b"Content-Length: %d" % len(body))
+        crowd = [stack.enter_context(connect(url(hasty))) for _ in range(LIMITS.connections)]
+        for connection in crowd:
+            connection.sendall(request)
+            assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        told = 0
+        for _ in range(n_new):  # None of them leaves when it has been told.
+            connection = stack.enter_context(connect(url(hasty)))
+            with contextlib.suppress(ConnectionError):
+                told += connection.recv(12) == b"HTTP/1.1 503"
+        assert LIMITS.refused <= told < n_new
     until(hasty.is_quiet)
 
 
