@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 
 _MESSAGES = ("/messages", "/v1/messages")
 _OLLAMA = tuple(
-    f"/api/{name}"
-    for name in "blobs chat copy create delete embed generate ps pull push show tags version".split()
+    "/api/" + name
+    for name in "blobs chat copy create delete embed generate ps pull push show tags "
+    "version".split()
 )
 """How paths begin for which clients of Ollama's API ask, also those that are not there."""
 
