@@ -203,7 +203,9 @@ def _calls(message: OllamaMessage, n_before: int) -> list[FunctionCall]:
     """The calls of a message, numbered through the conversation where they have no ids."""
     return [
         FunctionCall(
-            call.id or f"call_{i}", call.function.name, arguments_text(call.function.arguments)
+            call.id or f"call_{i}",
+            call.function.name,
+            arguments_text(call.function.arguments or {}),
         )
         for i, call in enumerate(message.tool_calls or [], n_before)
     ]

@@ -14,8 +14,7 @@ from llm_server.api.wire import (
     MAX_TOP_LOGPROBS,
     KeepAlive,
     ModelName,
-    WireFunctionCall,
-    WireTool,
+    WireFunction,
 )
 
 
@@ -26,11 +25,34 @@ class Options(SamplingFields):
     num_predict: Annotated[int, Field(ge=-2, le=MAX_INT32)] | None = None
 
 
-class OllamaCall(Wire):
-    """A call in an assistant's message; older clients know no ids."""
+class CalledFunction(Wire):
+    """What was called; no arguments may be null."""
 
-    id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    function: WireFunctionCall
+    name: str = Field(min_length=1, max_length=256)
+    arguments: Annotated[
+        Annotated[str | None, Tag("(text)")] | Annotated[dict[str, Any], Tag("(object)")],
+        Discriminator(choice_kind),
+    ] = None
+
+
+class OllamaCall(Wire):
+    """A call in an assistant's message; older clients know no ids, or have empty ones."""
+
+    id: Annotated[str, Field(max_length=256)] | None = None
+    function: CalledFunction
+
+
+class OllamaFunction(WireFunction):
+    """What a tool is. Names come from everywhere: those of MCP's have dots and colons."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")
+
+
+class OllamaTool(Wire):
+    """A tool the model may call."""
+
+    type: Literal["function"] = "function"
+    function: OllamaFunction
 
 
 class OllamaMessage(Wire):
@@ -75,7 +97,7 @@ class OllamaChatBody(GenerationBody):
     """`POST /api/chat`. Without messages the model is loaded, or unloaded with `keep_alive` 0."""
 
     messages: list[OllamaMessage] | None = Field(None, fail_fast=True, max_length=MAX_MESSAGES)
-    tools: list[WireTool] | None = Field(None, fail_fast=True, max_length=MAX_TOOLS)
+    tools: list[OllamaTool] | None = Field(None, fail_fast=True, max_length=MAX_TOOLS)
 
 
 class GenerateBody(GenerationBody):

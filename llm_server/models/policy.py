@@ -14,8 +14,10 @@ LEAVE_SHARE = 10
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[kmgt]?i?b?)", re.IGNORECASE)
 _PREFIXES = "kmgt"
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _DURATION = re.compile(
-    r"(?P<seconds>-?\d+(?:\.\d+)?)|(?=.)(?:(?P<h>\d+)h)?(?:(?P<m>\d+)m)?(?:(?P<s>\d+)s)?"
+    r"(?P<seconds>-?\d+(?:\.\d+)?)"
+    r"|(?=.)" + "".join(rf"(?:(?P<{unit}>\d+(?:\.\d+)?){unit})?" for unit in _UNITS)
 )
 
 FIRST_BACKOFF_S = 0.5
@@ -114,7 +116,7 @@ def budget_bytes(told: str | None, machine: Memory) -> int:
 
 
 def keep_alive_seconds(told: str | float) -> float:
-    """Seconds of a time such as 300, "5m" or "1h30m"; -1 for "forever" and anything negative.
+    """Seconds of a time such as 300, "5m" or "1.5h"; -1 for "forever" and anything negative.
 
     Raises:
         ValueError: it is not told in such words.
@@ -126,8 +128,7 @@ def keep_alive_seconds(told: str | float) -> float:
         if match is None:
             raise ValueError("write seconds, a time such as 5m, or forever")
         if match["seconds"] is None:
-            units = {"h": 3600.0, "m": 60.0, "s": 1.0}
-            return sum(float(match[unit] or 0) * units[unit] for unit in units)
+            return sum(float(match[unit] or 0) * seconds for unit, seconds in _UNITS.items())
         told = float(match["seconds"])
     return float(told) if told >= 0 else -1.0
 

@@ -277,6 +277,19 @@ def test_a_result_belongs_to_a_call_that_has_none(
     assert [message.tool_call_id for message in request.messages[2:]] == ids
 
 
+def test_what_older_clients_leave_out_is_nothing() -> None:
+    bare: dict[str, Any] = {"id": "", "function": {"name": "home.turn:on", "arguments": None}}
+    turns = [{"role": "assistant", "content": None, "tool_calls": [bare]}, result("one")]
+    tools = [{"function": {"name": "home.turn:on"}}]
+    request = understood([{"role": "user", "content": None}, *turns], tools=tools)
+    assert request.messages == [
+        Message("user", ""),
+        Message("assistant", None, tool_calls=[FunctionCall("call_0", "home.turn:on", "{}")]),
+        Message("tool", "one", tool_call_id="call_0"),
+    ]
+    assert request.tools == [{"type": "function", "function": {"name": "home.turn:on"}}]
+
+
 def test_options_are_sampling_and_what_loads_a_model_has_no_effect() -> None:
     options = {"temperature": 0.5, "num_predict": 7, "stop": ["a"], "seed": -1, "num_ctx": 9}
     call = chat_call(body("hi", options=options, truncate=True))
@@ -303,7 +316,16 @@ def test_what_an_answer_is_to_be_like() -> None:
 
 @pytest.mark.parametrize(
     ("told", "seconds"),
-    [("5m", 300.0), (30, 30.0), ("-1m", -1.0), (-1, -1.0), ("-1", -1.0), (0, 0.0), (None, None)],
+    [
+        ("5m", 300.0),
+        ("1.5h", 5400.0),
+        (30, 30.0),
+        ("-1m", -1.0),
+        (-1, -1.0),
+        ("-1", -1.0),
+        (0, 0.0),
+        (None, None),
+    ],
 )
 def test_times_that_a_model_stays(told: Any, seconds: float | None) -> None:
     assert chat_call(body("hi", keep_alive=told)).keep_alive_s == seconds
