@@ -42,17 +42,11 @@ class OllamaCall(Wire):
     function: CalledFunction
 
 
-class OllamaFunction(WireFunction):
-    """What a tool is. Names come from everywhere: those of MCP's have dots and colons."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")
-
-
 class OllamaTool(Wire):
     """A tool the model may call."""
 
     type: Literal["function"] = "function"
-    function: OllamaFunction
+    function: WireFunction
 
 
 class OllamaMessage(Wire):

@@ -278,16 +278,16 @@ def test_a_result_belongs_to_a_call_that_has_none(
 
 
 def test_what_older_clients_leave_out_is_nothing() -> None:
-    bare: dict[str, Any] = {"id": "", "function": {"name": "home.turn:on", "arguments": None}}
+    bare: dict[str, Any] = {"id": "", "function": {"name": "turn_on", "arguments": None}}
     turns = [{"role": "assistant", "content": None, "tool_calls": [bare]}, result("one")]
-    tools = [{"function": {"name": "home.turn:on"}}]
+    tools = [{"function": {"name": "turn_on"}}]
     request = understood([{"role": "user", "content": None}, *turns], tools=tools)
     assert request.messages == [
         Message("user", ""),
-        Message("assistant", None, tool_calls=[FunctionCall("call_0", "home.turn:on", "{}")]),
+        Message("assistant", None, tool_calls=[FunctionCall("call_0", "turn_on", "{}")]),
         Message("tool", "one", tool_call_id="call_0"),
     ]
-    assert request.tools == [{"type": "function", "function": {"name": "home.turn:on"}}]
+    assert request.tools == [{"type": "function", "function": {"name": "turn_on"}}]
 
 
 def test_options_are_sampling_and_what_loads_a_model_has_no_effect() -> None:
