@@ -77,6 +77,10 @@ def generate_call(body: dict[str, Json]) -> Call:
         return _call(asked, None, {}, ignored)
     chosen = _sampling(asked)
     if asked.raw or asked.suffix:
+        if asked.format:
+            message = "A text that goes on (raw, suffix) cannot be held to a format."
+            raise UnsupportedParameter(message, param="format")
+        ignored += [name for name in ("system", "think") if getattr(asked, name)]
         continued = CompletionRequest(
             asked.prompt, asked.suffix or None, sampling=Sampling(**chosen)
         )

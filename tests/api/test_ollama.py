@@ -365,6 +365,17 @@ def test_what_is_wrong_is_told(asked: dict[str, Any], param: str) -> None:
     assert caught.value.info.param == param
 
 
+def test_what_a_text_that_goes_on_cannot_have_is_told() -> None:
+    asked = {"model": "a", "prompt": "hi", "raw": True}
+    assert generate_call(asked | {"system": "Be brief.", "think": True}).ignored == [
+        "system",
+        "think",
+    ]
+    with pytest.raises(InvalidRequest) as caught:
+        generate_call(asked | {"format": "json"})
+    assert caught.value.info.param == "format"
+
+
 @pytest.mark.parametrize("name", ["images", "template", "context"])
 def test_what_would_change_the_answer_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
